@@ -1,0 +1,9 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence that names the file, line or flag and the mend.
+
+    The command line prints it without a stack trace and exits with status 1; everything
+    else that is raised is a defect of ours and keeps its trace.
+    """
