@@ -1,0 +1,296 @@
+"""The tokenizer: one SentencePiece model for all languages, trained on a balanced sample.
+
+Ids are the release's: `<unk>` 0, `<s>` 1 (never written), `</s>` 2, and no padding id. Text
+comes back exactly as it went in, byte for byte, with one exception that is SentencePiece's
+own: U+2581 (▁), its mark for a space, comes back as a space.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from polylm_jax.data import corpus
+from polylm_jax.data.languages import is_bilingual
+from polylm_jax.errors import UserError
+
+EOS = 2
+MODEL, MANIFEST = "tokenizer.model", "manifest.json"
+
+# The trainer skips lines over 4,192 bytes; UTF-8 needs at most 4 bytes a character.
+LINE_CHARACTERS = 1024
+
+# Floats are summed per thread, so the number of threads is part of the result.
+TRAINER_THREADS = 16
+
+# What a lossy tokenizer changes: spaces, tabs, newlines, ligatures, NFD, emoji, controls.
+ROUND_TRIP = " two  spaces\tand\nlines\r\n ﬁ①e\u0301 👩‍👧 שלום ไทย \x00\u3000"
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    """How a tokenizer is made.
+
+    path: the folder that will hold `tokenizer.model` and `manifest.json`.
+    algorithm: "unigram", which the released file is, or "bpe", which the paper says (§3.1).
+    pieces: size of the vocabulary, bytes and special ids included; 256,000 in the paper.
+    exponent: a source of n bytes is sampled in proportion to n ** exponent (XLM-R's 0.3).
+    sample_megabytes: most text shown to the trainer, in millions of UTF-8 bytes.
+    model: an existing SentencePiece file to take instead of training one.
+    """
+
+    path: str = "data/tokenizer"
+    algorithm: str = "unigram"
+    pieces: int = 256_000
+    exponent: float = 0.3
+    sample_megabytes: float = 100.0
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("unigram", "bpe"):
+            raise UserError(
+                f'TokenizerTraining.algorithm is "{self.algorithm}"; choose "unigram" or "bpe".'
+            )
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A SentencePiece model, given as the content of its file. Safe to share and to pickle."""
+
+    model: bytes = field(repr=False)
+
+    @cached_property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the model file, in hexadecimal."""
+        return sha256(self.model).hexdigest()
+
+    @property
+    def size(self) -> int:
+        return self.processor.get_piece_size()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without `<s>` or `</s>`; spreads the texts over all cores."""
+        return self.processor.encode(texts)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The text of each list of ids; special ids give nothing."""
+        return self.processor.decode(ids)
+
+    @cached_property
+    def piece_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text that each id stands for, int32 [size].
+
+        Sums to the length of the text for a tokenizer trained here (▁ counts as one space);
+        a byte piece is 1, special ids are 0.
+        """
+        processor = self.processor
+
+        def length(piece: int) -> int:
+            if processor.is_control(piece) or processor.is_unknown(piece):
+                return 0
+            if processor.is_byte(piece):
+                return 1
+            return len(processor.id_to_piece(piece).replace("▁", " ").encode())
+
+        return np.array([length(piece) for piece in range(self.size)], np.int32)
+
+
+def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
+    """Make the tokenizer that the settings describe in `settings.path`, and return it.
+
+    The same settings and corpus give the same file, byte for byte. A folder that already
+    holds this very tokenizer is kept as it is; one that holds another is a UserError, and so
+    is a vocabulary that the text cannot fill.
+    """
+    given = load(settings.model) if settings.model else None
+    made_from = (
+        {"model": given.fingerprint}
+        if given
+        else asdict(settings) | {"path": "", "corpus": corpus.manifest(corpus_path)["fingerprint"]}
+    )
+    if already_made(settings.path, made_from):
+        print(f"tokenizer: {settings.path} is already made; kept.")
+        return load(settings.path)
+    tokenizer = given or _fit(settings, corpus_path)
+    with new_folder(settings.path) as folder:
+        (folder / MODEL).write_bytes(tokenizer.model)
+        write_manifest(
+            folder,
+            {
+                "made_from": made_from,
+                "pieces": tokenizer.size,
+                "fingerprint": tokenizer.fingerprint,
+            },
+        )
+    print(f"tokenizer: {tokenizer.size:,} pieces in {settings.path}.")
+    return load(settings.path)
+
+
+def load(path: str) -> Tokenizer:
+    """Open a tokenizer, given its folder or its `.model` file.
+
+    Raises a UserError where there is none, or where `</s>` is not id 2; says so on stderr
+    where text would not survive encoding and decoding.
+    """
+    file = Path(path, MODEL) if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no tokenizer at {path}; run polylm tokenizer first.")
+    tokenizer = Tokenizer(file.read_bytes())
+    try:
+        # SentencePiece takes an empty file for a model, and then crashes the process.
+        eos = tokenizer.processor.eos_id() if tokenizer.model else None
+    except RuntimeError:
+        eos = None
+    if eos is None:
+        raise UserError(f"{file} is not a SentencePiece model; give the file a trainer wrote.")
+    if eos != EOS:
+        raise UserError(
+            f"{file} has </s> at id {eos}; train it with unk_id=0, bos_id=1, eos_id={EOS}."
+        )
+    if tokenizer.decode(tokenizer.encode([ROUND_TRIP])) != [ROUND_TRIP]:
+        print(f"warning: {file} is lossy: it changes spaces or characters.", file=sys.stderr)
+    return tokenizer
+
+
+def bytes_per_token(
+    tokenizer: Tokenizer, corpus_path: str, split: str = "valid"
+) -> dict[str, float]:
+    """UTF-8 bytes of text per token (`</s>` not counted) of each source that has text."""
+    ratios = {}
+    for source in corpus.sources(corpus_path):
+        texts = list(corpus.documents(corpus_path, source, split))
+        tokens = sum(map(len, tokenizer.encode(texts)))
+        if tokens:
+            ratios[source] = sum(len(text.encode()) for text in texts) / tokens
+    return ratios
+
+
+def _fit(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
+    """Sample the corpus and run SentencePiece's trainer on it."""
+    print(f"tokenizer: sampling {corpus_path} …", flush=True)
+    lines = _sample(settings, corpus_path)
+    print(
+        f"tokenizer: training {settings.pieces:,} {settings.algorithm} pieces on "
+        f"{sum(len(line.encode()) for line in lines) / 1e6:,.1f} MB …",
+        flush=True,
+    )
+    model = BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type=settings.algorithm,
+            vocab_size=settings.pieces,
+            num_threads=TRAINER_THREADS,
+            unk_id=0,
+            bos_id=1,
+            eos_id=EOS,
+            pad_id=-1,
+            byte_fallback=True,
+            split_digits=True,
+            # What follows makes it lossless.
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explained(error, settings.pieces, corpus_path) from error
+    return Tokenizer(model.getvalue())
+
+
+def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> Exception:
+    """The trainer's complaint about the vocabulary's size in words that name the mend."""
+    if most := re.search(r"a value <= (\d+)", str(error)):
+        return UserError(
+            f"TokenizerTraining.pieces is {pieces:,}, but the text of {corpus_path} yields about "
+            f"{int(most[1]):,} at most; ask for fewer pieces or give more text."
+        )
+    if least := re.search(r"(\d+) vs (\d+)\. Increase vocab_size", str(error)):
+        return UserError(
+            f"TokenizerTraining.pieces is {pieces:,}, but the bytes and characters of "
+            f"{corpus_path} alone need {int(least[2]):,}; ask for more pieces."
+        )
+    return error
+
+
+def _sample(settings: TokenizerTraining, corpus_path: str) -> list[str]:
+    """Lines of training text, balanced over the sources that are not bilingual.
+
+    Newlines are cut away, so that they stay byte pieces (`<0x0A>`) as in the release. The
+    trainer counts words, so a source that should weigh more than its text is shown several
+    times; which documents are taken depends on the source's name and nothing else.
+    """
+    rates = _rates(settings, corpus_path)
+    lines = []
+    for source, rate in rates.items():
+        chance = random.Random(source)
+        for text in corpus.documents(corpus_path, source, "train"):
+            copies = int(rate + chance.random())
+            for line in text.split("\n") if copies else ():
+                for start in range(0, len(line), LINE_CHARACTERS):
+                    lines += [line[start : start + LINE_CHARACTERS]] * copies
+    if not lines:
+        raise UserError(f"There is no text in {corpus_path}; run polylm corpus first.")
+    return lines
+
+
+def _rates(settings: TokenizerTraining, corpus_path: str) -> dict[str, float]:
+    """How often the trainer sees each document of each source, on average."""
+    sizes = {
+        source: sum(len(text.encode()) for text in corpus.documents(corpus_path, source, "train"))
+        for source in corpus.sources(corpus_path)
+        if not is_bilingual(source)
+    }
+    weights = {source: size**settings.exponent for source, size in sizes.items() if size}
+    budget = min(settings.sample_megabytes * 1e6, sum(sizes.values()))
+    return {
+        source: budget * weight / sum(weights.values()) / sizes[source]
+        for source, weight in weights.items()
+    }
+
+
+@contextmanager
+def new_folder(path: str) -> Iterator[Path]:
+    """A temporary sibling of `path` that takes its name if the block ends well, else goes."""
+    target = Path(path)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def already_made(path: str, made_from: dict) -> bool:
+    """Whether `path` holds what these inputs give; a UserError where it holds another thing."""
+    if not Path(path).exists():
+        return False
+    manifest = Path(path, MANIFEST)
+    if manifest.is_file() and json.loads(manifest.read_text()).get("made_from") == made_from:
+        return True
+    raise UserError(
+        f"{path} was made from other text or with other settings; delete it or give another path."
+    )

@@ -1,0 +1,94 @@
+"""The one table from logical axes to mesh axes, and the shardings that follow from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from polylm_jax.errors import UserError
+from polylm_jax.model.loss import LossAxes
+from polylm_jax.model.parameters import logical_axes, shapes
+from polylm_jax.sizes import Size
+
+MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "layers": None,
+    "vocabulary": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "embed": "fsdp",
+}
+LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor")
+
+
+def spec(axes: tuple[str | None, ...]) -> P:
+    """PartitionSpec of an array whose dimensions have these logical names."""
+    return P(*(None if axis is None else MESH_AXES[axis] for axis in axes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch: its rows over data and fsdp, nothing over tensor."""
+    return NamedSharding(mesh, spec(("batch",)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def check_divides(size: Size, mesh: Mesh) -> None:
+    """UserError if a dimension of the model cannot be split evenly as the table asks."""
+    wanted = {
+        ("model.vocabulary", size.vocabulary): "tensor",
+        ("model.heads", size.heads): "tensor",
+        ("model.d_ff", size.d_ff): "tensor",
+        ("model.d_model", size.d_model): "fsdp",
+    }
+    for (name, dimension), axis in wanted.items():
+        if dimension % mesh.shape[axis]:
+            raise UserError(
+                f"mesh.{axis} = {mesh.shape[axis]} does not divide {name} = {dimension}; "
+                f"choose a mesh.{axis} that does."
+            )
+
+
+def parameter_shardings(size: Size, mesh: Mesh) -> dict[str, Any]:
+    """Tree of NamedSharding for the decoder's parameters."""
+    check_divides(size, mesh)
+    is_leaf = lambda node: isinstance(node, tuple)  # noqa: E731
+    return jax.tree.map(
+        lambda axes: NamedSharding(mesh, spec(axes)), logical_axes(size), is_leaf=is_leaf
+    )
+
+
+def like_parameters(tree: Any, size: Size, mesh: Mesh) -> Any:
+    """Shardings for a tree that holds copies of the parameters' tree, as optimizers do.
+
+    tree: arrays or ShapeDtypeStructs. Subtrees with the parameters' structure and shapes are
+    split as the parameters are; everything else (counters) is replicated.
+    """
+    wanted = parameter_shardings(size, mesh)
+    structure = jax.tree.structure(wanted)
+    parameter_shapes = jax.tree.map(lambda leaf: leaf.shape, shapes(size))
+
+    def is_copy(node: Any) -> bool:
+        return (
+            jax.tree.structure(node) == structure
+            and jax.tree.map(lambda leaf: leaf.shape, node) == parameter_shapes
+        )
+
+    return jax.tree.map(
+        lambda node: wanted if is_copy(node) else replicated(mesh), tree, is_leaf=is_copy
+    )
+
+
+def constrainer(mesh: Mesh) -> Callable[..., jax.Array]:
+    """The decoder's hook: function (x, *logical axes) that pins x to the mesh."""
+
+    def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+
+    return constrain

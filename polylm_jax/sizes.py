@@ -1,0 +1,73 @@
+"""Sizes of the model, and what follows from them by arithmetic: parameters, FLOPs, MFU."""
+
+from dataclasses import dataclass
+
+from polylm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of one decoder (paper, Table 3; the release's config.json).
+
+    vocabulary: rows of the tied embedding.
+    context: learned positions, the longest input in tokens.
+    layers, heads, d_model, d_ff: as usual; the head size is d_model / heads.
+    """
+
+    vocabulary: int = 256_000
+    context: int = 2048
+    layers: int = 24
+    heads: int = 16
+    d_model: int = 2048
+    d_ff: int = 8192
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"model.{name} is {value}; give a number of at least 1.")
+        if self.d_model % self.heads:
+            raise UserError(
+                f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "
+                "choose a number of heads that does."
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.heads
+
+
+def flops_per_token(size: Size, length: int) -> float:
+    """FLOPs of one trained token, forward and backward, as PaLM counts (appendix B).
+
+    6N + 12·layers·d_model·length, N being all parameters that are multiplied: everything
+    but the position table. Causal attention is not halved.
+    """
+    multiplied = (
+        size.vocabulary * size.d_model
+        + size.layers * (4 * size.d_model**2 + 2 * size.d_model * size.d_ff)
+        + size.layers * (9 * size.d_model + size.d_ff)
+        + 2 * size.d_model
+    )
+    return 6 * multiplied + 12 * size.layers * size.d_model * length
+
+
+# Dense bfloat16 peak in FLOP/s of one device, from the makers' data sheets. The key is a
+# part of jax.Device.device_kind in lower case; the first that matches counts.
+PEAK_FLOPS = {
+    "tpu v4": 275e12,
+    "tpu v5 lite": 197e12,
+    "tpu v5e": 197e12,
+    "tpu v5p": 459e12,
+    "tpu v5": 459e12,
+    "tpu v6": 918e12,
+    "tpu7x": 2307e12,
+    "h100": 989e12,
+    "h200": 989e12,
+    "a100": 312e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of a device kind, or None where no figure is known (a CPU)."""
+    kind = device_kind.lower()
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)

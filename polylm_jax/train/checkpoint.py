@@ -1,0 +1,127 @@
+"""Orbax checkpoints: the state, the gin text that made it, and fingerprints of its data.
+
+The one room that knows Orbax. A restore always goes to an abstract tree with the present
+shardings, so that a checkpoint of any mesh is read on any other.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from polylm_jax.errors import UserError
+from polylm_jax.sizes import Size
+
+Meta = dict[str, Any]
+
+
+def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
+    """Manager of FOLDER/checkpoints: asynchronous, keeps the newest `keep`."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True, create=True
+    )
+    path = epath.Path(folder)
+    if "://" not in str(folder):
+        path = epath.Path(Path(folder).absolute())
+    return ocp.CheckpointManager(path / "checkpoints", options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> None:
+    """Starts a save and returns while it is written; an earlier save's failure is raised here."""
+    try:
+        manager.check_for_errors()
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+            force=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_saved(manager, step, error) from error
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits for the save under way and raises its failure as one sentence."""
+    step = manager.latest_step() or 0
+    try:
+        manager.wait_until_finished()
+        manager.check_for_errors()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_saved(manager, step, error) from error
+
+
+def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    for known in ("No space left on device", "File too large", "Permission denied"):
+        if known.lower() in str(error).lower():
+            reason = known
+    return UserError(
+        f"the checkpoint of step {step} could not be written to {manager.directory} ({reason}); "
+        "free some space and run the same command again: it goes on from the newest whole "
+        "checkpoint."
+    )
+
+
+def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Meta:
+    """What is saved beside the state. rows: of the run, read so far."""
+    return {
+        "model": dataclasses.asdict(size),
+        "rows": rows,
+        "gin": gin,
+        "fingerprints": fingerprints,
+    }
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
+    """The saved meta of a step."""
+    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def check_model(meta: Meta, size: Size, folder: str) -> None:
+    """UserError naming each dimension in which the checkpoint's model is another one."""
+    now = dataclasses.asdict(size)
+    other = [
+        f"model.{name} = {value} (now {now[name]})"
+        for name, value in meta["model"].items()
+        if now[name] != value
+    ]
+    if other:
+        raise UserError(
+            f"the checkpoint in {folder} has {', '.join(other)}; use the gin file it was trained "
+            "with, or another train.folder."
+        )
+
+
+def check_fingerprints(meta: Meta, fingerprints: dict[str, str], folder: str) -> None:
+    """UserError naming what has changed since the checkpoint: tokenizer, rows or curriculum."""
+    changed = [
+        name for name, value in meta["fingerprints"].items() if fingerprints.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"the checkpoint in {folder} was trained with another {' and another '.join(changed)}; "
+            "put the former one back, or choose another train.folder."
+        )
+
+
+def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+    """The state of a step, placed as the abstract tree's shardings say."""
+    restored = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    )
+    return restored["state"]
+
+
+def restore_params(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+    """Only the parameters of a step: no optimizer is read. abstract: tree of params."""
+    item = {"params": abstract}
+    arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    path = manager.directory / str(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        restored = reader.restore(
+            path, ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        )
+    return restored["params"]

@@ -1,0 +1,319 @@
+"""The training run, in the order of time: mesh, data, state, steps, checkpoints."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from polylm_jax.data.curriculum import Curriculum, Schedule, integral, make_curriculum, share
+from polylm_jax.data.feed import batches
+from polylm_jax.data.languages import is_bilingual
+from polylm_jax.data.rows import Store, open_store
+from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import Compute
+from polylm_jax.model.parameters import Init, count
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.sizes import Size, flops_per_token, peak_flops
+from polylm_jax.train import checkpoint
+from polylm_jax.train.metrics import Metrics, Speed, format_duration
+from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.train.step import abstract_state, make_evaluate, make_state, make_update
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run. folder: where checkpoints, metrics and figures go; the same folder goes on.
+
+    batch: rows of a step, over all devices. microbatches: parts a step is computed in.
+    validate_every, checkpoint_every, log_every: in steps; validation and a checkpoint also
+        come at the end. validate_rows: rows of each source. keep: checkpoints that stay.
+    """
+
+    folder: str = "runs/polylm"
+    steps: int = 610_000
+    batch: int = 512
+    microbatches: int = 1
+    seed: int = 1234
+    log_every: int = 10
+    validate_every: int = 1000
+    validate_rows: int = 8
+    checkpoint_every: int = 500
+    keep: int = 3
+
+
+def train(
+    training: Training,
+    size: Size,
+    init: Init,
+    compute: Compute,
+    mesh_shape: MeshShape,
+    optimizer: OptimizerSettings,
+    schedule: Schedule,
+    rows: str,
+    tokenizer: Tokenizer,
+    gin: str,
+) -> int:
+    """Trains until training.steps, or until SIGINT or SIGTERM; returns the last step.
+
+    rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
+    Raises UserError for data, a mesh or a checkpoint that does not fit the configuration.
+    """
+    mesh = make_mesh(mesh_shape)
+    store = open_store(rows)
+    _check(training, size, mesh, store, tokenizer)
+    curriculum = make_curriculum(
+        schedule, {source: store.rows(source, "train") for source in store.sources}, store.length
+    )
+    fingerprints = {
+        "tokenizer": tokenizer.fingerprint,
+        "row store": store.fingerprint,
+        "curriculum": curriculum.fingerprint(),
+    }
+    _announce(training, size, mesh, store, curriculum)
+
+    abstract = abstract_state(size, init, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    writer = jax.process_index() == 0
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(checkpoint.open_manager(training.folder, training.keep)) as manager,
+        Metrics(training.folder, writer) as metrics,
+        _stop_signals() as stopped,
+    ):
+        last = manager.latest_step()
+        if last is None:
+            fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
+            state, step, row = fresh(jax.random.key(training.seed)), 0, 0
+        else:
+            meta = checkpoint.read_meta(manager, last)
+            checkpoint.check_model(meta, size, training.folder)
+            checkpoint.check_fingerprints(meta, fingerprints, training.folder)
+            state, step, row = checkpoint.restore(manager, last, abstract), last, meta["rows"]
+            metrics.say(f"Going on from step {step} of {training.folder}.")
+        if step >= training.steps:
+            metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
+            return step
+
+        update = make_update(
+            size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
+        )
+        evaluate = make_evaluate(size, compute, mesh)
+
+        def validate() -> None:
+            record = validation(evaluate, state["params"], mesh, store, tokenizer, training)
+            metrics.write(record | {"step": step, "tokens": row * store.length})
+            mean = np.mean([record["bits_per_byte"][s] for s in record["bits_per_byte"]])
+            metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
+
+        def save() -> None:
+            meta = checkpoint.meta_of(size, row, gin, fingerprints)
+            checkpoint.save(manager, step, state, meta)
+
+        report = _reporter(training, size, mesh, curriculum, metrics, row)
+        if step == 0:
+            validate()
+        pending = None  # metrics are fetched one step late, so that the devices never wait
+        feed = batches(store, curriculum, batch_sharding(mesh), training.batch, row)
+        with contextlib.closing(feed):
+            while step < training.steps and not stopped.is_set():
+                state, values = update(state, next(feed))
+                step, row = step + 1, row + training.batch
+                if pending is not None:
+                    report(*pending)
+                pending = (step, row, values)
+                last_step = step == training.steps
+                if step % training.checkpoint_every == 0 or last_step:
+                    save()
+                if step % training.validate_every == 0 or last_step:
+                    report(*pending)
+                    pending = None
+                    validate()
+        if pending is not None:
+            report(*pending)
+        if manager.latest_step() != step:
+            save()
+        checkpoint.finish(manager)
+        if step < training.steps:
+            metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
+        return step
+
+
+def validation(
+    evaluate: Any, params: Any, mesh: Mesh, store: Store, tokenizer: Tokenizer, training: Training
+) -> dict[str, Any]:
+    """Held-out loss of each source: {"bits_per_byte": {source: …}, "loss": {source: …}}.
+
+    Bits per byte is the summed loss in bits over the UTF-8 bytes that the targets stand for,
+    which compares across tokenizers and languages; loss is nats per token.
+    """
+    sources = [source for source in store.sources if store.rows(source, "valid")]
+    counts = [min(training.validate_rows, store.rows(source, "valid")) for source in sources]
+    rows = np.concatenate(
+        [store.read(s, np.arange(n), "valid") for s, n in zip(sources, counts, strict=True)]
+    )
+    padding = -len(rows) % training.batch
+    padded = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
+    sharding = batch_sharding(mesh)
+    losses = []
+    for first in range(0, len(padded), training.batch):
+        part = padded[first : first + training.batch]
+        losses.append(evaluate(params, jax.make_array_from_callback(
+            part.shape, sharding, lambda index, part=part: part[index]
+        )))
+    nats = np.concatenate([np.asarray(part) for part in losses])[: len(rows)]
+    sizes = tokenizer.piece_bytes[rows[:, 1:]].sum(axis=1)
+    ends = np.cumsum(counts)
+    spans = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
+    return {
+        "kind": "valid",
+        "bits_per_byte": {
+            source: float(nats[span].sum() / np.log(2) / sizes[span].sum())
+            for source, span in zip(sources, spans, strict=True)
+        },
+        "loss": {
+            source: float(nats[span].mean() / store.length)
+            for source, span in zip(sources, spans, strict=True)
+        },
+    }
+
+
+def _reporter(
+    training: Training, size: Size, mesh: Mesh, curriculum: Curriculum, metrics: Metrics, row: int
+) -> Any:
+    """Function (step, row, values) that logs a step; it keeps the realised counts and the speed."""
+    counts = np.zeros(len(curriculum.sources)) if row == 0 else _counted(curriculum, row)
+    names, speed = curriculum.sources, Speed()
+    english = np.array([name == "en" for name in names])
+    monolingual = np.array(
+        [not is_bilingual(name) and name not in curriculum.schedule.extras for name in names]
+    )
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    tokens_a_step = training.batch * curriculum.length
+
+    def non_english(x: np.ndarray) -> float:
+        return float(x[monolingual & ~english].sum() / max(x[monolingual].sum(), 1e-9))
+
+    def report(step: int, row: int, values: dict[str, jax.Array]) -> None:
+        nonlocal counts
+        fetched = jax.device_get(values)
+        speed.tick()
+        read = fetched["row_count"]
+        counts = counts + read
+        due = integral(curriculum, row)
+        rate = speed.steps_per_second()
+        per_second = rate and rate * tokens_a_step
+        mfu = None
+        if per_second and peak:
+            mfu = per_second * flops_per_token(size, curriculum.length) / peak / mesh.size
+        record = {
+            "kind": "train",
+            "step": step,
+            "rows": row,
+            "tokens": row * curriculum.length,
+            **{n: float(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
+            "skipped": int(fetched["skipped"]),
+            "tokens_per_second": per_second,
+            "mfu": mfu,
+            "non_english": non_english(read),
+            "row_counts": dict(zip(names, counts.astype(int).tolist(), strict=True)),
+            "schedule_counts": dict(zip(names, due.tolist(), strict=True)),
+            "loss_by_source": {
+                name: float(total / n / curriculum.length)
+                for name, total, n in zip(names, fetched["loss_sum"], read, strict=True)
+                if n
+            },
+        }
+        metrics.write(record)
+        if metrics.live or step % training.log_every == 0 or step == training.steps:
+            parts = [
+                f"step {step}/{training.steps}",
+                f"loss {record['loss']:.3f}",
+                f"non-English {non_english(share(curriculum, row)):.0%}",
+                f"{per_second:,.0f} tokens/s" if per_second else "compiling",
+            ]
+            parts += [f"MFU {mfu:.1%}"] if mfu else []
+            parts += [f"{record['skipped']} skipped"] if record["skipped"] else []
+            if rate:
+                parts.append(f"ETA {format_duration((training.steps - step) / rate)}")
+            metrics.line(" · ".join(parts), last=step == training.steps)
+
+    return report
+
+
+def _counted(curriculum: Curriculum, row: int) -> np.ndarray:
+    from polylm_jax.data.curriculum import consumed
+
+    return consumed(curriculum, row).astype(float)
+
+
+def _check(
+    training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer
+) -> None:
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if training.batch % (ways * training.microbatches):
+        raise UserError(
+            f"train.batch = {training.batch} cannot be split over mesh data x fsdp = {ways} and "
+            f"train.microbatches = {training.microbatches}; make it a multiple of "
+            f"{ways * training.microbatches}."
+        )
+    if tokenizer.size > size.vocabulary:
+        raise UserError(
+            f"the tokenizer has {tokenizer.size} pieces but model.vocabulary is "
+            f"{size.vocabulary}; set model.vocabulary to at least that."
+        )
+    if store.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"the rows in {store.path} were made with another tokenizer; run `polylm rows` again "
+            "or give the tokenizer they were made with."
+        )
+    if store.length > size.context:
+        raise UserError(
+            f"rows of {store.length} tokens do not fit model.context = {size.context}; set "
+            "rows.length to at most that and run `polylm rows` again."
+        )
+
+
+def _announce(
+    training: Training, size: Size, mesh: Mesh, store: Store, curriculum: Curriculum
+) -> None:
+    if jax.process_index() != 0:
+        return
+    axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.shape.items())
+    tokens = training.steps * training.batch * store.length
+    print(
+        f"Training {count(size):,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} "
+        f"devices ({axes}).\n"
+        f"Reading {tokens:,} tokens from {len(curriculum.sources)} sources in {store.path}, "
+        f"{training.batch} rows of {store.length} a step, {training.steps} steps.\n"
+        f"Writing checkpoints, metrics and figures to {training.folder}.",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    event = threading.Event()
+    former = {}
+
+    def stop(number: int, frame: Any) -> None:
+        event.set()
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            former[number] = signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

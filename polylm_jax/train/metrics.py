@@ -1,0 +1,120 @@
+"""What a run says while it works: a live line, a JSONL file and TensorBoard."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as "1 h 02 min", "3 min 05 s" or "12 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+class Metrics:
+    """Writes records to FOLDER/metrics.jsonl and FOLDER/tensorboard; only process 0 does."""
+
+    def __init__(self, folder: str, active: bool) -> None:
+        self._active = active
+        self._live = sys.stderr.isatty()
+        self._shown = False
+        if active:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            path = Path(folder) / "metrics.jsonl"
+            _drop_half_line(path)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(f"{folder}/tensorboard")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in _flat(record):
+            self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def line(self, text: str, last: bool = False) -> None:
+        """Shows the run's state: one line redrawn on a terminal, one line a call elsewhere."""
+        if not self._active:
+            return
+        if self._live:
+            sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+        self._shown = self._live and not last
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, above the live one."""
+        if self._active:
+            sys.stderr.write(("\r\033[K" if self._shown else "") + text + "\n")
+            self._shown = False
+
+    @property
+    def live(self) -> bool:
+        """Whether the line is redrawn in place."""
+        return self._live
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._active:
+            if self._shown:
+                sys.stderr.write("\n")
+            self._file.close()
+            self._board.close()
+
+
+class Speed:
+    """Tokens per second over the last steps, the first one (compilation) left out."""
+
+    def __init__(self, steps: int = 20) -> None:
+        self._times: list[float] = []
+        self._steps = steps
+
+    def tick(self) -> None:
+        """Call once a step."""
+        self._times = [*self._times[-self._steps :], time.perf_counter()]
+
+    def skip(self) -> None:
+        """Forgets the clock, after something that is not a step (validation, a save)."""
+        self._times = []
+
+    def steps_per_second(self) -> float | None:
+        """None until two steps have been seen."""
+        if len(self._times) < 2:
+            return None
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+
+
+def _flat(record: dict[str, Any]) -> list[tuple[str, float]]:
+    pairs = []
+    for name, value in record.items():
+        if name in ("kind", "step") or name.endswith("_counts"):
+            continue
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        pairs += [(f"{name}/{k}".rstrip("/"), v) for k, v in items if isinstance(v, int | float)]
+    return pairs
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cuts off what a killed run left half-written at the end of its log."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

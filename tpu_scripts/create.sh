@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Ask for a TPU slice and wait until it is ours:
+#   tpu_scripts/create.sh --name=polylm --type=v5p-128 --zone=us-east5-a [--project=P] [--spot]
+# Interrupt the waiting freely: the request stays in the queue, and the same command waits on.
+set -euo pipefail
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$(dirname "$0")/common.sh"
+no_others
+[[ -n $type ]] || stop "say which slice with --type=TYPE, for example --type=v5p-128."
+
+# the machine image that Google names for JAX on each generation
+case $type in
+  v6e-*) image=v2-alpha-tpuv6e ;;
+  v5p-*) image=v2-alpha-tpuv5 ;;
+  v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+  v4-*) image=tpu-ubuntu2204-base ;;
+  *) stop "does not know the slice '$type'; it knows v4-N, v5litepod-N (v5e), v5p-N and v6e-N." ;;
+esac
+
+request=(create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$image")
+[[ $spot == false ]] || request+=(--spot)
+look=(describe "$name" --format="value(state.state)")
+
+if [[ $dry_run == true ]]; then
+  tpus queued-resources "${request[@]}"
+  tpus queued-resources "${look[@]}"
+  exit
+fi
+
+# a request of that name that is already in the queue is waited for, not made again
+if ! state=$(tpus queued-resources "${look[@]}" 2>/dev/null); then
+  tpus queued-resources "${request[@]}" || stop "gcloud refused $name ($type); it says why above."
+  state=$(tpus queued-resources "${look[@]}")
+fi
+
+while [[ $state != ACTIVE ]]; do
+  case $state in
+    FAILED | DELETING | SUSPENDING | SUSPENDED)
+      why=$(tpus queued-resources describe "$name" --format="value(state.failedData.error.message)")
+      printf '\n'
+      stop "$name is $state${why:+ ($why)}; remove it with delete.sh --name=$name and ask again."
+      ;;
+  esac
+  printf '\r%s is %s, %d s ' "$name" "$state" "$SECONDS"
+  sleep "${POLL_SECONDS:-15}"
+  state=$(tpus queued-resources "${look[@]}")
+done
+printf '\r%s is ACTIVE after %d s\n' "$name" "$SECONDS"
+echo "next: tpu_scripts/setup.sh --name=$name"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Give a slice back, with everything on its disks, whatever state it is in:
+#   tpu_scripts/delete.sh --name=polylm [--zone=Z] [--project=P]
+set -euo pipefail
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$(dirname "$0")/common.sh"
+no_others
+
+# without --force a request is only deleted once its machines are gone
+tpus queued-resources delete "$name" --force --quiet ||
+  stop "gcloud did not delete $name, which may still cost money; it says why above."
+[[ $dry_run == true ]] || echo "$name is deleted."

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Put the committed tree and its requirements on every worker of a slice:
+#   tpu_scripts/setup.sh --name=polylm [--zone=Z] [--project=P]
+# Run it again after a commit: the code is replaced, installed packages are kept.
+set -euo pipefail
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$(dirname "$0")/common.sh"
+no_others
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+git -C "$root" diff --quiet HEAD || say "note: changes that are not committed are not copied."
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+archive=$folder/polylm_jax.tar.gz
+run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+tpus tpu-vm scp "$archive" "$name:" --worker=all
+
+# The Ubuntu 22.04 of the machine images has Python 3.10, which is too old: uv fetches 3.11.
+# A module that the new tree no longer has must not linger, so the package is unpacked afresh.
+on_all_workers 'set -e
+mkdir -p polylm_jax
+rm -rf polylm_jax/polylm_jax polylm_jax/gin_configs
+tar -xzf polylm_jax.tar.gz -C polylm_jax
+cd polylm_jax
+if [ ! -x .venv/bin/pip ]; then
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --seed --python 3.11 .venv
+fi
+.venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
+.venv/bin/pip install --quiet --no-deps --editable .'
+[[ $dry_run == true ]] || echo "next: tpu_scripts/launch.sh --name=$name --gin_file=FILE"
