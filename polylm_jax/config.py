@@ -43,12 +43,14 @@ for _name, _block in BLOCKS.items():
     gin.external_configurable(_block, _name)
 
 
-def parse(files: list[str], overrides: list[str]) -> None:
+def parse(files: list[str], overrides: list[str], base: str = "") -> None:
     """Reads gin files in order, then overrides ("name=value"); later ones win.
 
-    UserError names the file and line, and the nearest known name, of what is wrong.
+    base: gin text to start from, such as a checkpoint's. UserError names the file and line,
+    and the nearest known name, of what is wrong.
     """
     gin.clear_config()
+    gin.parse_config(base)
     for name in files:
         if not Path(name).is_file():
             raise UserError(f"there is no gin file {name}; see gin_configs/runs/ for those there are.")

@@ -30,7 +30,8 @@ case "$*" in
   *" scp "*) cp "$5" "$PLAY/worker" ;;
   *" ssh "*)
     for argument in "$@"; do
-      [[ $argument != --command=* ]] || (cd "$PLAY/worker" && HOME=$PWD bash -c "${argument#*=}")
+      [[ $argument == --command=* ]] || continue
+      cd "$PLAY/worker" && HOME=$PWD exec bash -c "${argument#*=}"
     done ;;
 esac
 """
@@ -207,7 +208,7 @@ def test_launch_needs_a_gin_file(play):
 
 
 def test_watch_follows_worker_0(play):
-    play.program("bin/tail", '#!/usr/bin/env bash\necho "$@"')
+    play.program("bin/tail", '#!/usr/bin/env bash\nprintf "%s\\n" "$@"')
     done = play.run("watch.sh", "--name=p1")
     assert done.stdout.split() == ["-n", "100", "-F", f"{play.worker}/polylm.log"]
     assert play.calls[0][3:6] == ["ssh", "p1", "--worker=0"]

@@ -25,7 +25,7 @@ tar -xzf polylm_jax.tar.gz -C polylm_jax
 cd polylm_jax
 if [ ! -x .venv/bin/pip ]; then
   python3 -m pip install --quiet --user uv
-  python3 -m uv venv --quiet --seed --python 3.11 .venv
+  python3 -m uv venv --quiet --clear --seed --python 3.11 .venv
 fi
 .venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
 .venv/bin/pip install --quiet --no-deps --editable .'

@@ -34,8 +34,6 @@ from polylm_jax.data.tokenizer import (
 )
 from polylm_jax.errors import UserError
 
-SPLITS = ("train", "valid")
-
 # Text is tokenized in batches of about this size, so that memory stays bounded.
 BATCH_CHARACTERS = 4_000_000
 
@@ -118,25 +116,25 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer) -> dict
     a UserError, and so is a source without a single row to train on. A build that is stopped
     leaves nothing at `settings.path`.
     """
+    text = corpus.manifest(corpus_path)
     made_from = {
-        "corpus": corpus.manifest(corpus_path)["fingerprint"],
+        "corpus": text["sha256"],
         "tokenizer": tokenizer.fingerprint,
-        "shard_rows": settings.shard_rows,
         "length": settings.length,
+        "shard_rows": settings.shard_rows,
     }
     if already_made(settings.path, made_from):
         print(f"rows: {settings.path} is already made; kept.")
         return open_store(settings.path).manifest
 
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
-    sources = corpus.sources(corpus_path)
-    progress = _progress(sources, TOTAL)
+    progress = _progress(text["sources"])
+    entries: dict[str, dict[str, dict]] = {}
     with new_folder(settings.path) as folder:
-        entries: dict[str, dict[str, dict]] = {}
-        for source in sources:
+        for source in text["sources"]:
             (folder / source).mkdir()
             entries[source] = {}
-            for split in SPLITS:
+            for split in corpus.SPLITS:
                 batches = _encoded(corpus.documents(corpus_path, source, split), tokenizer, dtype)
                 entries[source][split] = _write_split(
                     folder / source, split, progress(source, batches), settings
@@ -147,20 +145,15 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer) -> dict
                     f"train on and one row needs {settings.length + 1:,}; "
                     "add text or lower RowSettings.length."
                 )
-        streams = [
-            [source, split, entry["sha256"]]
-            for source, splits in entries.items()
-            for split, entry in splits.items()
-        ]
         manifest = {
             "made_from": made_from,
             "dtype": dtype.name,
-            "fingerprint": sha256(json.dumps([settings.length, streams]).encode()).hexdigest(),
+            "fingerprint": _fingerprint(settings.length, entries),
             "sources": entries,
         }
         write_manifest(folder, manifest)
-    print(f"rows: {sum(e['train']['rows'] for e in entries.values()):,} to train on in "
-          f"{settings.path}.")
+    rows = sum(splits["train"]["rows"] for splits in entries.values())
+    print(f"rows: {rows:,} of {settings.length:,} tokens to train on, in {settings.path}.")
     return manifest
 
 
@@ -194,6 +187,15 @@ def verify(store: Store) -> None:
                     )
 
 
+def _fingerprint(length: int, entries: dict[str, dict[str, dict]]) -> str:
+    streams = [
+        (source, split, entry["sha256"])
+        for source, splits in entries.items()
+        for split, entry in splits.items()
+    ]
+    return sha256(json.dumps((length, streams)).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Some documents as one array of ids [tokens], `</s>` after each."""
@@ -210,10 +212,13 @@ def _encoded(texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype) -> Ite
         yield _Batch(tokens, len(batch), sum(len(text.encode()) for text in batch))
 
 
-def _progress(
-    sources: list[str], total_bytes: int
-) -> Callable[[str, Iterable[_Batch]], Iterator[_Batch]]:
-    """Wraps batches so that a line on stderr keeps saying how far the build is."""
+def _progress(sources: dict[str, dict]) -> Callable[[str, Iterable[_Batch]], Iterator[_Batch]]:
+    """Wraps batches so that a line on stderr keeps saying how far the build is.
+
+    sources: as in the corpus manifest, with the bytes that are to come.
+    """
+    total = sum(entry[split]["bytes"] for entry in sources.values() for split in corpus.SPLITS)
+    names = list(sources)
     started = time.monotonic()
     tokens = done = 0
 
@@ -225,10 +230,10 @@ def _progress(
             done += batch.bytes
             seconds = time.monotonic() - started
             print(
-                f"\rrows: {source} ({sources.index(source) + 1} of {len(sources)}), "
-                f"{tokens / seconds:,.0f} tokens/s, {seconds * (total_bytes / done - 1):,.0f} s "
+                f"\rrows: {source} ({names.index(source) + 1} of {len(names)}), "
+                f"{tokens / seconds:,.0f} tokens/s, {seconds * (total / done - 1):,.0f} s "
                 "left   ",
-                end="\n" if done == total_bytes else "",
+                end="\n" if done == total else "",
                 file=sys.stderr,
                 flush=True,
             )
@@ -258,7 +263,7 @@ def _write_split(
 
     def stream() -> Iterator[np.ndarray]:
         for batch in batches:
-            digest.update(batch.tokens)
+            digest.update(batch.tokens.data)
             totals["documents"] += batch.documents
             totals["bytes"] += batch.bytes
             totals["tokens"] += len(batch.tokens)
@@ -300,17 +305,17 @@ def _write_shard(path: Path, pieces: Iterable[np.ndarray], length: int) -> int:
     tokens = 0
     with open(path, "wb") as file:
         for piece in pieces:
-            file.write(piece)
+            file.write(piece.data)
             tokens += len(piece)
         rows = (tokens - 1) // length
-        file.truncate(file.tell() // tokens * (rows * length + 1))
+        file.truncate((rows * length + 1) * piece.itemsize)
     if not rows:
         path.unlink()
     return rows
 
 
 def _checksum(path: Path) -> int:
-    return zlib.crc32(np.memmap(path, np.uint8, "r"))
+    return zlib.crc32(np.memmap(path, np.uint8, "r").data)
 
 
 def _open_shard(path: Path, size: int, dtype: np.dtype) -> np.ndarray:

@@ -122,7 +122,7 @@ def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
     made_from = (
         {"model": given.fingerprint}
         if given
-        else asdict(settings) | {"path": "", "corpus": corpus.manifest(corpus_path)["fingerprint"]}
+        else asdict(settings) | {"path": "", "corpus": corpus.manifest(corpus_path)["sha256"]}
     )
     if already_made(settings.path, made_from):
         print(f"tokenizer: {settings.path} is already made; kept.")
@@ -255,8 +255,8 @@ def _sample(settings: TokenizerTraining, corpus_path: str) -> list[str]:
 def _rates(settings: TokenizerTraining, corpus_path: str) -> dict[str, float]:
     """How often the trainer sees each document of each source, on average."""
     sizes = {
-        source: sum(len(text.encode()) for text in corpus.documents(corpus_path, source, "train"))
-        for source in corpus.sources(corpus_path)
+        source: entry["train"]["bytes"]
+        for source, entry in corpus.manifest(corpus_path)["sources"].items()
         if not is_bilingual(source)
     }
     weights = {source: size**settings.exponent for source, size in sizes.items() if size}

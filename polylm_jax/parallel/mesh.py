@@ -19,11 +19,13 @@ class MeshShape:
     data: copies of the model, each with its part of the batch.
     fsdp: parts of the model's parameters, each with its part of the batch (ZeRO-3).
     tensor: parts of every matrix product, all with the same rows (Megatron's TP).
+    cpu_devices: as how many devices the CPU shows itself, to try a mesh without accelerators.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    cpu_devices: int = 1
 
 
 def resolve(shape: MeshShape, devices: int) -> tuple[int, int, int]:

@@ -8,10 +8,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import Mesh
 
 from polylm_jax.errors import UserError
+from polylm_jax.model.parameters import shapes
+from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
 
 Meta = dict[str, Any]
@@ -26,6 +30,16 @@ def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     if "://" not in str(folder):
         path = epath.Path(Path(folder).absolute())
     return ocp.CheckpointManager(path / "checkpoints", options=options)
+
+
+def open_existing(folder: str) -> ocp.CheckpointManager:
+    """Manager of a run that must have a checkpoint."""
+    if "://" not in folder and not (Path(folder) / "checkpoints").is_dir():
+        raise UserError(f"there is no run in {folder}; give the folder of one with --run=DIR.")
+    manager = open_manager(folder)
+    if manager.latest_step() is None:
+        raise UserError(f"{folder} has no whole checkpoint yet; train on with `polylm train`.")
+    return manager
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> None:
@@ -115,9 +129,12 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     return restored["state"]
 
 
-def restore_params(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
-    """Only the parameters of a step: no optimizer is read. abstract: tree of params."""
-    item = {"params": abstract}
+def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: Mesh) -> Any:
+    """Only the parameters of a step, float32, split over the mesh; no optimizer is read."""
+    place = lambda shape, sharding: jax.ShapeDtypeStruct(  # noqa: E731
+        shape.shape, shape.dtype, sharding=sharding
+    )
+    item = {"params": jax.tree.map(place, shapes(size), parameter_shardings(size, mesh))}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     path = manager.directory / str(step) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

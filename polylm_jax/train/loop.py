@@ -11,7 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from polylm_jax.data.curriculum import Curriculum, Schedule, integral, make_curriculum, share
+from polylm_jax.data.curriculum import (
+    Curriculum,
+    Schedule,
+    consumed,
+    integral,
+    make_curriculum,
+    share,
+)
 from polylm_jax.data.feed import batches
 from polylm_jax.data.languages import is_bilingual
 from polylm_jax.data.rows import Store, open_store
@@ -189,7 +196,7 @@ def _reporter(
     training: Training, size: Size, mesh: Mesh, curriculum: Curriculum, metrics: Metrics, row: int
 ) -> Any:
     """Function (step, row, values) that logs a step; it keeps the realised counts and the speed."""
-    counts = np.zeros(len(curriculum.sources)) if row == 0 else _counted(curriculum, row)
+    counts = consumed(curriculum, row).astype(float)
     names, speed = curriculum.sources, Speed()
     english = np.array([name == "en" for name in names])
     monolingual = np.array(
@@ -246,12 +253,6 @@ def _reporter(
             metrics.line(" · ".join(parts), last=step == training.steps)
 
     return report
-
-
-def _counted(curriculum: Curriculum, row: int) -> np.ndarray:
-    from polylm_jax.data.curriculum import consumed
-
-    return consumed(curriculum, row).astype(float)
 
 
 def _check(

@@ -1,6 +1,8 @@
 """What a run says while it works: a live line, a JSONL file and TensorBoard."""
 
+import itertools
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -80,25 +82,20 @@ class Metrics:
 
 
 class Speed:
-    """Tokens per second over the last steps, the first one (compilation) left out."""
+    """Median pace of the last steps, so that a validation or a save between them leaves no mark."""
 
     def __init__(self, steps: int = 20) -> None:
-        self._times: list[float] = []
+        self._ticks: list[float] = []
         self._steps = steps
 
     def tick(self) -> None:
         """Call once a step."""
-        self._times = [*self._times[-self._steps :], time.perf_counter()]
-
-    def skip(self) -> None:
-        """Forgets the clock, after something that is not a step (validation, a save)."""
-        self._times = []
+        self._ticks = [*self._ticks[-self._steps :], time.perf_counter()]
 
     def steps_per_second(self) -> float | None:
         """None until two steps have been seen."""
-        if len(self._times) < 2:
-            return None
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+        gaps = [later - sooner for sooner, later in itertools.pairwise(self._ticks)]
+        return 1 / statistics.median(gaps) if gaps else None
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, float]]:
