@@ -23,7 +23,7 @@ from polylm_jax.errors import UserError
 INK, MUTED, GRID, PALE, BLUE, RED = "#22303c", "#6b7a88", "#e3e8ec", "#bccfdc", "#1f6f9f", "#d1495b"
 PAIRED, PURPLE = "paired with English", "#8a6fb3"
 GROUPS = {  # name: colour, members; from the bottom of the stack
-    "English": ("#a9b4be", ("en",)),
+    "English": ("#98a4af", ("en",)),
     "Chinese": (RED, ("zh",)),
     "European": (BLUE, ("ru", "es", "de", "fr", "it", "pt", "pl", "nl")),
     "East Asian": ("#2f9c8a", ("ja", "vi", "id", "th", "ko")),
@@ -126,7 +126,7 @@ def deviation(rows: Rows) -> np.ndarray:
 
 def bytes_per_token(table: dict[str, float], path: str | Path) -> Path:
     """Bars of UTF-8 bytes per token of each source, the best compressed on top."""
-    return _picture(path, (8.3, 1 + 0.235 * len(table)), [partial(_bytes_panel, table=table)])
+    return _picture(path, (8.3, 1.4 + 0.235 * len(table)), [partial(_bytes_panel, table=table)])
 
 
 def curriculum(metrics: Metrics, path: str | Path) -> Path:
@@ -161,10 +161,10 @@ def run_figures(run: str | Path) -> list[Path]:
         partial(_share_panel, rows=rows_read(metrics)), partial(_loss_panel, metrics=metrics)
     ]  # fmt: skip
     if pair := untrained_and_trained(metrics):
-        before, after = ({code: t[code] for code in t if code in LANGUAGES} for t in pair)
+        before, after = ({name: t[name] for name in t if not is_bilingual(name)} for t in pair)
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))
         panels.append(partial(_dumbbell_panel, before=before, after=after))
-    size = (4.3 * len(panels), 4.8)
+    size = (3.9 * len(panels), 4.7)
     return [*drawn, _picture(folder / "overview.png", size, panels, ncols=len(panels))]
 
 
@@ -181,14 +181,154 @@ def _share_panel(ax: Axes, rows: Rows) -> None:
     ax.set(title="Non-English share of rows", ylim=(0, 1.25 * max(scheduled.max(), single.max())))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _token_axis(ax, rows.tokens[-1])
-    steps = max(np.diff(edges))
-    words = ("schedule", f"batches, windows of {steps} steps", "batches, single steps")
-    _key(ax, "left", zip(words, ("#86a8bf", BLUE, "#79a9c5"), strict=True))
+    words = f"batches (faint), means of {edges[1]}" if edges[1] > 1 else "batches"
+    _key(ax, "left", [("schedule", "#86a8bf"), (words, BLUE)])
 
 
 def _stack_panel(ax: Axes, rows: Rows) -> None:
     edges = _windows(len(rows.tokens) - 1)
     counts = np.diff(rows.measured[edges], axis=0)
-    ends = np.cumsum(counts / counts.sum(-1, keepdims=True), axis=-1)
-    groups = [_group(source) for source in rows.sources]
-    order = sorted(range(len(groups)), key=lambda place: list(GROUPS).index(groups[place]))
+    shares, top, labels = counts / counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
+    for name, (colour, _) in GROUPS.items():
+        bands = shares[:, [_group(source) == name for source in rows.sources]].T
+        for rank, band in enumerate(bands):
+            alpha = 1 - 0.45 * rank / len(bands)
+            band_top = top + band
+            ax.stairs(band_top, rows.tokens[edges], baseline=top, fill=True, fc=colour, alpha=alpha)
+            top = band_top
+        if len(bands):
+            share = bands[:, -1].sum()
+            labels.append((top[-1] - share / 2, f"{name} {share:.0%}", colour))
+    ceiling = 1.0
+    for middle, words, colour in reversed(labels):
+        height = min(middle, ceiling)
+        ceiling = height - 0.075  # labels keep a line's distance
+        ax.annotate(words, (1.01, height), xycoords="axes fraction", va="center", color=colour)
+    ax.set(title="Share of each source in the batches", ylim=(0, 1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _token_axis(ax, rows.tokens[-1])
+
+
+def _deviation_panel(ax: Axes, rows: Rows) -> None:
+    worst = deviation(rows)
+    ax.fill_between(rows.tokens[1:], worst, color=PALE, lw=0)
+    ax.axhline(1, color=RED, lw=1.2)
+    ax.annotate("one row", (1.01, 1), xycoords=("axes fraction", "data"), va="center", color=RED)
+    ax.set_title(f"Largest deviation of any source from its schedule: {worst.max():.2f} rows")
+    ax.set_ylim(0, 1.2 * max(1, worst.max()))
+    ax.yaxis.set_major_locator(MaxNLocator(2, steps=(1, 2, 5, 10)))
+    _token_axis(ax, rows.tokens[-1])
+
+
+def _loss_panel(ax: Axes, metrics: Metrics) -> None:
+    train, valid = of_kind(metrics, "train"), of_kind(metrics, "valid")
+    tokens, losses = np.array([(r["tokens"], r["loss"]) for r in train], float).T
+    ax.plot(tokens, losses, color=BLUE, lw=0.8, alpha=0.3)
+    ax.plot(tokens, _smooth(losses), color=BLUE, lw=2)
+    words = [("training", BLUE)]
+    if valid:
+        tables = [[nats for name, nats in r["loss"].items() if name in LANGUAGES] for r in valid]
+        means = [np.mean(table) for table in tables]
+        ax.plot([r["tokens"] for r in valid], means, "o-", color=RED, ms=4.5, clip_on=False)
+        words.append(("validation, mean of languages", RED))
+    ax.set(title="Loss, nats per token", yscale="log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    _token_axis(ax, tokens[-1])
+    _key(ax, "right", words)
+
+
+def _bytes_panel(ax: Axes, table: dict[str, float]) -> None:
+    sources = sorted(table, key=lambda source: table[source])
+    colours = [PURPLE if is_bilingual(source) else BLUE for source in sources]
+    names, widths = [name_of(source) for source in sources], [table[source] for source in sources]
+    bars = ax.barh(names, widths, color=colours, height=0.72)
+    ax.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
+    ax.set(title="UTF-8 bytes per token", ylim=(-0.6, len(sources) + 1.4), xmargin=0.1)
+    _bare(ax)
+    kinds = (("one language", BLUE), (PAIRED, PURPLE))
+    _key(ax, "right", [kind for kind in kinds if kind[1] in colours])
+
+
+def _dumbbell_panel(ax: Axes, before: dict[str, float], after: dict[str, float]) -> None:
+    sources = sorted(after, key=lambda source: after[source])
+    places = range(len(sources))
+    starts, ends = ([table[source] for source in sources] for table in (before, after))
+    ax.hlines(places, starts, ends, color=PALE, lw=3)
+    sides = ((starts, MUTED, "left", 7, "untrained"), (ends, BLUE, "right", -7, "trained"))
+    for values, colour, side, shift, word in sides:
+        ax.plot(values, places, "o", color=colour, ms=5.5)
+        labels = [(word, values[0], -1), *((f"{v:.2f}", v, at) for at, v in enumerate(values))]
+        for label, x, y in labels:
+            ax.annotate(label, (x, y), (shift, 0), textcoords="offset points", color=colour,
+                        ha=side, va="center", fontsize=8.5)  # fmt: skip
+    ax.set_yticks(places, [name_of(source) for source in sources], fontsize=9)
+    ax.set(title="Bits per byte, validation", ylim=(len(sources) - 0.4, -1.5), xmargin=0.18)
+    _bare(ax)
+
+
+def name_of(source: str) -> str:
+    """What a reader calls a source: "German (de)", "English–German", "code"."""
+    names = [LANGUAGES[code].name if code in LANGUAGES else code for code in source.split("-")]
+    return f"{names[0]} ({source})" if source in LANGUAGES else "–".join(names)
+
+
+def _group(source: str) -> str:
+    other = PAIRED if is_bilingual(source) else "other"
+    return next((name for name, (_, members) in GROUPS.items() if source in members), other)
+
+
+def _windows(steps: int) -> np.ndarray:
+    """Step indices that cut a run into at most 30 windows of one size, the last maybe shorter."""
+    return np.append(np.arange(0, steps, -(-steps // 30)), steps)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a thirtieth of the run; steps that are not finite do not count."""
+    window, finite = np.ones(max(1, len(values) // 30)), np.isfinite(values)
+    sums = np.convolve(np.where(finite, values, 0), window, "same")
+    with np.errstate(invalid="ignore"):
+        return sums / np.convolve(finite, window, "same")
+
+
+def _key(ax: Axes, side: str, words: Sequence[tuple[str, str]]) -> None:
+    """Words in the colours of what they name, under one another: a legend without its box."""
+    for line, (word, colour) in enumerate(words):
+        shift = (8 if side == "left" else -8, -8 - 15 * line)
+        ax.annotate(word, (side == "right", 1), shift, xycoords="axes fraction", ha=side, va="top",
+                    textcoords="offset points", color=colour,
+                    bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+
+
+def _token_axis(ax: Axes, last: float) -> None:
+    sizes = ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, ""))
+    size, letter = next(pair for pair in sizes if last >= pair[0])
+    spec = ax.get_subplotspec()
+    ax.set(xlim=(0, last), xlabel="tokens" if spec and spec.is_last_row() else "")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / size:g}{letter if tokens else ''}")
+
+
+def _bare(ax: Axes) -> None:
+    """Takes away the axes of a panel whose values stand beside their marks."""
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks([])
+    ax.grid(False)
+
+
+def _picture(
+    path: str | Path, size: tuple[float, float], panels: Sequence[Panel], **grid: Any
+) -> Path:
+    """Draws the panels on one figure of that size in inches and moves it to `path` when whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        for draw, ax in zip(panels, figure.subplots(squeeze=False, **grid).flat, strict=True):
+            draw(ax)
+        figure.savefig(unfinished, format="png")
+    os.replace(unfinished, path)
+    return path

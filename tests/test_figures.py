@@ -1,7 +1,6 @@
 """Figures are real pictures that change with the numbers; the metrics they read survive a kill."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +58,129 @@ def write_run(folder, records, tail=""):
     text = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text(text + tail, encoding="utf-8")
     return folder
+
+
+def pixels(path):
+    return imread(path)[..., :3]
+
+
+def test_read_metrics_keeps_the_last_of_repeated_steps_and_skips_a_half_written_line(tmp_path):
+    records = synthetic_metrics(10)
+    again = [record | {"loss": 1.5} for record in records if record["step"] in (6, 7)]
+    run = write_run(tmp_path, records + again, tail='{"kind": "train", "step": 8, "lo')
+    read = figures.read_metrics(run / "metrics.jsonl")
+    train = figures.of_kind(read, "train")
+    assert [record["step"] for record in train] == list(range(1, 11))
+    assert [record["step"] for record in train if record["loss"] == 1.5] == [6, 7]
+    assert [record["step"] for record in figures.of_kind(read, "valid")] == [0, 2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize(
+    "line", ["not JSON", "[1]", '{"kind": "train", "step": 3}', '{"step": 3}', "", b"\xff"]
+)
+def test_garbage_before_the_end_is_an_error_naming_the_line(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    good = json.dumps(synthetic_metrics(1)[1]).encode()
+    garbage = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(good + b"\n" + garbage + b"\n" + good + b"\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 "):
+        figures.read_metrics(path)
+
+
+def test_rows_read_agrees_with_the_records():
+    metrics = synthetic_metrics(12)
+    rows = figures.rows_read(metrics)
+    assert rows.tokens.tolist() == [step * ROWS * LENGTH for step in range(13)]
+    assert rows.sources[:3] == ["en", "zh", "ru"]
+    assert len(rows.sources) == 35
+    assert rows.measured.sum(-1).tolist() == [step * ROWS for step in range(13)]
+    last = metrics[-2]
+    assert last["kind"] == "train"
+    gaps = [abs(last["row_counts"][s] - last["schedule_counts"][s]) for s in last["row_counts"]]
+    assert figures.deviation(rows)[-1] == pytest.approx(max(gaps))
+    counts = last["row_counts"]
+    foreign = sum(counts[code] for code in NON_ENGLISH)
+    share = figures.non_english_share(rows.sources, rows.measured[-1])
+    assert share == pytest.approx(foreign / (foreign + counts["en"]))
+
+
+def test_code_and_bilingual_rows_do_not_count_as_non_english():
+    assert figures.non_english_share(["en", "de", "code", "en-de"], np.array([3, 1, 9, 9])) == 0.25
+
+
+def test_untrained_and_trained_are_the_first_and_last_validation():
+    metrics = synthetic_metrics(10)
+    valid = [record["bits_per_byte"] for record in metrics if record["kind"] == "valid"]
+    assert figures.untrained_and_trained(metrics) == (valid[0], valid[-1])
+    assert figures.untrained_and_trained(metrics[:2]) is None
+    assert figures.untrained_and_trained(metrics[1:]) is None
+
+
+@pytest.mark.parametrize("draw", [figures.curriculum, figures.loss])
+def test_run_pictures_change_with_the_run(tmp_path, draw):
+    paths = [
+        draw(synthetic_metrics(40, last, seed), tmp_path / f"{last}.png")
+        for last, seed in ((0.6, 0), (0.4, 1))
+    ]
+    first, second = map(pixels, paths)
+    assert first.shape == second.shape
+    assert first.shape[1] == pytest.approx(1245, abs=1)
+    assert (first != second).any(-1).mean() > 0.002
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50
+
+
+def test_the_same_numbers_give_the_same_file(tmp_path):
+    metrics = synthetic_metrics(20)
+    paths = [figures.curriculum(metrics, tmp_path / name) for name in ("a.png", "b.png")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_tables_become_bars_and_dumbbells(tmp_path):
+    table = {"en": 4.4, "th": 6.1, "en-de": 4.0, "code": 2.9}
+    bars = pixels(figures.bytes_per_token(table, tmp_path / "new" / "bars.png"))
+    lower = {source: value / 2 for source, value in table.items()}
+    assert bars.shape[1] == pytest.approx(1245, abs=1)
+    dumbbells = pixels(figures.bits_per_byte(table, lower, tmp_path / "bits.png"))
+    swapped = pixels(figures.bits_per_byte(lower, table, tmp_path / "swapped.png"))
+    assert (dumbbells != swapped).any()
+    blue = np.isclose(bars, [0x1F / 255, 0x6F / 255, 0x9F / 255], atol=0.01).all(-1).sum(1)
+    lengths = np.unique(blue[blue > 200])  # in pixels, without the words
+    assert lengths / lengths[-1] == pytest.approx(np.array([2.9, 4.4, 6.1]) / 6.1, abs=0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bits.png", "new", "swapped.png"]
+
+
+def test_names():
+    assert [figures.name_of(source) for source in ("de", "en-de", "code")] == [
+        "German (de)", "English–German", "code"
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_run_figures_draws_all_and_leaves_nothing_else(tmp_path):
+    run = write_run(tmp_path, synthetic_metrics(20))
+    drawn = figures.run_figures(run)
+    names = ["curriculum.png", "loss.png", "bits_per_byte.png", "overview.png"]
+    assert [path.name for path in drawn] == names
+    assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(names)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_young_run_has_fewer_figures(tmp_path):
+    records = [record for record in synthetic_metrics(5) if record["kind"] == "train"][:1]
+    records[0] |= {"loss": float("nan")}
+    drawn = figures.run_figures(write_run(tmp_path, records))
+    assert [path.name for path in drawn] == ["curriculum.png", "loss.png", "overview.png"]
+
+
+def test_a_run_without_steps_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
+        figures.run_figures(tmp_path)
+    run = write_run(tmp_path, synthetic_metrics(1)[:1])
+    with pytest.raises(UserError, match="no training step"):
+        figures.run_figures(run)
+
+
+def test_a_skipped_step_leaves_the_running_mean_of_its_neighbours():
+    values = np.full(90, 2.0)
+    values[40] = np.inf
+    assert figures._smooth(values).tolist() == [2.0] * 90

@@ -69,6 +69,7 @@ def build(corpus: Corpus, large: bool, progress: Callable[[str], None] = print) 
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"corpus.path={root} cannot be made a folder: {error.strerror}") from error
+    _refuse_to_replace_others_files(root, corpus.text)
     with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as name:
         new = Path(name)
         if corpus.text:
@@ -125,7 +126,7 @@ def documents(path: str, source: str, split: str) -> Iterator[str]:
             yield json.loads(line)["text"]
 
 
-def split(texts: Iterable[str], valid_share: float) -> tuple[set[str], set[str]]:
+def hold_out(texts: Iterable[str], valid_share: float) -> tuple[set[str], set[str]]:
     """Distinct texts as (train, valid): held out is a text whose hash falls below the share.
 
     So a text stays on its side when others are added. Only a source so small that this would
@@ -167,6 +168,18 @@ def _joined(document: list[Piece], both_ways: bool) -> str:
 def _hash(text: str) -> int:
     """64 bits that depend on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _refuse_to_replace_others_files(root: Path, text: str) -> None:
+    ours = {f"{split}.jsonl" for split in SPLITS}
+    others = [file for source in SOURCES for file in root.glob(f"{source}/*")]
+    others = [file for file in others if file.name not in ours]
+    if others or (text and Path(text).resolve() == root.resolve()):
+        named = f" ({others[0]})" if others else ""
+        raise UserError(
+            f"corpus.path={root} has text that a corpus there would replace{named}: "
+            "name another folder with --gin.corpus.path=FOLDER"
+        )
 
 
 def _fetched(root: Path, large: bool, progress: Callable[[str], None]) -> dict[Package, Path]:
@@ -294,7 +307,7 @@ def _write(folder: Path, found: list[Document], valid_share: float) -> dict:
     """Writes train.jsonl and valid.jsonl and returns the source's entry in the manifest."""
     folder.mkdir()
     origins = {document.text: document.origin for document in reversed(found)}
-    sides = split(origins, valid_share)
+    sides = hold_out(origins, valid_share)
     entry: dict = {}
     digest = hashlib.sha256()
     for name, side in zip(SPLITS, sides, strict=True):

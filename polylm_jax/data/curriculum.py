@@ -221,11 +221,11 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
     visits = np.empty(len(order), np.int64)
     for source, seen in enumerate(consumed(curriculum, start)):
         mine = order == source
-        visits[mine] = _visited(curriculum, source, seen + np.arange(mine.sum()))
+        visits[mine] = visited(curriculum, source, seen + np.arange(mine.sum()))
     return order, visits
 
 
-def _visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarray:
+def visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarray:
     """Rows of a source at these visits, counted from the start of the run."""
     count, name = int(curriculum.rows[source]), curriculum.sources[source]
     epochs, places = np.divmod(visits, count)

@@ -44,7 +44,8 @@ def pairs_of_catalogue(content: bytes) -> list[tuple[str, str]]:
         english, translation = forms(originals, index), forms(translations, index)
         both = [(english[0], translation[0]), (english[-1], translation[-1])]
         pairs += [(first.strip(), second.strip()) for first, second in dict.fromkeys(both)]
-    return [pair for pair in pairs if pair[0] != pair[1] and all(map(_is_clean, pair))]
+    # A translation that still has the English in it was never finished.
+    return [pair for pair in pairs if pair[0] not in pair[1] and all(map(_is_clean, pair))]
 
 
 def _is_clean(text: str) -> bool:

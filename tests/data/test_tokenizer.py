@@ -159,7 +159,7 @@ def test_more_pieces_than_the_text_holds_names_the_most(corpus, tmp_path, algori
 
 
 def test_too_few_pieces_names_the_least(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"is 300, but the bytes and characters of .* need 1,?\d+"):
+    with pytest.raises(UserError, match=r"is 300, but the bytes and characters of .* need 9\d\d;"):
         train(TokenizerTraining(str(tmp_path / "few"), pieces=300), corpus)
 
 
@@ -179,7 +179,7 @@ def foreign_model(**flags):
 def test_another_end_of_text_is_refused(tmp_path):
     file = tmp_path / "t5.model"
     file.write_bytes(foreign_model(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    with pytest.raises(UserError, match="t5.model has </s> at id 1; train it with"):
+    with pytest.raises(UserError, match=r"t5.model has </s> at id 1; train it with"):
         load(str(file))
 
 
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_model(tmp_path, content):
 
 
 def test_no_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer at .*nowhere; run polylm tokenizer"):
+    with pytest.raises(UserError, match=r"no tokenizer at .*nowhere; run polylm tokenizer"):
         load(str(tmp_path / "nowhere"))
 
 

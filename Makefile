@@ -1,0 +1,39 @@
+# Two commands: `make demo` and `make test`. Both do all their own set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+POLYLM := $(VENV)/bin/polylm
+GIN := --gin_file=gin_configs/runs/demo.gin
+RUN := runs/demo
+
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test lint clean
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) || { echo "On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -e ".[data,dev]"
+	touch $@
+
+demo: $(VENV)/ready
+	$(POLYLM) corpus --small $(GIN)
+	$(POLYLM) tokenizer $(GIN)
+	$(POLYLM) rows $(GIN)
+	$(POLYLM) train $(GIN)
+	$(POLYLM) generate --run=$(RUN) --out=$(RUN)/samples.txt --gin.sampling.new_tokens=32 \
+		--gin.sampling.temperature=0.7 --gin.sampling.top_p=0.8 \
+		--prompt="Please enter" --prompt="Bitte geben Sie" --prompt="Seleccione" \
+		--prompt="Veuillez" --prompt="Выберите" --prompt="请" --prompt="このフィールドは" \
+		--prompt="يرجى"
+	$(POLYLM) report --run=$(RUN)
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(VENV)/bin/pytest -n 2
+
+clean:
+	rm -rf runs/demo data/demo

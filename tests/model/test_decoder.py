@@ -1,0 +1,127 @@
+"""The decoder against Hugging Face's GPT-2, and its parameters against the paper's sizes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polylm_jax.errors import UserError
+from polylm_jax.interop.hugging_face import weights_from
+from polylm_jax.model.decoder import Compute, Decoder, logits
+from polylm_jax.model.loss import cross_entropy
+from polylm_jax.model.parameters import Init, count, shapes
+from polylm_jax.sizes import Size, flops_per_token
+from tests import golden
+
+FLOAT32 = Compute(dtype="float32", loss_block=64)
+SMALL = Size(vocabulary=64, context=16, layers=2, heads=2, d_model=16, d_ff=32)
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_logits_equal_hugging_face(name):
+    size, params, content = golden.load(name)
+    hidden, _ = Decoder(size, FLOAT32).apply({"params": params}, content["tokens"])
+    ours = logits(hidden, params["embedding"])
+    np.testing.assert_allclose(ours, content["logits"], atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_loss_and_gradients_equal_hugging_face(name, remat):
+    size, params, content = golden.load(name)
+    tokens = content["tokens"]
+    decoder = Decoder(size, Compute(dtype="float32", remat=remat, loss_block=32))
+
+    def loss(params):
+        hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])
+        weights = jnp.full(tokens[:, 1:].shape, 1 / tokens[:, 1:].size)
+        return cross_entropy(hidden, params["embedding"], tokens[:, 1:], weights, 32)
+
+    (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    np.testing.assert_allclose(losses, content["loss_per_token"], atol=2e-5)
+    ours = weights_from(gradient, size)
+    for key, theirs in golden.select(content, "gradients/").items():
+        np.testing.assert_allclose(ours[key], theirs, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        (Size(), 1_737_084_928),
+        (Size(layers=40, heads=40, d_model=5120, d_ff=20480), 13_906_790_400),
+    ],
+)
+def test_released_sizes_have_exactly_the_released_parameters(size, parameters):
+    key, tokens = jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    tree = jax.eval_shape(partial(Decoder(size).init, key), tokens)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == parameters == count(size)
+    assert jax.tree.map(lambda leaf: leaf.shape, tree) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(size)
+    )
+
+
+def test_flops_per_token_of_the_release():
+    # 11.60 and 88.39 GFLOP: the full-attention counts derived by hand from 6N + 12·L·d·T
+    large = Size(layers=40, heads=40, d_model=5120, d_ff=20480)
+    assert flops_per_token(Size(), 2048) == pytest.approx(11.60e9, rel=2e-3)
+    assert flops_per_token(large, 2048) == pytest.approx(88.39e9, rel=2e-3)
+
+
+def test_a_token_sees_only_what_came_before_it():
+    params = Decoder(SMALL, FLOAT32).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    tokens = jax.random.randint(jax.random.key(1), (1, 12), 3, 64)
+    before, _ = Decoder(SMALL, FLOAT32).apply(params, tokens)
+    after, _ = Decoder(SMALL, FLOAT32).apply(params, tokens.at[0, 7].set(5))
+    np.testing.assert_array_equal(before[0, :7], after[0, :7])
+    assert np.abs(before[0, 7:] - after[0, 7:]).max() > 0
+
+
+def test_attention_can_be_kept_inside_documents():
+    reset = Compute(dtype="float32", attend_across_documents=False)
+    params = Decoder(SMALL, reset).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    tokens = jnp.array([[9, 8, 7, 2, 5, 6]])
+    other = jnp.array([[4, 8, 3, 2, 5, 6]])
+    one, _ = Decoder(SMALL, reset).apply(params, tokens)
+    two, _ = Decoder(SMALL, reset).apply(params, other)
+    np.testing.assert_array_equal(one[0, 4:], two[0, 4:])
+    across, _ = Decoder(SMALL, FLOAT32).apply(params, tokens)
+    assert np.abs(across[0, 4:] - one[0, 4:]).max() > 0
+
+
+def test_bfloat16_keeps_the_residual_stream_in_float32():
+    size, params, content = golden.load("b")
+    hidden, _ = Decoder(size, Compute()).apply({"params": params}, content["tokens"])
+    assert hidden.dtype == jnp.bfloat16
+    ours = logits(hidden, params["embedding"])
+    assert np.abs(ours - content["logits"]).max() < 0.5
+    text = str(
+        jax.make_jaxpr(lambda p: Decoder(size, Compute()).apply({"params": p}, content["tokens"]))(
+            params
+        )
+    )
+    assert f"f32[{content['tokens'].shape[0]},{size.context},{size.d_model}]" in text
+
+
+@pytest.mark.parametrize("scheme", ["normal", "xavier"])
+def test_initial_values_follow_their_scheme(scheme):
+    size = Size(vocabulary=512, context=64, layers=8, heads=4, d_model=128, d_ff=512)
+    init = Init(scheme=scheme, std=0.01)
+    params = Decoder(size, initial=init).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    layers = params["params"]["layers"]
+    expected = {
+        "normal": (0.01, 0.01 / np.sqrt(16)),
+        "xavier": (np.sqrt(2 / (128 + 512)), np.sqrt(2 / (128 + 512))),
+    }[scheme]
+    assert np.std(layers["mlp_in"]) == pytest.approx(expected[0], rel=0.02)
+    assert np.std(layers["mlp_out"]) == pytest.approx(expected[1], rel=0.02)
+    assert not np.any(layers["qkv_bias"])
+    assert np.all(np.asarray(layers["mlp_norm_scale"]) == 1)
+    # layers are drawn apart
+    assert np.abs(layers["mlp_in"][0] - layers["mlp_in"][1]).max() > 0
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(UserError, match=r"model.heads = 3 does not divide model.d_model = 16"):
+        Size(heads=3, d_model=16)
