@@ -53,7 +53,9 @@ def parse(files: list[str], overrides: list[str], base: str = "") -> None:
     gin.parse_config(base)
     for name in files:
         if not Path(name).is_file():
-            raise UserError(f"there is no gin file {name}; see gin_configs/runs/ for those there are.")
+            raise UserError(
+                f"there is no gin file {name}; see gin_configs/runs/ for those there are."
+            )
         # includes are written from the folder that holds gin_configs/, wherever one stands
         gin.add_config_file_search_path(str(_root_of(Path(name))))
     bindings = [_quoted(binding) for binding in overrides]
@@ -144,7 +146,9 @@ def _explain(message: str) -> str:
     known = [f"{name}.{f.name}" for name, block in BLOCKS.items() for f in fields(block)]
     if include and "NoneType" in message:
         return f"{where}there is no gin file {include[1]} to include; mend the path."
-    parameter = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message)
+    parameter = re.search(
+        r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
+    )
     block = re.search(r"No configurable matching '([\w.]+)'", message)
     if parameter:
         wrong = f"{parameter[1]}.{parameter[2]}"

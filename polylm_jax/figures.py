@@ -4,12 +4,11 @@ A picture is made of panels, functions that draw one idea on one Axes; the overv
 of the same panels as the single figures.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,6 +18,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from polylm_jax.data.languages import LANGUAGES, is_bilingual
 from polylm_jax.errors import UserError
+from polylm_jax.runs import (
+    Metrics,
+    Rows,
+    deviation,
+    non_english_share,
+    of_kind,
+    read_metrics,
+    rows_read,
+    untrained_and_trained,
+)
 
 INK, MUTED, GRID, PALE, BLUE, RED = "#22303c", "#6b7a88", "#e3e8ec", "#bccfdc", "#1f6f9f", "#d1495b"
 PAIRED, PURPLE = "paired with English", "#8a6fb3"
@@ -40,88 +49,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.1,
 }  # fmt: skip
-FIELDS = {
-    "train": {"tokens", "loss", "row_counts", "schedule_counts"},
-    "valid": {"tokens", "loss", "bits_per_byte"},
-}
-Metrics = list[dict]
 Panel = Callable[[Axes], None]
-
-
-class Rows(NamedTuple):
-    """Rows read since the start of a run, from nothing (index 0) to its last logged step.
-
-    tokens: [steps + 1]. measured, scheduled: [steps + 1, sources], cumulative.
-    """
-
-    tokens: np.ndarray
-    sources: list[str]
-    measured: np.ndarray
-    scheduled: np.ndarray
-
-
-def read_metrics(path: str | Path) -> Metrics:
-    """The records of a `metrics.jsonl`, the last one of each (kind, step), ordered by step.
-
-    A resumed run logs some steps twice and a killed one may leave its last line half written;
-    both are expected. Raises UserError if the file is missing or another line is not a record.
-    """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError:
-        raise UserError(f"{path} cannot be read: give the folder of a run that trained.") from None
-    records = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            key = record["kind"], int(record["step"])
-            whole = FIELDS.get(record["kind"], set()) <= record.keys()
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if whole:
-            records[key] = record
-        elif number < len(lines):
-            raise UserError(f"{path}:{number} is not a record of a run: delete that line.")
-    return [records[key] for key in sorted(records, key=lambda key: key[1])]
-
-
-def of_kind(metrics: Metrics, kind: str) -> Metrics:
-    """The records of one kind, "train" or "valid"."""
-    return [record for record in metrics if record["kind"] == kind]
-
-
-def untrained_and_trained(metrics: Metrics) -> tuple[dict[str, float], dict[str, float]] | None:
-    """Bits per byte of each source at step 0 and at the last validation, None before both exist."""
-    valid = of_kind(metrics, "valid")
-    if len(valid) < 2 or valid[0]["step"] != 0:
-        return None
-    before, after = valid[0]["bits_per_byte"], valid[-1]["bits_per_byte"]
-    shared = before.keys() & after.keys()
-    order = [*(code for code in LANGUAGES if code in shared), *sorted(shared - LANGUAGES.keys())]
-    return {name: before[name] for name in order}, {name: after[name] for name in order}
-
-
-def rows_read(metrics: Metrics) -> Rows:
-    """The rows of each source in the batches, and what the schedule asked for."""
-    train = of_kind(metrics, "train")
-    names = {name for record in train for name in record["schedule_counts"] | record["row_counts"]}
-    sources = [*(code for code in LANGUAGES if code in names), *sorted(names - LANGUAGES.keys())]
-    measured, scheduled = (
-        np.array([[record.get(name, 0.0) for name in sources] for record in [{}, *counts]], float)
-        for counts in ([r["row_counts"] for r in train], [r["schedule_counts"] for r in train])
-    )
-    return Rows(np.array([0, *(r["tokens"] for r in train)], float), sources, measured, scheduled)
-
-
-def non_english_share(sources: list[str], counts: np.ndarray) -> np.ndarray:
-    """The non-English share, 0 to 1, of the monolingual rows in counts [..., sources]."""
-    foreign = counts[..., [name in LANGUAGES and name != "en" for name in sources]].sum(-1)
-    return foreign / np.maximum(counts[..., [name in LANGUAGES for name in sources]].sum(-1), 1e-9)
-
-
-def deviation(rows: Rows) -> np.ndarray:
-    """After each step, how many rows the source furthest from its schedule is off: [steps]."""
-    return np.abs(rows.measured - rows.scheduled).max(-1)[1:]
 
 
 def bytes_per_token(table: dict[str, float], path: str | Path) -> Path:

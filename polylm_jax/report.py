@@ -9,14 +9,13 @@ from rich.table import Table
 
 from polylm_jax.data.languages import LANGUAGES, is_bilingual
 from polylm_jax.errors import UserError
-from polylm_jax.figures import (
+from polylm_jax.figures import name_of, run_figures
+from polylm_jax.runs import (
     Rows,
     deviation,
-    name_of,
     non_english_share,
     read_metrics,
     rows_read,
-    run_figures,
     untrained_and_trained,
 )
 

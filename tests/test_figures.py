@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from polylm_jax import figures
+from polylm_jax import figures, runs
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
 from polylm_jax.errors import UserError
 
@@ -32,8 +32,13 @@ def synthetic_metrics(steps=40, last=0.6, seed=0):
     def valid(step, scale):
         bits = {s: scale * (1 + 0.3 * random.random()) for s in sources}
         loss = {s: 3.5 * value for s, value in bits.items()}
-        return {"kind": "valid", "step": step, "tokens": step * ROWS * LENGTH,
-                "bits_per_byte": bits, "loss": loss}
+        return {
+            "kind": "valid",
+            "step": step,
+            "tokens": step * ROWS * LENGTH,
+            "bits_per_byte": bits,
+            "loss": loss,
+        }
 
     records = [valid(0, 2.8)]
     for step in range(1, steps + 1):
@@ -42,12 +47,19 @@ def synthetic_metrics(steps=40, last=0.6, seed=0):
             due += np.array(list(shares_at(progress, last).values()))
             read[np.argmax(due - read)] += 1
         loss = 4 + 5 * np.exp(-5 * step / steps) + 0.15 * random.normal()
-        records.append({
-            "kind": "train", "step": step, "tokens": step * ROWS * LENGTH, "rows": step * ROWS,
-            "loss": loss, "skipped": 0, "mfu": None,
-            "row_counts": dict(zip(sources, read.tolist(), strict=True)),
-            "schedule_counts": dict(zip(sources, due.tolist(), strict=True)),
-        })
+        records.append(
+            {
+                "kind": "train",
+                "step": step,
+                "tokens": step * ROWS * LENGTH,
+                "rows": step * ROWS,
+                "loss": loss,
+                "skipped": 0,
+                "mfu": None,
+                "row_counts": dict(zip(sources, read.tolist(), strict=True)),
+                "schedule_counts": dict(zip(sources, due.tolist(), strict=True)),
+            }
+        )
         if step % max(1, steps // 5) == 0:
             records.append(valid(step, 1.3 + 1.5 * np.exp(-4 * step / steps)))
     return records
@@ -68,11 +80,11 @@ def test_read_metrics_keeps_the_last_of_repeated_steps_and_skips_a_half_written_
     records = synthetic_metrics(10)
     again = [record | {"loss": 1.5} for record in records if record["step"] in (6, 7)]
     run = write_run(tmp_path, records + again, tail='{"kind": "train", "step": 8, "lo')
-    read = figures.read_metrics(run / "metrics.jsonl")
-    train = figures.of_kind(read, "train")
+    read = runs.read_metrics(run / "metrics.jsonl")
+    train = runs.of_kind(read, "train")
     assert [record["step"] for record in train] == list(range(1, 11))
     assert [record["step"] for record in train if record["loss"] == 1.5] == [6, 7]
-    assert [record["step"] for record in figures.of_kind(read, "valid")] == [0, 2, 4, 6, 8, 10]
+    assert [record["step"] for record in runs.of_kind(read, "valid")] == [0, 2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +96,12 @@ def test_garbage_before_the_end_is_an_error_naming_the_line(tmp_path, line):
     garbage = line if isinstance(line, bytes) else line.encode()
     path.write_bytes(good + b"\n" + garbage + b"\n" + good + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 "):
-        figures.read_metrics(path)
+        runs.read_metrics(path)
 
 
 def test_rows_read_agrees_with_the_records():
     metrics = synthetic_metrics(12)
-    rows = figures.rows_read(metrics)
+    rows = runs.rows_read(metrics)
     assert rows.tokens.tolist() == [step * ROWS * LENGTH for step in range(13)]
     assert rows.sources[:3] == ["en", "zh", "ru"]
     assert len(rows.sources) == 35
@@ -97,23 +109,23 @@ def test_rows_read_agrees_with_the_records():
     last = metrics[-2]
     assert last["kind"] == "train"
     gaps = [abs(last["row_counts"][s] - last["schedule_counts"][s]) for s in last["row_counts"]]
-    assert figures.deviation(rows)[-1] == pytest.approx(max(gaps))
+    assert runs.deviation(rows)[-1] == pytest.approx(max(gaps))
     counts = last["row_counts"]
     foreign = sum(counts[code] for code in NON_ENGLISH)
-    share = figures.non_english_share(rows.sources, rows.measured[-1])
+    share = runs.non_english_share(rows.sources, rows.measured[-1])
     assert share == pytest.approx(foreign / (foreign + counts["en"]))
 
 
 def test_code_and_bilingual_rows_do_not_count_as_non_english():
-    assert figures.non_english_share(["en", "de", "code", "en-de"], np.array([3, 1, 9, 9])) == 0.25
+    assert runs.non_english_share(["en", "de", "code", "en-de"], np.array([3, 1, 9, 9])) == 0.25
 
 
 def test_untrained_and_trained_are_the_first_and_last_validation():
     metrics = synthetic_metrics(10)
     valid = [record["bits_per_byte"] for record in metrics if record["kind"] == "valid"]
-    assert figures.untrained_and_trained(metrics) == (valid[0], valid[-1])
-    assert figures.untrained_and_trained(metrics[:2]) is None
-    assert figures.untrained_and_trained(metrics[1:]) is None
+    assert runs.untrained_and_trained(metrics) == (valid[0], valid[-1])
+    assert runs.untrained_and_trained(metrics[:2]) is None
+    assert runs.untrained_and_trained(metrics[1:]) is None
 
 
 @pytest.mark.parametrize("draw", [figures.curriculum, figures.loss])
@@ -151,7 +163,9 @@ def test_tables_become_bars_and_dumbbells(tmp_path):
 
 def test_names():
     assert [figures.name_of(source) for source in ("de", "en-de", "code")] == [
-        "German (de)", "English–German", "code"
+        "German (de)",
+        "English–German",
+        "code",
     ]
 
 

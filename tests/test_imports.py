@@ -10,8 +10,19 @@ PACKAGE = Path(__file__).parent.parent / "polylm_jax"
 
 # a room imports from itself and from the rooms before it
 ROOMS = [
-    *["errors", "sizes", "model", "parallel", "data", "train", "decode", "interop", "plan"],
-    *["tune", "evaluation", "bench", "figures", "report", "config", "__main__"],
+    *[
+        "errors",
+        "files",
+        "sizes",
+        "model",
+        "parallel",
+        "data",
+        "train",
+        "decode",
+        "interop",
+        "plan",
+    ],
+    *["tune", "evaluation", "bench", "runs", "figures", "report", "config", "__main__"],
 ]
 
 # heavy packages, and the only places that may import them, be it inside a function

@@ -58,9 +58,7 @@ class Schedule:
             if any(not 0 <= share <= 1 for _, share in points):
                 raise UserError(f"curriculum.{name}: every share must lie between 0 and 1.")
         if self.on_end not in ("repeat", "refuse"):
-            raise UserError(
-                f'curriculum.on_end is "{self.on_end}"; choose "repeat" or "refuse".'
-            )
+            raise UserError(f'curriculum.on_end is "{self.on_end}"; choose "repeat" or "refuse".')
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +85,7 @@ class Curriculum:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the order of sources and rows."""
-        parts = [
-            dataclasses.asdict(self.schedule), self.sources, self.length, self.rows.tolist()
-        ]
+        parts = [dataclasses.asdict(self.schedule), self.sources, self.length, self.rows.tolist()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -291,7 +287,9 @@ def _block(curriculum: Curriculum, block: int) -> tuple[np.ndarray, np.ndarray]:
         units = np.arange(before[source], after[source])
         released = np.maximum(np.searchsorted(due[:, source], units, side="right") - 1, 0)
         deadline = np.searchsorted(due[:, source], units + 1, side="left") - 1
-        waiting += [(r, d, source) for r, d in zip(released.tolist(), deadline.tolist(), strict=True)]
+        waiting += [
+            (r, d, source) for r, d in zip(released.tolist(), deadline.tolist(), strict=True)
+        ]
     waiting.sort(reverse=True)
     ready: list[tuple[int, int]] = []
     order = np.empty(size, np.int16)

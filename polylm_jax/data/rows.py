@@ -24,15 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from polylm_jax.data import corpus
-from polylm_jax.data.tokenizer import (
-    EOS,
-    MANIFEST,
-    Tokenizer,
-    already_made,
-    new_folder,
-    write_manifest,
-)
+from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.files import MANIFEST, already_made, new_folder, write_manifest
 
 # Text is tokenized in batches of about this size, so that memory stays bounded.
 BATCH_CHARACTERS = 4_000_000
@@ -54,7 +48,7 @@ class RowSettings:
     def __post_init__(self) -> None:
         for name in ("length", "shard_rows"):
             if getattr(self, name) < 1:
-                raise UserError(f"RowSettings.{name} must be at least 1.")
+                raise UserError(f"rows.{name} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer) -> dict
                 raise UserError(
                     f"{corpus_path}/{source} has {entries[source]['train']['tokens']:,} tokens to "
                     f"train on and one row needs {settings.length + 1:,}; "
-                    "add text or lower RowSettings.length."
+                    "add text or lower rows.length."
                 )
         manifest = {
             "made_from": made_from,

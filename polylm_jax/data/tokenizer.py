@@ -5,14 +5,9 @@ comes back exactly as it went in, byte for byte, with one exception that is Sent
 own: U+2581 (▁), its mark for a space, comes back as a space.
 """
 
-import json
-import os
 import random
 import re
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -25,9 +20,10 @@ import sentencepiece
 from polylm_jax.data import corpus
 from polylm_jax.data.languages import is_bilingual
 from polylm_jax.errors import UserError
+from polylm_jax.files import already_made, new_folder, write_manifest
 
 EOS = 2
-MODEL, MANIFEST = "tokenizer.model", "manifest.json"
+MODEL = "tokenizer.model"
 
 # The trainer skips lines over 4,192 bytes; UTF-8 needs at most 4 bytes a character.
 LINE_CHARACTERS = 1024
@@ -61,7 +57,7 @@ class TokenizerTraining:
     def __post_init__(self) -> None:
         if self.algorithm not in ("unigram", "bpe"):
             raise UserError(
-                f'TokenizerTraining.algorithm is "{self.algorithm}"; choose "unigram" or "bpe".'
+                f'tokenizer.algorithm is "{self.algorithm}"; choose "unigram" or "bpe".'
             )
 
 
@@ -220,12 +216,12 @@ def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> Exception:
     """The trainer's complaint about the vocabulary's size in words that name the mend."""
     if most := re.search(r"a value <= (\d+)", str(error)):
         return UserError(
-            f"TokenizerTraining.pieces is {pieces:,}, but the text of {corpus_path} yields about "
+            f"tokenizer.pieces is {pieces:,}, but the text of {corpus_path} yields about "
             f"{int(most[1]):,} at most; ask for fewer pieces or give more text."
         )
     if least := re.search(r"(\d+) vs (\d+)\. Increase vocab_size", str(error)):
         return UserError(
-            f"TokenizerTraining.pieces is {pieces:,}, but the bytes and characters of "
+            f"tokenizer.pieces is {pieces:,}, but the bytes and characters of "
             f"{corpus_path} alone need {int(least[2]):,}; ask for more pieces."
         )
     return error
@@ -267,32 +263,3 @@ def _rates(settings: TokenizerTraining, corpus_path: str) -> dict[str, float]:
         source: budget * weight / sum(weights.values()) / sizes[source]
         for source, weight in weights.items()
     }
-
-
-@contextmanager
-def new_folder(path: str) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its name if the block ends well, else goes."""
-    target = Path(path)
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_manifest(folder: Path, manifest: dict) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def already_made(path: str, made_from: dict) -> bool:
-    """Whether `path` holds what these inputs give; a UserError where it holds another thing."""
-    if not Path(path).exists():
-        return False
-    manifest = Path(path, MANIFEST)
-    if manifest.is_file() and json.loads(manifest.read_text()).get("made_from") == made_from:
-        return True
-    raise UserError(
-        f"{path} was made from other text or with other settings; delete it or give another path."
-    )

@@ -52,8 +52,6 @@ def make_mesh(shape: MeshShape, devices: list[jax.Device] | None = None) -> Mesh
     if devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(sizes)
     else:
-        grid = mesh_utils.create_device_mesh(
-            sizes, devices=devices, allow_split_physical_axes=True
-        )
+        grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     # jax.make_mesh has another default in each version; Auto leaves the choice to XLA.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

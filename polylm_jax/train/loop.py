@@ -172,9 +172,14 @@ def validation(
     losses = []
     for first in range(0, len(padded), training.batch):
         part = padded[first : first + training.batch]
-        losses.append(evaluate(params, jax.make_array_from_callback(
-            part.shape, sharding, lambda index, part=part: part[index]
-        )))
+        losses.append(
+            evaluate(
+                params,
+                jax.make_array_from_callback(
+                    part.shape, sharding, lambda index, part=part: part[index]
+                ),
+            )
+        )
     nats = np.concatenate([np.asarray(part) for part in losses])[: len(rows)]
     sizes = tokenizer.piece_bytes[rows[:, 1:]].sum(axis=1)
     ends = np.cumsum(counts)
@@ -255,9 +260,7 @@ def _reporter(
     return report
 
 
-def _check(
-    training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer
-) -> None:
+def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if training.batch % (ways * training.microbatches):
         raise UserError(

@@ -251,7 +251,7 @@ def test_no_store(tmp_path):
 
 
 def test_settings_out_of_range():
-    with pytest.raises(UserError, match=r"RowSettings.length must be at least 1"):
+    with pytest.raises(UserError, match=r"rows.length must be at least 1"):
         RowSettings(length=0)
 
 
