@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +64,9 @@ def run_train(flags: argparse.Namespace) -> None:
     """Train, or go on training."""
     if flags.multihost:
         jax.distributed.initialize()
-    jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
-    training, tokens = config.get("train"), config.get("tokenizer").path
-    vocabulary = tokenizer.load(tokens)
+    if config.get("mesh").cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
+    training = config.get("train")
     train(
         training,
         config.get("model"),
@@ -77,11 +76,10 @@ def run_train(flags: argparse.Namespace) -> None:
         config.get("optimizer"),
         config.get("curriculum"),
         config.get("rows").path,
-        vocabulary,
+        tokenizer.load(config.get("tokenizer").path),
         config.resolved(),
     )
     if jax.process_index() == 0:
-        shutil.copy(Path(tokens) / "tokenizer.model", training.folder)
         print(f"The run is in {training.folder}; `polylm report --run={training.folder}` shows it.")
 
 
@@ -94,7 +92,7 @@ def run_generate(flags: argparse.Namespace) -> None:
     meta = checkpoint.read_meta(manager, step)
     config.parse(flags.gin_file, flags.overrides, meta["gin"])
     size, sampling = config.get("model"), config.get("sampling")
-    vocabulary = tokenizer.load(Path(flags.run) / "tokenizer.model")
+    vocabulary = tokenizer.load(f"{flags.run}/tokenizer.model")
     mesh = make_mesh(MeshShape(data=1, fsdp=1, tensor=-1))
     print(f"Continuing {len(flags.prompt)} prompts with step {step} of {flags.run}.", flush=True)
     with jax.set_mesh(mesh):

@@ -6,6 +6,61 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import pytest
+
+from polylm_jax.__main__ import main
+from tests.data.sentences import SENTENCES
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+TINY = {
+    "model.vocabulary": 1024,
+    "model.context": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.d_model": 16,
+    "model.d_ff": 32,
+    "init.std": 0.05,
+    "compute.dtype": "float32",
+    "compute.loss_block": 64,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "optimizer.peak_learning_rate": 1e-2,
+    "optimizer.warmup_steps": 2,
+    "optimizer.decay_steps": 12,
+    "curriculum.non_english": ((0, 0.3), (1024, 0.3), (2048, 0.6)),
+    "curriculum.smoothing": 0.0,
+    "tokenizer.pieces": 1024,
+    "rows.length": 16,
+    "train.steps": 12,
+    "train.batch": 16,
+    "train.checkpoint_every": 5,
+    "train.validate_every": 6,
+    "train.validate_rows": 2,
+}
+
+
+def gin_flags(settings):
+    """Command-line flags for a dict of gin settings."""
+    return [f"--gin.{name}={value}" for name, value in settings.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Settings of a run of seconds: a corpus, tokenizer and rows in 18 languages are there."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for code, sentences in SENTENCES.items():
+        (folder / "text" / code).mkdir(parents=True)
+        text = "\n\n".join(" ".join(sentences[i:] + sentences[:i]) for i in range(len(sentences)))
+        (folder / "text" / code / "prose.txt").write_text(text, encoding="utf-8")
+    settings = TINY | {
+        "corpus.text": folder / "text",
+        "corpus.path": folder / "corpus",
+        "tokenizer.path": folder / "tokenizer",
+        "rows.path": folder / "rows",
+    }
+    for verb in ("corpus", "tokenizer", "rows"):
+        assert main([verb, *gin_flags(settings)]) == 0
+    return settings

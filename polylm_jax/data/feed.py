@@ -1,8 +1,9 @@
 """From the row store to the devices: each process reads just the rows that its devices hold."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def read_rows(
 
 def batches(
     store: Store, curriculum: Curriculum, sharding: NamedSharding, batch: int, first_row: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array], None, None]:
     """Endless global batches from row first_row on: tokens [batch, length + 1], source [batch].
 
     The rows a process reads follow from the sharding's index map and never from its number:
@@ -40,11 +41,11 @@ def batches(
     """
     shape = (batch, store.length + 1)
 
-    def rows_of(index: tuple[slice, ...]) -> tuple[int, int]:
+    def rows_of(index: Any) -> tuple[int, int]:
         start, stop, _ = index[0].indices(batch)
         return start, stop
 
-    wanted = {rows_of(index) for index in sharding.addressable_devices_indices_map(shape).values()}
+    wanted = set(map(rows_of, sharding.addressable_devices_indices_map(shape).values()))
 
     def make(first: int) -> dict[str, jax.Array]:
         parts = {

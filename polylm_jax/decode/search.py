@@ -109,7 +109,8 @@ def _generate(
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(draws)
 
     def run(tokens: jax.Array, cache: Cache, positions: jax.Array) -> tuple[jax.Array, Cache]:
-        return decoder.apply({"params": params}, tokens, cache, positions)
+        outputs: Any = decoder.apply({"params": params}, tokens, cache, positions)
+        return outputs
 
     cache = empty_cache(size, batch, slots, decoder.compute.dtype)
     positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
@@ -140,7 +141,7 @@ def _generate(
             "scores": logits(hidden[:, 0], params["embedding"]),
         }
 
-    state = {
+    state: dict[str, Any] = {
         "count": jnp.zeros((), jnp.int32),
         "done": jnp.zeros(batch, bool),
         "counts": jnp.zeros(batch, jnp.int32),

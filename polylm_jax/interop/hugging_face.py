@@ -30,9 +30,7 @@ def params_from(weights: dict[str, np.ndarray], size: Size) -> dict[str, Any]:
     for name, parameter, layer in _places(size):
         key = parameter.hugging_face.format(layer=layer)
         if key not in left:
-            raise UserError(
-                f"the tensor {key} is missing; is this a GPT-2 of {size.layers} layers?"
-            )
+            raise UserError(f"the tensor {key} is missing; give a GPT-2 of {size.layers} layers.")
         tensor = left.pop(key)
         if tensor.shape != parameter.hugging_face_shape:
             raise UserError(

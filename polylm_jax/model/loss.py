@@ -8,6 +8,7 @@ accumulates in float32. Operands of all three products are in the compute dtype.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +44,23 @@ def _unblock(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _local(hidden, table, targets, weights, *, block: int, axes: LossAxes, gradient: bool):
+def _local(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    block: int,
+    axes: LossAxes,
+    gradient: bool,
+) -> Any:
     """The loss of one device's rows against one device's part of the vocabulary."""
-    over_vocabulary: Callable = lambda reduce, x: x  # noqa: E731
-    first = 0
-    if axes.vocabulary is not None:
-        over_vocabulary = lambda reduce, x: reduce(x, axes.vocabulary)  # noqa: E731
-        first = jax.lax.axis_index(axes.vocabulary) * table.shape[0]
-    ids = first + jnp.arange(table.shape[0])
+
+    def over_vocabulary(reduce: Callable, x: jax.Array) -> jax.Array:
+        return x if axes.vocabulary is None else reduce(x, axes.vocabulary)
+
+    part = 0 if axes.vocabulary is None else jax.lax.axis_index(axes.vocabulary)
+    ids = part * table.shape[0] + jnp.arange(table.shape[0])
     width = positions_per_block(hidden.shape[1], hidden.shape[0], block)
 
     def one_block(table_gradient, inputs):
@@ -83,7 +93,15 @@ def _local(hidden, table, targets, weights, *, block: int, axes: LossAxes, gradi
     return _unblock(loss), _unblock(h_gradient), table_gradient
 
 
-def _sharded(hidden, embedding, targets, weights, block, axes: LossAxes, gradient: bool):
+def _sharded(
+    hidden: jax.Array,
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    block: int,
+    axes: LossAxes,
+    gradient: bool,
+) -> Any:
     """_local over the mesh in context, or as it is where no axes are given."""
     local = partial(_local, block=block, axes=axes, gradient=gradient)
     table = embedding.astype(hidden.dtype)

@@ -19,13 +19,14 @@ class MeshShape:
     data: copies of the model, each with its part of the batch.
     fsdp: parts of the model's parameters, each with its part of the batch (ZeRO-3).
     tensor: parts of every matrix product, all with the same rows (Megatron's TP).
-    cpu_devices: as how many devices the CPU shows itself, to try a mesh without accelerators.
+    cpu_devices: as how many devices the CPU shows itself, to try a mesh without accelerators;
+        0 leaves it as it is.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    cpu_devices: int = 1
+    cpu_devices: int = 0
 
 
 def resolve(shape: MeshShape, devices: int) -> tuple[int, int, int]:

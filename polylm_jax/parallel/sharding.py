@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.loss import LossAxes
-from polylm_jax.model.parameters import logical_axes, shapes
+from polylm_jax.model.parameters import logical_axes
 from polylm_jax.sizes import Size
 
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -67,18 +67,14 @@ def parameter_shardings(size: Size, mesh: Mesh) -> dict[str, Any]:
 def like_parameters(tree: Any, size: Size, mesh: Mesh) -> Any:
     """Shardings for a tree that holds copies of the parameters' tree, as optimizers do.
 
-    tree: arrays or ShapeDtypeStructs. Subtrees with the parameters' structure and shapes are
-    split as the parameters are; everything else (counters) is replicated.
+    tree: arrays or ShapeDtypeStructs. Subtrees with the parameters' structure are split as the
+    parameters are; everything else (counters) is replicated.
     """
     wanted = parameter_shardings(size, mesh)
-    structure = jax.tree.structure(wanted)
-    parameter_shapes = jax.tree.map(lambda leaf: leaf.shape, shapes(size))
+    structure: Any = jax.tree.structure(wanted)
 
     def is_copy(node: Any) -> bool:
-        return (
-            jax.tree.structure(node) == structure
-            and jax.tree.map(lambda leaf: leaf.shape, node) == parameter_shapes
-        )
+        return jax.tree.structure(node) == structure
 
     return jax.tree.map(
         lambda node: wanted if is_copy(node) else replicated(mesh), tree, is_leaf=is_copy

@@ -5,6 +5,8 @@ shardings, so that a checkpoint of any mesh is read on any other.
 """
 
 import dataclasses
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ Meta = dict[str, Any]
 
 def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     """Manager of FOLDER/checkpoints: asynchronous, keeps the newest `keep`."""
+    _one_sentence_for_a_failed_save()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, create=True
     )
@@ -30,6 +33,23 @@ def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     if "://" not in str(folder):
         path = epath.Path(Path(folder).absolute())
     return ocp.CheckpointManager(path / "checkpoints", options=options)
+
+
+def _one_sentence_for_a_failed_save() -> None:
+    """Silences the stack traces with which Orbax and TensorStore accompany a failed save.
+
+    Orbax logs what it also raises. The writes that were under way when one failed come back to
+    an event loop that Orbax has closed, which Python reports as exceptions nobody can catch.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    former = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            former(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def open_existing(folder: str) -> ocp.CheckpointManager:
@@ -68,6 +88,8 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 
 def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
+    # what the failed save has left behind complains as it is taken down
+    sys.unraisablehook = lambda _: None
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     for known in ("No space left on device", "File too large", "Permission denied"):
         if known.lower() in str(error).lower():

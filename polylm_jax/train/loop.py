@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from polylm_jax.train import checkpoint
 from polylm_jax.train.metrics import Metrics, Speed, format_duration
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state, make_evaluate, make_state, make_update
+from polylm_jax.train.validation import validation
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def train(
             checkpoint.check_fingerprints(meta, fingerprints, training.folder)
             state, step, row = checkpoint.restore(manager, last, abstract), last, meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
+        if writer:
+            Path(training.folder, "tokenizer.model").write_bytes(tokenizer.model)
         if step >= training.steps:
             metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
             return step
@@ -115,9 +119,12 @@ def train(
         evaluate = make_evaluate(size, compute, mesh)
 
         def validate() -> None:
-            record = validation(evaluate, state["params"], mesh, store, tokenizer, training)
+            part = training.batch // training.microbatches
+            record = validation(
+                evaluate, state["params"], mesh, store, tokenizer, training.validate_rows, part
+            )
             metrics.write(record | {"step": step, "tokens": row * store.length})
-            mean = np.mean([record["bits_per_byte"][s] for s in record["bits_per_byte"]])
+            mean = np.mean(list(record["bits_per_byte"].values()))
             metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
 
         def save() -> None:
@@ -151,50 +158,6 @@ def train(
         if step < training.steps:
             metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
         return step
-
-
-def validation(
-    evaluate: Any, params: Any, mesh: Mesh, store: Store, tokenizer: Tokenizer, training: Training
-) -> dict[str, Any]:
-    """Held-out loss of each source: {"bits_per_byte": {source: …}, "loss": {source: …}}.
-
-    Bits per byte is the summed loss in bits over the UTF-8 bytes that the targets stand for,
-    which compares across tokenizers and languages; loss is nats per token.
-    """
-    sources = [source for source in store.sources if store.rows(source, "valid")]
-    counts = [min(training.validate_rows, store.rows(source, "valid")) for source in sources]
-    rows = np.concatenate(
-        [store.read(s, np.arange(n), "valid") for s, n in zip(sources, counts, strict=True)]
-    )
-    padding = -len(rows) % training.batch
-    padded = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
-    sharding = batch_sharding(mesh)
-    losses = []
-    for first in range(0, len(padded), training.batch):
-        part = padded[first : first + training.batch]
-        losses.append(
-            evaluate(
-                params,
-                jax.make_array_from_callback(
-                    part.shape, sharding, lambda index, part=part: part[index]
-                ),
-            )
-        )
-    nats = np.concatenate([np.asarray(part) for part in losses])[: len(rows)]
-    sizes = tokenizer.piece_bytes[rows[:, 1:]].sum(axis=1)
-    ends = np.cumsum(counts)
-    spans = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
-    return {
-        "kind": "valid",
-        "bits_per_byte": {
-            source: float(nats[span].sum() / np.log(2) / sizes[span].sum())
-            for source, span in zip(sources, spans, strict=True)
-        },
-        "loss": {
-            source: float(nats[span].mean() / store.length)
-            for source, span in zip(sources, spans, strict=True)
-        },
-    }
 
 
 def _reporter(
@@ -306,7 +269,7 @@ def _announce(
 def _stop_signals() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
     event = threading.Event()
-    former = {}
+    former: dict[signal.Signals, Any] = {}
 
     def stop(number: int, frame: Any) -> None:
         event.set()

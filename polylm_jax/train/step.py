@@ -110,7 +110,7 @@ def make_update(
         tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         loss = losses.sum() / tokens
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         updates, moments = transformation.update(gradient, state["optimizer"], state["params"])

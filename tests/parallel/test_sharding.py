@@ -1,4 +1,4 @@
-"""Every mesh gives the loss and gradients of one device, and splits parameters as the table says."""
+"""Every mesh gives the loss and gradients of one device and splits parameters by the table."""
 
 import jax
 import numpy as np

@@ -1,0 +1,191 @@
+"""Whole runs: what they log, and that stopping, resuming and other meshes change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polylm_jax import config
+from polylm_jax.__main__ import main
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.runs import deviation, of_kind, read_metrics, rows_read
+from polylm_jax.train import checkpoint
+from polylm_jax.train.step import abstract_state
+from tests.conftest import gin_flags
+
+
+def train(settings, folder, **changes):
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return main(["train", *gin_flags(settings | {"train.folder": folder} | changes)])
+
+
+def records(folder, kind="train"):
+    return of_kind(read_metrics(Path(folder) / "metrics.jsonl"), kind)
+
+
+def losses(folder):
+    return [record["loss"] for record in records(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A run of 12 steps that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(tiny, folder) == 0
+    return folder
+
+
+def test_a_run_learns_and_logs_every_step(whole):
+    train, valid = records(whole), records(whole, "valid")
+    assert [record["step"] for record in train] == list(range(1, 13))
+    assert [record["step"] for record in valid] == [0, 6, 12]
+    before, after = valid[0]["bits_per_byte"], valid[-1]["bits_per_byte"]
+    assert len(after) == 18
+    assert np.mean(list(after.values())) < np.mean(list(before.values()))
+    assert train[-1]["tokens"] == 12 * 16 * 16
+    # the untrained model is near a uniform guess over 1,024 pieces
+    assert train[0]["loss"] == pytest.approx(np.log(1024), abs=0.2)
+    assert list((whole / "tensorboard").glob("events*"))
+
+
+def test_the_batches_follow_the_schedule_within_one_row(whole):
+    assert deviation(rows_read(records(whole))).max() < 1
+    shares = [record["non_english"] for record in records(whole)]
+    assert np.mean(shares[:4]) == pytest.approx(0.3, abs=0.03)
+    assert np.mean(shares[8:]) == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(whole, tiny, tmp_path):
+    assert train(tiny, tmp_path / "run", train__steps=7) == 0
+    assert train(tiny, tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(whole)
+    assert records(tmp_path / "run", "valid")[-1] == records(whole, "valid")[-1]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, tiny, capsys):
+    before = (whole / "metrics.jsonl").read_text()
+    assert train(tiny, whole) == 0
+    assert "Step 12 of 12 is done" in capsys.readouterr().err
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_microbatches_equal_the_whole_batch(whole, tiny, tmp_path):
+    assert train(tiny, tmp_path / "run", train__microbatches=4) == 0
+    # float32 sums in another order, carried through 12 steps of Adam
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), atol=2e-4)
+
+
+def test_meshes_train_alike(whole, tiny, tmp_path):
+    shape = {"mesh__data": 1, "mesh__fsdp": 8, "mesh__tensor": 1}
+    assert train(tiny, tmp_path / "run", **shape) == 0
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole), atol=2e-4)
+
+
+def settings_of(tiny):
+    config.parse([], [flag.removeprefix("--gin.") for flag in gin_flags(tiny)])
+    return config.get("model"), config.get("init"), config.get("optimizer")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 2, 1)])
+def test_a_checkpoint_restores_on_another_mesh(whole, tiny, shape):
+    settings = settings_of(tiny)
+
+    def restored(shape):
+        mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+        manager = checkpoint.open_existing(str(whole))
+        state = checkpoint.restore(manager, 12, abstract_state(*settings, mesh))
+        manager.close()
+        assert state["params"]["embedding"].sharding.mesh == mesh
+        return jax.device_get(state)
+
+    one, other = restored((2, 2, 2)), restored(shape)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on_bitwise(whole, tiny, tmp_path, name):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "polylm_jax", "train", *gin_flags(tiny)]
+    command += [f"--gin.train.folder={folder}", "--gin.mesh.cpu_devices=8"]
+    environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count('"train"') >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(name)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    if len(losses(folder)) < 12:
+        assert "the same command goes on from there" in said
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert losses(folder) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model.d_ff": 64}, "model.d_ff = 32 (now 64)"),
+        ({"curriculum.seed": 5}, "another curriculum"),
+        ({"train.batch": 15}, "train.batch = 15 cannot be split"),
+        ({"model.context": 8}, "rows of 16 tokens do not fit model.context = 8"),
+        ({"model.vocabulary": 512}, "the tokenizer has 1024 pieces but model.vocabulary is 512"),
+        ({"mesh.data": 3}, "does not make up the 8 devices here"),
+        ({"rows.path": "nowhere"}, "no rows at nowhere"),
+    ],
+)
+def test_what_does_not_fit_the_checkpoint_is_one_sentence(whole, tiny, capsys, change, sentence):
+    before = (whole / "metrics.jsonl").read_text()
+    assert main(["train", *gin_flags(tiny | {"train.folder": whole} | change)]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_other_rows_and_another_tokenizer_are_named(whole, tiny, tmp_path, capsys):
+    other = tiny | {"rows.path": tmp_path / "rows", "rows.length": 8, "train.folder": whole}
+    assert main(["rows", *gin_flags(other)]) == 0
+    assert main(["train", *gin_flags(other)]) == 1
+    assert "another row store" in capsys.readouterr().err
+    bpe = {"tokenizer.path": tmp_path / "bpe", "tokenizer.algorithm": "bpe"}
+    assert main(["tokenizer", *gin_flags(tiny | bpe)]) == 0
+    assert main(["train", *gin_flags(tiny | bpe | {"train.folder": whole})]) == 1
+    assert "were made with another tokenizer" in capsys.readouterr().err
+
+
+def test_a_full_disk_while_saving_is_one_sentence_and_loses_nothing(whole, tiny, tmp_path):
+    folder = tmp_path / "run"
+    assert train(tiny, folder, train__steps=5) == 0
+    command = [sys.executable, "-m", "polylm_jax", "train", *gin_flags(tiny)]
+    command += [f"--gin.train.folder={folder}", "--gin.mesh.cpu_devices=8"]
+    # no file may pass 30 kB: what a full disk does, without filling one
+    limited = ["bash", "-c", 'ulimit -f 30; exec "$@"', "bash", *command]
+    failed = subprocess.run(limited, capture_output=True, text=True, timeout=120)
+    assert failed.returncode == 1, failed.stderr
+    assert "could not be written" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert train(tiny, folder) == 0
+    assert losses(folder) == losses(whole)
+
+
+def test_every_checkpoint_holds_the_gin_that_made_it(whole):
+    manager = checkpoint.open_existing(str(whole))
+    meta = checkpoint.read_meta(manager, 12)
+    assert manager.all_steps() == [5, 10, 12]
+    manager.close()
+    assert meta["rows"] == 12 * 16
+    assert "train.batch = 16" in meta["gin"]
+    config.parse([], [], meta["gin"])
+    assert config.resolved() == meta["gin"]
+    assert json.dumps(meta["fingerprints"])
