@@ -1,6 +1,7 @@
 """Gin: the only module that imports it. Files and flags in, checked dataclasses out."""
 
 import ast
+import contextlib
 import difflib
 import re
 import types
@@ -49,18 +50,18 @@ def parse(files: list[str], overrides: list[str], base: str = "") -> None:
     base: gin text to start from, such as a checkpoint's. UserError names the file and line,
     and the nearest known name, of what is wrong.
     """
+    start = Path.cwd()
     gin.clear_config()
     gin.parse_config(base)
     for name in files:
         if not Path(name).is_file():
-            raise UserError(
-                f"there is no gin file {name}; see gin_configs/runs/ for those there are."
-            )
-        # includes are written from the folder that holds gin_configs/, wherever one stands
-        gin.add_config_file_search_path(str(_root_of(Path(name))))
-    bindings = [_quoted(binding) for binding in overrides]
+            raise UserError(f"there is no gin file {name}; those of runs are in gin_configs/runs/.")
     try:
-        gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+        for name in files:
+            # includes are written from the folder that holds gin_configs/
+            with contextlib.chdir(_root_of(Path(name))):
+                gin.parse_config_file(str(Path(start, name)))
+        gin.parse_config([_quoted(binding) for binding in overrides])
     except (ValueError, SyntaxError, TypeError, OSError) as error:
         raise UserError(_explain(str(error))) from error
     for name in BLOCKS:
@@ -141,10 +142,10 @@ def _explain(message: str) -> str:
     """One sentence from gin's message, with the place and the nearest known name."""
     place = re.search(r'In file "([^"]+)", line (\d+)', message)
     place = place or re.search(r"\((\S+), line (\d+)\)", message)
-    include = re.search(r"include\s+'([^']+)'", message)
+    include = re.search(r"include\s+['\"]([^'\"]+)", message)
     where = f"{place[1]}:{place[2]}: " if place else ""
     known = [f"{name}.{f.name}" for name, block in BLOCKS.items() for f in fields(block)]
-    if include and "NoneType" in message:
+    if include:
         return f"{where}there is no gin file {include[1]} to include; mend the path."
     parameter = re.search(
         r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message

@@ -1,0 +1,123 @@
+"""Generation against Hugging Face's greedy search, and each prompt against itself alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polylm_jax.decode.search import Sampling, choose, generate
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.parameters import Init
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import constrainer, parameter_shardings
+from polylm_jax.sizes import Size
+from tests import golden
+
+FLOAT32 = Compute(dtype="float32")
+SAMPLED = Sampling(new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1)
+
+
+def prompts_and_answers(content):
+    prompts = [p.tolist() for p in golden.select(content, "prompt_").values()]
+    answers = [a.tolist() for a in golden.select(content, "greedy_").values()]
+    return prompts, [a[:-1] if a and a[-1] == 2 else a for a in answers]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_greedy_equals_hugging_face_for_ragged_prompts_in_one_batch(name):
+    size, params, content = golden.load(name)
+    prompts, answers = prompts_and_answers(content)
+    assert len({len(prompt) for prompt in prompts}) > 1
+    found = generate(Decoder(size, FLOAT32), params, prompts, Sampling(new_tokens=12))
+    assert found == answers
+
+
+@pytest.mark.parametrize("sampling", [Sampling(new_tokens=9), SAMPLED])
+def test_a_prompt_gives_in_company_what_it_gives_alone(sampling):
+    size, params, content = golden.load("b")
+    decoder = Decoder(size, FLOAT32)
+    prompts, _ = prompts_and_answers(content)
+    together = generate(decoder, params, prompts, sampling)
+    alone = [generate(decoder, params, [prompt], sampling)[0] for prompt in prompts]
+    assert together == alone
+    assert len({tuple(answer) for answer in alone}) > 1
+
+
+def test_seeds_decide_the_draw():
+    size, params, content = golden.load("a")
+    decoder, prompt = Decoder(size, FLOAT32), [content["prompt_1"].tolist()]
+    draws = [
+        generate(decoder, params, prompt, Sampling(new_tokens=8, temperature=2.0, seed=seed))
+        for seed in (0, 0, 1)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4), (1, 8, 1), (2, 2, 2)])
+def test_a_mesh_generates_what_one_device_does(shape):
+    size = Size(vocabulary=96, context=64, layers=2, heads=4, d_model=32, d_ff=64)
+    params = Decoder(size, FLOAT32, Init(std=0.3)).init(
+        jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )["params"]
+    prompts = [[5, 6, 7], [9] * 11, [40, 41]]
+    expected = generate(Decoder(size, FLOAT32), params, prompts, SAMPLED)
+    mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+    with jax.set_mesh(mesh):
+        decoder = Decoder(size, FLOAT32, constrain=constrainer(mesh))
+        split = jax.device_put(params, parameter_shardings(size, mesh))
+        assert generate(decoder, split, prompts, SAMPLED, rows=8) == expected
+
+
+def test_generation_ends_at_the_context():
+    size, params, _ = golden.load("c")
+    prompt = [5, 6, 7, 8, 9]
+    (answer,) = generate(Decoder(size, FLOAT32), params, [prompt], Sampling(new_tokens=50))
+    assert len(prompt) + len(answer) <= size.context
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ([[5], [6] * 37], "prompt 2 has 37 tokens but the model's context is 37"),
+        ([[]], "prompt 1 is empty"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_named(prompts, sentence):
+    size, params, _ = golden.load("a")
+    with pytest.raises(UserError, match=sentence):
+        generate(Decoder(size, FLOAT32), params, prompts, Sampling())
+
+
+def test_samples_follow_the_filtered_distribution():
+    """20,000 draws against the distribution worked out by hand in numpy."""
+    scores = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+    seen = np.array([True, False, False, False, False])
+    sampling = Sampling(temperature=0.5, top_k=4, top_p=0.8, repetition_penalty=1.5)
+    penalised = np.where(seen, scores * 1.5, scores)
+    heat = np.exp(penalised / 0.5)
+    kept = np.argsort(heat)[::-1][:4]
+    shares = heat[kept] / heat[kept].sum()
+    kept = kept[: int(np.searchsorted(np.cumsum(shares), 0.8)) + 1]
+    expected = np.zeros(5)
+    expected[kept] = heat[kept] / heat[kept].sum()
+
+    keys = jax.random.split(jax.random.key(7), 20_000)
+    tokens = choose(
+        jnp.tile(jnp.asarray(scores, jnp.float32), (20_000, 1)),
+        jnp.tile(seen, (20_000, 1)),
+        keys,
+        jnp.zeros((), jnp.int32),
+        sampling,
+    )
+    found = np.bincount(tokens, minlength=5) / 20_000
+    np.testing.assert_allclose(found, expected, atol=0.015)
+    assert not found[expected == 0].any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"new_tokens": 0}, {"top_k": -1}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(UserError, match=f"sampling.{next(iter(wrong))}"):
+        Sampling(**wrong)
