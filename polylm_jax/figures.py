@@ -37,6 +37,7 @@ GROUPS = {  # name: colour, members; from the bottom of the stack
     "European": (BLUE, ("ru", "es", "de", "fr", "it", "pt", "pl", "nl")),
     "East Asian": ("#2f9c8a", ("ja", "vi", "id", "th", "ko")),
     "West Asian": ("#d9982b", ("ar", "tr", "he")),
+    "code": ("#3b4a58", ("code",)),
     "other": ("#5d6975", ()),
     PAIRED: (PURPLE, ()),
 }
@@ -62,6 +63,13 @@ def curriculum(metrics: Metrics, path: str | Path) -> Path:
     rows = rows_read(metrics)
     panels = [partial(panel, rows=rows) for panel in (_share_panel, _stack_panel, _deviation_panel)]
     return _picture(path, (8.3, 7.8), panels, nrows=3, sharex=True, height_ratios=(3, 3, 1))
+
+
+def schedule(rows: Rows, path: str | Path) -> Path:
+    """Stacked areas of each source's share, a band from each point of `rows.scheduled` on."""
+    draw = partial(_draw_stack, rows.tokens, rows.sources, rows.scheduled)
+    panel = partial(draw, title="Share of each source in the schedule")
+    return _picture(path, (8.3, 4.2), [panel])
 
 
 def loss(metrics: Metrics, path: str | Path) -> Path:
@@ -115,14 +123,21 @@ def _share_panel(ax: Axes, rows: Rows) -> None:
 
 def _stack_panel(ax: Axes, rows: Rows) -> None:
     edges = _windows(len(rows.tokens) - 1)
-    counts = np.diff(rows.measured[edges], axis=0)
+    title = "Share of each source in the batches"
+    _draw_stack(rows.tokens[edges], rows.sources, rows.measured[edges], ax, title)
+
+
+def _draw_stack(
+    tokens: np.ndarray, sources: list[str], counts: np.ndarray, ax: Axes, title: str
+) -> None:
+    counts = np.diff(counts, axis=0)
     shares, top, labels = counts / counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
     for name, (colour, _) in GROUPS.items():
-        bands = shares[:, [_group(source) == name for source in rows.sources]].T
+        bands = shares[:, [_group(source) == name for source in sources]].T
         for rank, band in enumerate(bands):
             alpha = 1 - 0.45 * rank / len(bands)
             band_top = top + band
-            ax.stairs(band_top, rows.tokens[edges], baseline=top, fill=True, fc=colour, alpha=alpha)
+            ax.stairs(band_top, tokens, baseline=top, fill=True, fc=colour, alpha=alpha)
             top = band_top
         if len(bands):
             share = bands[:, -1].sum()
@@ -132,9 +147,9 @@ def _stack_panel(ax: Axes, rows: Rows) -> None:
         height = min(middle, ceiling)
         ceiling = height - 0.075  # labels keep a line's distance
         ax.annotate(words, (1.01, height), xycoords="axes fraction", va="center", color=colour)
-    ax.set(title="Share of each source in the batches", ylim=(0, 1))
+    ax.set(title=title, ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _token_axis(ax, rows.tokens[-1])
+    _token_axis(ax, tokens[-1])
 
 
 def _deviation_panel(ax: Axes, rows: Rows) -> None:

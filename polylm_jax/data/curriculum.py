@@ -1,45 +1,62 @@
 """The curriculum: which source row n of the run comes from, exact in tokens.
 
-A schedule gives each source a share that is piecewise linear in the tokens read so far. Its
-integral F(n), in rows, says how many of the first n rows each source is due. The realised
-counts C(n) are whole numbers with floor F <= C <= ceil F at every n, so each source stays
-less than one row from the schedule at every batch boundary, whatever the batch.
+A schedule gives each source a share of the tokens at every moment. The integral F(n) of the
+shares, in rows, says how many of the first n rows each source is due. The realised counts C(n)
+are whole numbers with floor F <= C <= ceil F at every n, so each source stays less than one row
+from the schedule at every batch boundary, whatever the batch.
 
-That such an order exists is the chairman assignment theorem (Tijdeman 1980), and giving each
-row to the due source with the earliest deadline finds one. To start at any row without
-replaying the run, the rows are cut into blocks: the counts at a block's ends come from F
-alone (see `_counts_at_boundary`), and the deadlines order the rows between.
+That such an order exists is the chairman assignment theorem (Tijdeman 1980). To start at any row
+without replaying the run, the counts are found by halving: those at a boundary follow from F
+and the counts at the ends of the interval it halves (`_boundary`). Inside the smallest blocks
+each row goes to the due source with the earliest deadline (`_block`).
+
+Proved, for any schedule: no step of this gets stuck. Unit u of a source may be read between
+the rows where F passes u and u + 1, so the counts A at a and B at b have an order between them
+if A <= B and for all rows x and y between a and b (Hall's condition, in a stronger form)
+    sum of A - F(y) over the sources that finish no unit from a to y is below 1, and
+    sum of B - F(x) over the sources that finish no unit from x to b is above -1.
+At the middle m the choice is which sources to round up. Row by row, the first condition caps
+the number rounded up in nested sets (late deadlines), and the second asks for a number of them
+in nested sets (early releases). The fractions of F(m) meet every cap and demand, so, two
+families of nested sets being totally unimodular, whole numbers do too, also with the sources
+that A or B leave no choice for; and taking sources by release as the caps allow, a matroid
+greedy, meets every demand that can be met. MARGIN below leaves this true of rounded sums.
+Tested, with exact fractions as judge: what float64 adds to F stays far below a row.
 """
 
 import dataclasses
 import hashlib
 import heapq
 import json
-import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
-from polylm_jax.data.languages import LANGUAGES, is_bilingual
+from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, is_bilingual
 from polylm_jax.data.permutation import key_of, permute
 from polylm_jax.errors import UserError
 
 Points = tuple[tuple[float, float], ...]
-BLOCK_BITS = (12, 18)
+MOST_EPOCHS = 4  # reading a source again is nearly as good as new text, Muennighoff et al. 2023
+BLOCK = 1 << 12  # rows that are ordered at once
+HORIZON = 1 << 40  # rows after which a run has no order
+UNIT = 1_000_000  # F is compared in millionths of a row, so that whole rows are met exactly
+MARGIN = UNIT // 4  # by which a cap is met, far above the rounding of F summed over sources
 
 
 @dataclass(frozen=True)
 class Schedule:
     """What a run wants to read. Points are (tokens, value), linear in between; two points at
-    the same tokens make a step; the last value holds for ever.
+    the same tokens make a step; the last value holds for ever. Where several curves bend, each
+    source's share of all tokens is what is linear from one point of any curve to the next.
 
     non_english: share of non-English among monolingual text (paper: 0.3, then 0.6).
     weights: (tokens, {language: weight}) points for the languages of the non-English part;
         empty means the paper's stage-1 tokens (Table 2) of the languages that have rows.
-    smoothing: exponent on the weights; 1 keeps them, 0 makes all languages equal.
+    smoothing: exponent on the weights above 0; 1 keeps them, 0 makes all languages equal.
     extras: share of all tokens that goes to other sources, {"code": points}; the key
-        "bilingual" stands for all en-xx sources that have rows, in equal parts.
+        "bilingual" stands for all other en-xx sources that have rows, in equal parts.
     on_end: what happens when a source has no unread rows left, "repeat" or "refuse".
     seed: of the order in which a source's rows are visited.
     """
@@ -52,13 +69,33 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, points in {"non_english": self.non_english, **self.extras}.items():
-            if [t for t, _ in points] != sorted(t for t, _ in points) or not points:
-                raise UserError(f"curriculum.{name}: give points in rising order of tokens.")
+        curves = {"non_english": self.non_english}
+        curves |= {f'extras["{name}"]': points for name, points in self.extras.items()}
+        for name, points in curves.items():
+            _check_order(name, [tokens for tokens, _ in points])
             if any(not 0 <= share <= 1 for _, share in points):
                 raise UserError(f"curriculum.{name}: every share must lie between 0 and 1.")
+        if self.weights:
+            _check_order("weights", [tokens for tokens, _ in self.weights])
+        for _, table in self.weights:
+            if not table or min(table.values()) < 0 or not sum(table.values()) > 0:
+                raise UserError(
+                    "curriculum.weights: every table needs weights of 0 or more, one above 0."
+                )
+            if misplaced := [name for name in table if name == "en" or name in self.extras]:
+                raise UserError(
+                    f'curriculum.weights names "{misplaced[0]}", whose share is set by '
+                    "curriculum.non_english or extras; take it out of one of them."
+                )
+        if "en" in self.extras:
+            raise UserError("curriculum.extras: English is what is left; take out the entry.")
         if self.on_end not in ("repeat", "refuse"):
             raise UserError(f'curriculum.on_end is "{self.on_end}"; choose "repeat" or "refuse".')
+
+
+def _check_order(name: str, tokens: list[float]) -> None:
+    if not tokens or tokens != sorted(tokens) or tokens[0] < 0:
+        raise UserError(f"curriculum.{name}: give points in rising order of tokens, from 0 on.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +104,9 @@ class Curriculum:
 
     sources: names, in the order of every array's source axis.
     rows: int64 [sources], rows that each source has.
-    knots: float64 [knots], rows at which a share's slope changes; starts with 0.
-    starts, ends: float64 [knots, sources], shares just after a knot and just before the next.
+    knots: float64 [knots], rows at which a share's slope changes, from 0 to past the HORIZON.
+    starts, ends: float64 [knots - 1, sources], shares just after a knot and before the next.
     due: float64 [knots, sources], integral of the shares up to each knot, in rows.
-    block: rows in a block.
     """
 
     schedule: Schedule
@@ -81,7 +117,6 @@ class Curriculum:
     starts: np.ndarray
     ends: np.ndarray
     due: np.ndarray
-    block: int
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the order of sources and rows."""
@@ -90,27 +125,31 @@ class Curriculum:
 
 
 def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Curriculum:
-    """Resolves a schedule for a store with these rows of each source, `length` tokens each."""
-    languages = [source for source in rows if source != "en" and not is_bilingual(source)]
-    languages = [source for source in languages if source not in schedule.extras]
-    tables = schedule.weights or ((0, _paper_weights(languages)),)
+    """Resolves a schedule for a store with these rows of each source, `length` tokens each.
+
+    UserError where the schedule names a source without rows, or asks for more than there is.
+    """
+    tables = schedule.weights or ((0, _paper_weights(schedule, rows)),)
     extras: dict[str, Points] = {}
     for name, points in schedule.extras.items():
-        members = [s for s in rows if is_bilingual(s)] if name == "bilingual" else [name]
+        members = [name]
+        if name == "bilingual":
+            members = [s for s in rows if is_bilingual(s) and s not in schedule.extras]
         for member in members:
             extras[member] = tuple((tokens, share / len(members)) for tokens, share in points)
         if not members:
             raise UserError(
                 "curriculum.extras asks for bilingual rows but the store has none; add en-xx "
-                "text or drop the entry."
+                "text or take the entry out of curriculum.extras."
             )
-    named = [name for _, table in tables for name in table]
-    sources = tuple(dict.fromkeys(["en", *named, *extras]))
+    named = list(dict.fromkeys(name for _, table in tables for name in table))
+    sources = ("en", *named, *extras)
     for source in sources:
         if not rows.get(source):
             raise UserError(
                 f'the curriculum names "{source}" but the row store has no rows of it; add text '
-                "and run `polylm rows` again, or take it out of curriculum.weights and extras."
+                "and run `polylm rows` again, or take it out of curriculum.weights or extras "
+                '(--gin.curriculum.extras="{}" takes out all extras).'
             )
 
     def shares(tokens: float, side: str) -> np.ndarray:
@@ -118,6 +157,7 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
         rest = 1 - sum(extra.values())
         if rest < -1e-9:
             raise UserError(f"curriculum.extras take more than all tokens at {tokens:,.0f} tokens.")
+        rest = max(rest, 0.0)
         non_english = _value(schedule.non_english, tokens, side) * rest
         inside = {
             name: _value(
@@ -125,7 +165,7 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
                 tokens,
                 side,
             )
-            for name in dict.fromkeys(named)
+            for name in named
         }
         result = {"en": rest - non_english}
         result |= {name: share * non_english for name, share in inside.items()} | extra
@@ -133,32 +173,44 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
 
     everything = [schedule.non_english, tables, *extras.values()]
     tokens_at = sorted({0.0} | {float(t) for points in everything for t, _ in points})
-    knots = np.array(tokens_at) / length
+    at = np.array(tokens_at) / length
+    knots = np.append(at, max(HORIZON, at[-1]) + 1)
     starts = np.array([shares(t, "right") for t in tokens_at])
     ends = np.array([*(shares(t, "left") for t in tokens_at[1:]), starts[-1]])
-    spans = np.diff(knots)[:, None]
-    due = np.vstack([np.zeros(len(sources)), np.cumsum((starts + ends)[:-1] / 2 * spans, axis=0)])
-    # Every source is due at least once in half a block, so that counts at a block's ends
-    # leave room for any order between.
-    smallest = np.concatenate([starts, ends])
-    smallest = smallest[smallest > 0].min()
-    bits = int(np.clip(math.ceil(math.log2(2 / smallest)), *BLOCK_BITS))
+    area = (starts + ends) / 2 * np.diff(knots)[:, None]
+    due = np.vstack([np.zeros(len(sources)), np.cumsum(area, axis=0)])
     counts = np.array([rows[source] for source in sources], np.int64)
-    return Curriculum(schedule, sources, length, counts, knots, starts, ends, due, 1 << bits)
+    return Curriculum(schedule, sources, length, counts, knots, starts, ends, due)
 
 
-def _paper_weights(languages: list[str]) -> dict[str, float]:
+def every_source(schedule: Schedule) -> tuple[str, ...]:
+    """Sources of a store that has all that the schedule may name, in all 18 languages."""
+    named = [name for _, table in schedule.weights for name in table]
+    extras = [name for name in schedule.extras if name != "bilingual"]
+    pairs = [f"en-{code}" for code in NON_ENGLISH if "bilingual" in schedule.extras]
+    return tuple(dict.fromkeys([*LANGUAGES, *named, *extras, *pairs]))
+
+
+def _paper_weights(schedule: Schedule, rows: dict[str, int]) -> dict[str, float]:
+    """Table 2's tokens of the store's languages, English left out."""
+    others = {"en", "code", *schedule.extras}
+    languages = [name for name in rows if name not in others and not is_bilingual(name)]
     unknown = [name for name in languages if name not in LANGUAGES]
     if unknown:
         raise UserError(
             f'the paper gives no share for "{unknown[0]}"; set curriculum.weights, for example '
             f"((0, {{'{unknown[0]}': 1.0}}),)."
         )
+    if not languages and any(share for _, share in schedule.non_english):
+        raise UserError(
+            "the row store has English only; add text in other languages or set "
+            "curriculum.non_english = ((0, 0),)."
+        )
     return {name: LANGUAGES[name].tokens for name in languages}
 
 
 def _normal(table: dict[str, float], smoothing: float) -> dict[str, float]:
-    smoothed = {name: weight**smoothing for name, weight in table.items()}
+    smoothed = {name: weight**smoothing for name, weight in table.items() if weight}
     return {name: weight / sum(smoothed.values()) for name, weight in smoothed.items()}
 
 
@@ -175,32 +227,33 @@ def _value(points: Points, tokens: float, side: str) -> float:
 
 
 def integral(curriculum: Curriculum, n: np.ndarray | int) -> np.ndarray:
-    """Rows of each source due among the first n: float64 [..., sources]; sums to n.
+    """Rows of each source due among the first n rows: float64 [..., sources]; sums to n.
 
     Rounded to 1e-6 rows, so that whole numbers are met exactly.
     """
-    n = np.asarray(n, np.float64)
-    knot = np.searchsorted(curriculum.knots, n, side="right") - 1
-    past = (n - curriculum.knots[knot])[..., None]
-    spans = np.append(np.diff(curriculum.knots), np.inf)[knot][..., None]
-    start, end = curriculum.starts[knot], curriculum.ends[knot]
-    area = past * start + (end - start) * past * (past / (2 * spans))
-    return np.round(curriculum.due[knot] + area, 6)
+    return _due(curriculum, np.asarray(n)[..., None]) / UNIT
 
 
 def share(curriculum: Curriculum, n: int) -> np.ndarray:
     """Share of each source at row n: float64 [sources], sums to 1."""
-    knot = int(np.searchsorted(curriculum.knots, n, side="right")) - 1
-    span = np.append(np.diff(curriculum.knots), np.inf)[knot]
-    along = (n - curriculum.knots[knot]) / span
+    knots = curriculum.knots
+    knot = np.searchsorted(knots[1:-1], n, side="right")
+    along = (n - knots[knot]) / (knots[knot + 1] - knots[knot])
     return curriculum.starts[knot] + along * (curriculum.ends[knot] - curriculum.starts[knot])
 
 
 def consumed(curriculum: Curriculum, n: int) -> np.ndarray:
     """Rows of each source among the first n rows of the run: int64 [sources]; sums to n."""
-    block, inside = divmod(n, curriculum.block)
-    order, counts = _block(curriculum, block)
-    return counts + np.bincount(order[:inside], minlength=len(counts))
+    block, inside = divmod(n, BLOCK)
+    counts = _boundary(curriculum, block * BLOCK)
+    if not inside:
+        return counts.copy()
+    return counts + np.bincount(_block(curriculum, block)[:inside], minlength=len(counts))
+
+
+def epochs(curriculum: Curriculum, n: int) -> np.ndarray:
+    """How often each source's rows have been read after n rows of the run: float64 [sources]."""
+    return consumed(curriculum, n) / curriculum.rows
 
 
 def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,18 +263,18 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
     of a permutation keyed by seed, source and epoch; after the last one a new epoch begins,
     or UserError is raised if the schedule says "refuse".
     """
-    blocks = range(start // curriculum.block, -(-stop // curriculum.block))
-    order = np.concatenate([_block(curriculum, block)[0] for block in blocks] or [[]])
-    first = start - blocks.start * curriculum.block
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    order = np.concatenate([np.empty(0, np.int16), *(_block(curriculum, b) for b in blocks)])
+    first = start - blocks.start * BLOCK
     order = order[first : first + stop - start].astype(np.int64)
     visits = np.empty(len(order), np.int64)
     for source, seen in enumerate(consumed(curriculum, start)):
         mine = order == source
-        visits[mine] = visited(curriculum, source, seen + np.arange(mine.sum()))
+        visits[mine] = _visited(curriculum, source, seen + np.arange(mine.sum()))
     return order, visits
 
 
-def visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarray:
+def _visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarray:
     """Rows of a source at these visits, counted from the start of the run."""
     count, name = int(curriculum.rows[source]), curriculum.sources[source]
     epochs, places = np.divmod(visits, count)
@@ -238,64 +291,90 @@ def visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarr
     return rows
 
 
-def _counts_at_boundary(curriculum: Curriculum, boundary: int) -> np.ndarray:
-    """Counts at a block boundary, from F alone: floor F, plus one for some of the sources.
+def _due(curriculum: Curriculum, n: np.ndarray) -> np.ndarray:
+    """F in UNITs: int64, the shape of n [..., 1 or sources] broadcast to the sources.
 
-    The units beyond the floors go to the sources with the earliest deadlines, as far as they
-    could have been read by now: at every earlier row x, no more units may have become due
-    since than rows have passed. The result is a state that an earliest-deadline order can
-    both reach and go on from.
+    Every term rises with n also in floating point, so F never falls.
     """
-    if boundary == 0:
+    knot = np.searchsorted(curriculum.knots[1:-1], n, side="right")
+    spans, column = np.diff(curriculum.knots)[knot], np.arange(len(curriculum.sources))
+    start, end = curriculum.starts[knot, column], curriculum.ends[knot, column]
+    past = n - curriculum.knots[knot]
+    along = past / spans
+    rise, fall = np.maximum(end - start, 0), np.maximum(start - end, 0)
+    bend = rise * along**2 + fall * (1 - (1 - along) ** 2)
+    area = past * np.minimum(start, end) + spans / 2 * bend
+    due = np.minimum(curriculum.due[knot, column] + area, curriculum.due[knot + 1, column])
+    return np.rint(due * UNIT).astype(np.int64)
+
+
+def _last(curriculum: Curriculum, level: np.ndarray, low: int, high: int) -> np.ndarray:
+    """For each source, the last row from low to high - 1 where F is at most its level, or low."""
+    found = np.full(len(level), low)
+    step = 1 << (high - low).bit_length()
+    while step := step // 2:
+        ahead = np.minimum(found + step, high - 1)
+        found = np.where(_due(curriculum, ahead) <= level, ahead, found)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _boundary(curriculum: Curriculum, at: int) -> np.ndarray:
+    """Counts before row `at`, a multiple of BLOCK: int64 [sources], floor F or ceil F.
+
+    `at` halves the interval between two boundaries that are multiples of a higher power of two,
+    and whose counts come first; the last interval ends at HORIZON.
+    """
+    if at == 0:
         return np.zeros(len(curriculum.sources), np.int64)
-    window = curriculum.block
-    past = integral(curriculum, np.arange(boundary - window, boundary + 1))
-    future = integral(curriculum, np.arange(boundary, boundary + window + 1))
-    due = past[-1]
-    counts = np.floor(due).astype(np.int64)
-    left = boundary - counts.sum()
-    owed = np.maximum(0, counts - np.ceil(past[:-1]))
-    slack = window - np.arange(window) - owed.sum(axis=1)
-    released = (past <= counts).sum(axis=0) - 1
-    deadline = (future < counts + 1).sum(axis=0)
-    slow = (due - past[0] < 1) & (due > counts)
-    # A source so rare that one unit spans a block changes at the half, at every boundary alike.
-    certain = np.flatnonzero(slow & (due - counts >= 0.5))
-    open_ = np.flatnonzero(~slow & (due > counts))
-    open_ = open_[np.lexsort((open_, -future[-1][open_], deadline[open_]))]
-    for source in [*certain, *open_]:
-        reach = slack[: released[source] + 1] if released[source] >= 0 else slack[:1]
-        if left == 0:
-            break
-        if reach.min() >= 1 or source in certain:
-            reach -= 1
-            counts[source] += 1
+    if at > HORIZON:
+        raise UserError(f"a run reads at most {HORIZON:,} rows; lower train.steps or train.batch.")
+    step = at & -at
+    low, high = at - step, at + step
+    counts, part = np.divmod(_due(curriculum, np.array([at])), UNIT)
+    up = _boundary(curriculum, low) > counts
+    free = (part > 0) & ~up
+    if at < HORIZON:
+        free &= _boundary(curriculum, high) > counts
+    # Late deadlines: from each deadline on, those that are due still later may be this many.
+    deadline = 1 + _last(curriculum, (counts + 1) * UNIT - 1, at, high)
+    ends = np.unique(deadline[(part > 0) & (deadline < high)])
+    late = deadline > ends[:, None]
+    owed = _due(curriculum, ends[:, None]) - counts * UNIT
+    room = (np.sum(owed, axis=1, where=late) + UNIT - MARGIN - 1) // UNIT
+    room -= late[:, up].sum(axis=1)
+    # Early releases come first.
+    release = _last(curriculum, counts * UNIT, low, at)
+    left = at - counts.sum() - up.sum()
+    for source in np.lexsort((deadline, release)):
+        if left and free[source] and (room[late[:, source]] > 0).all():
+            room -= late[:, source]
+            up[source] = True
             left -= 1
-    assert left == 0, f"no counts at row {boundary}"
-    return counts
+    assert left == 0, f"no counts at row {at}"
+    return counts + up
 
 
 @lru_cache(maxsize=16)
-def _block(curriculum: Curriculum, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source of each row of a block: int16 [block], counts before it: int64 [sources])."""
-    size, first = curriculum.block, block * curriculum.block
-    before = _counts_at_boundary(curriculum, first)
-    after = _counts_at_boundary(curriculum, first + size)
-    due = integral(curriculum, np.arange(first, first + size + 1))
+def _block(curriculum: Curriculum, block: int) -> np.ndarray:
+    """Source of each row of a block: int16 [BLOCK]."""
+    first = block * BLOCK
+    before, after = _boundary(curriculum, first), _boundary(curriculum, first + BLOCK)
+    due = _due(curriculum, np.arange(first, first + BLOCK + 1)[:, None])
     waiting = []
     for source in range(len(before)):
-        units = np.arange(before[source], after[source])
+        units = np.arange(before[source], after[source]) * UNIT
         released = np.maximum(np.searchsorted(due[:, source], units, side="right") - 1, 0)
-        deadline = np.searchsorted(due[:, source], units + 1, side="left") - 1
+        deadline = np.searchsorted(due[:, source], units + UNIT, side="left") - 1
         waiting += [
             (r, d, source) for r, d in zip(released.tolist(), deadline.tolist(), strict=True)
         ]
     waiting.sort(reverse=True)
     ready: list[tuple[int, int]] = []
-    order = np.empty(size, np.int16)
-    for row in range(size):
+    order = np.empty(BLOCK, np.int16)
+    for row in range(BLOCK):
         while waiting and waiting[-1][0] <= row:
             _, deadline, source = waiting.pop()
             heapq.heappush(ready, (deadline, source))
         order[row] = heapq.heappop(ready)[1]
-    return order, before
+    return order

@@ -6,37 +6,40 @@ by one token, so that every token but the first is a target exactly once. There 
 
     <path>/manifest.json                        written last; what it does not say is not there
     <path>/<source>/<split>-00000.tokens        little-endian ids, `rows * length + 1` of them
+    <path>/<source>/<split>.documents           where each document lies, here and in the corpus
 
-A shard's last token is also the first of the next, so a row never crosses a border.
+A shard's last token is also the first of the next, so a row never crosses a border. A store
+is read from a local disk or from any path that fsspec knows, such as gs://bucket/rows.
 """
 
 import json
-import sys
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256
-from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
+from typing import BinaryIO
 
+import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
+from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
-from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST, already_made, new_folder, write_manifest
+from polylm_jax.files import MANIFEST
 
-# Text is tokenized in batches of about this size, so that memory stays bounded.
-BATCH_CHARACTERS = 4_000_000
+# A document's first token in its stream, and the first byte of its line in the corpus.
+DOCUMENT = np.dtype([("token", "<i8"), ("byte", "<i8")])
+
+# (shard of each row [n], place in the shard [n]) to ids [n, length + 1]
+Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class RowSettings:
     """How rows are cut.
 
-    path: the folder that will hold the store.
+    path: the folder that will hold the store, or any path that fsspec knows once it is there.
     length: inputs of a row, in tokens; a row has one more for the last target.
     shard_rows: most rows in one file.
     """
@@ -52,17 +55,31 @@ class RowSettings:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A document that a row has tokens of.
+
+    file, line: where it lies in the corpus; lines count from 1.
+    name: what the corpus says it is from, a package or a file.
+    """
+
+    file: str
+    line: int
+    name: str
+
+
+@dataclass(frozen=True)
 class Store:
     """An open row store. Reading is safe from any number of threads.
 
     path: its folder.
     manifest: the content of its manifest.
-    shards: memory-mapped ids of every (source, split), each uint16 or uint32 [tokens].
     """
 
     path: str
     manifest: dict = field(repr=False)
-    shards: dict[tuple[str, str], list[np.ndarray]] = field(repr=False)
+    _files: fsspec.AbstractFileSystem = field(repr=False)
+    _root: str = field(repr=False)
+    _gather: dict[tuple[str, str], Gather] = field(repr=False)
 
     @property
     def length(self) -> int:
@@ -83,7 +100,7 @@ class Store:
 
     def rows(self, source: str, split: str = "train") -> int:
         """Number of rows; a UserError where the store lacks the source or split."""
-        if (source, split) not in self.shards:
+        if (source, split) not in self._gather:
             raise UserError(
                 f'{self.path} has no {split} rows of "{source}"; it has {", ".join(self.sources)}.'
             )
@@ -95,228 +112,130 @@ class Store:
         count = self.rows(source, split)
         if np.any((indices < 0) | (indices >= count)):
             raise IndexError(f"{source} {split} has rows 0 to {count - 1}")
-        shards = self.shards[source, split]
-        numbers, places = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
-        rows = np.empty((len(indices), self.length + 1), np.int32)
-        for row, number, start in zip(rows, numbers, places * self.length, strict=True):
-            row[:] = shards[number][start : start + self.length + 1]
-        return rows
+        shard_rows = self.manifest["made_from"]["shard_rows"]
+        return self._gather[source, split](*np.divmod(indices, shard_rows))
 
+    def origins(
+        self, corpus_path: str, source: str, row: int, split: str = "train"
+    ) -> list[Origin]:
+        """The documents that a row has tokens of, in order; their </s> counts as theirs.
 
-def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer) -> dict:
-    """Tokenize a corpus into `settings.path` and return the store's manifest.
-
-    A store made from the same corpus, tokenizer and settings is kept; one made from others is
-    a UserError, and so is a source without a single row to train on. A build that is stopped
-    leaves nothing at `settings.path`.
-    """
-    text = corpus.manifest(corpus_path)
-    made_from = {
-        "corpus": text["sha256"],
-        "tokenizer": tokenizer.fingerprint,
-        "length": settings.length,
-        "shard_rows": settings.shard_rows,
-    }
-    if already_made(settings.path, made_from):
-        print(f"rows: {settings.path} is already made; kept.")
-        return open_store(settings.path).manifest
-
-    dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
-    progress = _progress(text["sources"])
-    entries: dict[str, dict[str, dict]] = {}
-    with new_folder(settings.path) as folder:
-        for source in text["sources"]:
-            (folder / source).mkdir()
-            entries[source] = {}
-            for split in corpus.SPLITS:
-                batches = _encoded(corpus.documents(corpus_path, source, split), tokenizer, dtype)
-                entries[source][split] = _write_split(
-                    folder / source, split, progress(source, batches), settings
-                )
-            if not entries[source]["train"]["rows"]:
-                raise UserError(
-                    f"{corpus_path}/{source} has {entries[source]['train']['tokens']:,} tokens to "
-                    f"train on and one row needs {settings.length + 1:,}; "
-                    "add text or lower rows.length."
-                )
-        manifest = {
-            "made_from": made_from,
-            "dtype": dtype.name,
-            "fingerprint": _fingerprint(settings.length, entries),
-            "sources": entries,
-        }
-        write_manifest(folder, manifest)
-    rows = sum(splits["train"]["rows"] for splits in entries.values())
-    print(f"rows: {rows:,} of {settings.length:,} tokens to train on, in {settings.path}.")
-    return manifest
+        A UserError where the corpus is no longer the one that the rows were made from.
+        """
+        if corpus.manifest(corpus_path)["sha256"] != self.manifest["made_from"]["corpus"]:
+            raise UserError(
+                f"{corpus_path} is not the text that {self.path} was made from, so the "
+                "documents cannot be told; give its folder as --gin.corpus.path=FOLDER."
+            )
+        index = self.manifest["sources"][source][split]["index"]["file"]
+        documents = _array(self._files, f"{self._root}/{source}/{index}", DOCUMENT)
+        first = row * self.length
+        begin = np.searchsorted(documents["token"], first, "right") - 1
+        end = np.searchsorted(documents["token"], first + self.length, "right")
+        text = Path(corpus_path, source, f"{split}.jsonl")
+        with open(text, "rb") as lines:
+            found = []
+            for number in range(begin, end):
+                lines.seek(documents["byte"][number])
+                name = json.loads(lines.readline()).get("from", "")
+                found.append(Origin(str(text), number + 1, name))
+        return found
 
 
 def open_store(path: str) -> Store:
-    """Open a store; a UserError where there is none, or where a shard is missing or cut short."""
-    file = Path(path, MANIFEST)
-    if not file.is_file():
-        raise UserError(f"There are no rows at {path}; run polylm rows first.")
-    manifest = json.loads(file.read_text())
+    """Open a store on a local disk or on a path that fsspec knows.
+
+    A UserError where there is none, or where a file of it is missing or cut short.
+    """
+    try:
+        files, root = fsspec.core.url_to_fs(path)
+        manifest = json.loads(files.cat_file(f"{root}/{MANIFEST}"))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path} cannot be opened: {error}.") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"There are no rows at {path}; run polylm rows first.") from None
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
-    shards = {
-        (source, split): [
-            _open_shard(Path(path, source, shard["file"]), shard["bytes"], dtype)
-            for shard in entry["shards"]
-        ]
-        for source, splits in manifest["sources"].items()
-        for split, entry in splits.items()
-    }
-    return Store(path, manifest, shards)
+    found = files.find(root, detail=True)
+    gather = {}
+    for source, splits in manifest["sources"].items():
+        for split, entry in splits.items():
+            for file in (*entry["shards"], entry["index"]):
+                size = found.get(f"{root}/{source}/{file['file']}", {"size": 0})["size"]
+                if size != file["bytes"]:
+                    raise UserError(
+                        f"{path}/{source}/{file['file']} has {size:,} of its {file['bytes']:,} "
+                        f"bytes; delete {path} and run polylm rows again."
+                    )
+            shards = [f"{root}/{source}/{shard['file']}" for shard in entry["shards"]]
+            gatherer = _mapped if isinstance(files, LocalFileSystem) else _ranged
+            gather[source, split] = gatherer(files, shards, dtype, manifest["made_from"]["length"])
+    return Store(path, manifest, files, root, gather)
 
 
-def verify(store: Store) -> None:
-    """Read every shard and compare its checksum; a UserError names the first that differs."""
+def verify(store: Store) -> int:
+    """Read every file and compare its checksum; return how many there are.
+
+    A UserError names the first that differs.
+    """
+    line, count = LiveLine(10), 0
     for source, splits in store.manifest["sources"].items():
         for entry in splits.values():
-            for shard in entry["shards"]:
-                file = Path(store.path, source, shard["file"])
-                if _checksum(file) != shard["crc32"]:
-                    raise UserError(
-                        f"{file} is damaged; delete {store.path} and run polylm rows again."
-                    )
+            for described in (*entry["shards"], entry["index"]):
+                name = f"{source}/{described['file']}"
+                line.show(f"rows: reading {name}")
+                with store._files.open(f"{store._root}/{name}", "rb") as file:
+                    if checksum(file) != described["crc32"]:
+                        line.close()
+                        raise UserError(
+                            f"{store.path}/{name} is damaged; delete {store.path} and run "
+                            "polylm rows again."
+                        )
+                count += 1
+    line.close()
+    return count
 
 
-def _fingerprint(length: int, entries: dict[str, dict[str, dict]]) -> str:
-    streams = [
-        (source, split, entry["sha256"])
-        for source, splits in entries.items()
-        for split, entry in splits.items()
-    ]
-    return sha256(json.dumps((length, streams)).encode()).hexdigest()
+def checksum(file: BinaryIO) -> int:
+    """crc32 of all that is in an open file."""
+    value = 0
+    while chunk := file.read(2**24):
+        value = zlib.crc32(chunk, value)
+    return value
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Some documents as one array of ids [tokens], `</s>` after each."""
-
-    tokens: np.ndarray
-    documents: int
-    bytes: int
+def _array(files: fsspec.AbstractFileSystem, path: str, dtype: np.dtype) -> np.ndarray:
+    if isinstance(files, LocalFileSystem) and files.size(path):
+        return np.asarray(np.memmap(path, dtype, "r"))
+    return np.frombuffer(files.cat_file(path), dtype)
 
 
-def _encoded(texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype) -> Iterator[_Batch]:
-    for batch in _batches(texts):
-        ids = tokenizer.encode(batch)
-        tokens = np.fromiter(chain.from_iterable((*document, EOS) for document in ids), dtype)
-        yield _Batch(tokens, len(batch), sum(len(text.encode()) for text in batch))
+def _mapped(
+    files: fsspec.AbstractFileSystem, shards: list[str], dtype: np.dtype, length: int
+) -> Gather:
+    """Rows of local files, through memory maps that stay open."""
+    maps = [_array(files, shard, dtype) for shard in shards]
+
+    def gather(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(places), length + 1), np.int32)
+        for row, number, start in zip(
+            rows, numbers.tolist(), (places * length).tolist(), strict=True
+        ):
+            row[:] = maps[number][start : start + length + 1]
+        return rows
+
+    return gather
 
 
-def _progress(sources: dict[str, dict]) -> Callable[[str, Iterable[_Batch]], Iterator[_Batch]]:
-    """Wraps batches so that a line on stderr keeps saying how far the build is.
+def _ranged(
+    files: fsspec.AbstractFileSystem, shards: list[str], dtype: np.dtype, length: int
+) -> Gather:
+    """Rows of remote files, each by one ranged read, all at once where the store can."""
 
-    sources: as in the corpus manifest, with the bytes that are to come.
-    """
-    total = sum(entry[split]["bytes"] for entry in sources.values() for split in corpus.SPLITS)
-    names = list(sources)
-    started = time.monotonic()
-    tokens = done = 0
+    def gather(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
+        starts = places * length * dtype.itemsize
+        ends = starts + (length + 1) * dtype.itemsize
+        paths = [shards[number] for number in numbers]
+        found = files.cat_ranges(paths, starts.tolist(), ends.tolist(), on_error="raise")
+        return np.frombuffer(b"".join(found), dtype).astype(np.int32).reshape(-1, length + 1)
 
-    def watched(source: str, batches: Iterable[_Batch]) -> Iterator[_Batch]:
-        nonlocal tokens, done
-        for batch in batches:
-            yield batch
-            tokens += len(batch.tokens)
-            done += batch.bytes
-            seconds = time.monotonic() - started
-            print(
-                f"\rrows: {source} ({names.index(source) + 1} of {len(names)}), "
-                f"{tokens / seconds:,.0f} tokens/s, {seconds * (total / done - 1):,.0f} s "
-                "left   ",
-                end="\n" if done == total else "",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    return watched
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _write_split(
-    folder: Path, split: str, batches: Iterable[_Batch], settings: RowSettings
-) -> dict:
-    """Write one token stream as shards in `folder`; return its entry in the manifest."""
-    digest = sha256()
-    totals = {"documents": 0, "bytes": 0, "tokens": 0}
-
-    def stream() -> Iterator[np.ndarray]:
-        for batch in batches:
-            digest.update(batch.tokens.data)
-            totals["documents"] += batch.documents
-            totals["bytes"] += batch.bytes
-            totals["tokens"] += len(batch.tokens)
-            yield batch.tokens
-
-    cut = _cut(stream(), settings.shard_rows * settings.length + 1)
-    shards = []
-    for number, pieces in groupby(cut, key=itemgetter(0)):
-        file = folder / f"{split}-{number:05d}.tokens"
-        if _write_shard(file, map(itemgetter(1), pieces), settings.length):
-            shards.append(
-                {"file": file.name, "bytes": file.stat().st_size, "crc32": _checksum(file)}
-            )
-    rows = max(0, totals["tokens"] - 1) // settings.length
-    kept = rows * settings.length + 1 if rows else 0
-    return totals | {
-        "rows": rows,
-        "dropped_tokens": totals["tokens"] - kept,
-        "sha256": digest.hexdigest(),
-        "shards": shards,
-    }
-
-
-def _cut(stream: Iterable[np.ndarray], capacity: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Split a stream [tokens] into (shard number, piece): `capacity` tokens in every shard but
-    the last, and each shard's last token once more as the first of the next."""
-    number, room = 0, capacity
-    for tokens in stream:
-        while len(tokens) >= room:
-            yield number, tokens[:room]
-            tokens = tokens[room - 1 :]
-            number, room = number + 1, capacity
-        yield number, tokens
-        room -= len(tokens)
-
-
-def _write_shard(path: Path, pieces: Iterable[np.ndarray], length: int) -> int:
-    """Write the whole rows of these tokens; return how many. Without one, leave no file."""
-    tokens = 0
-    with open(path, "wb") as file:
-        for piece in pieces:
-            file.write(piece.data)
-            tokens += len(piece)
-        rows = (tokens - 1) // length
-        file.truncate((rows * length + 1) * piece.itemsize)
-    if not rows:
-        path.unlink()
-    return rows
-
-
-def _checksum(path: Path) -> int:
-    return zlib.crc32(np.memmap(path, np.uint8, "r").data)
-
-
-def _open_shard(path: Path, size: int, dtype: np.dtype) -> np.ndarray:
-    found = path.stat().st_size if path.is_file() else 0
-    if found != size:
-        raise UserError(
-            f"{path} has {found:,} of its {size:,} bytes; "
-            f"delete {path.parent.parent} and run polylm rows again."
-        )
-    return np.asarray(np.memmap(path, dtype, "r"))
+    return gather

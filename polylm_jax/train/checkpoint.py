@@ -87,13 +87,14 @@ def finish(manager: ocp.CheckpointManager) -> None:
         raise _not_saved(manager, step, error) from error
 
 
-def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
+def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
+    """What a failed save raises: one sentence if the storage is to blame, else the error."""
+    reasons = ("No space left on device", "File too large", "Quota exceeded", "Permission denied")
+    reason = next((r for r in reasons if r.lower() in str(error).lower()), None)
+    if reason is None:
+        return error
     # what the failed save has left behind complains as it is taken down
     sys.unraisablehook = lambda _: None
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    for known in ("No space left on device", "File too large", "Permission denied"):
-        if known.lower() in str(error).lower():
-            reason = known
     return UserError(
         f"the checkpoint of step {step} could not be written to {manager.directory} ({reason}); "
         "free some space and run the same command again: it goes on from the newest whole "

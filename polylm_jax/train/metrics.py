@@ -3,7 +3,6 @@
 import itertools
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -11,14 +10,8 @@ from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
-
-def format_duration(seconds: float) -> str:
-    """Seconds as "1 h 02 min", "3 min 05 s" or "12 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+from polylm_jax.console import LiveLine
+from polylm_jax.console import format_duration as format_duration
 
 
 class Metrics:
@@ -26,8 +19,7 @@ class Metrics:
 
     def __init__(self, folder: str, active: bool) -> None:
         self._active = active
-        self._live = sys.stderr.isatty()
-        self._shown = False
+        self._line = LiveLine()
         if active:
             Path(folder).mkdir(parents=True, exist_ok=True)
             path = Path(folder) / "metrics.jsonl"
@@ -45,25 +37,18 @@ class Metrics:
 
     def line(self, text: str, last: bool = False) -> None:
         """Shows the run's state: one line redrawn on a terminal, one line a call elsewhere."""
-        if not self._active:
-            return
-        if self._live:
-            sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
-        else:
-            sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-        self._shown = self._live and not last
+        if self._active:
+            self._line.show(text, last)
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the live one."""
         if self._active:
-            sys.stderr.write(("\r\033[K" if self._shown else "") + text + "\n")
-            self._shown = False
+            self._line.say(text)
 
     @property
     def live(self) -> bool:
         """Whether the line is redrawn in place."""
-        return self._live
+        return self._line.live
 
     def __enter__(self) -> Self:
         return self
@@ -75,8 +60,7 @@ class Metrics:
         trace: TracebackType | None,
     ) -> None:
         if self._active:
-            if self._shown:
-                sys.stderr.write("\n")
+            self._line.close()
             self._file.close()
             self._board.close()
 

@@ -1,17 +1,30 @@
+import errno
+import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import sentencepiece
 
-from polylm_jax.data.rows import RowSettings, build, open_store, verify
+from polylm_jax.__main__ import main
+from polylm_jax.data import corpus as documents
+from polylm_jax.data import packing
+from polylm_jax.data.packing import build
+from polylm_jax.data.rows import RowSettings, open_store, verify
 from polylm_jax.data.tokenizer import TokenizerTraining, load, train
 from polylm_jax.errors import UserError
+from polylm_jax.files import resumed_folder
+from tests.conftest import gin_flags
 from tests.data.sentences import SENTENCES
 from tests.data.test_tokenizer import write_corpus
 
@@ -57,7 +70,7 @@ def naive_rows(tokenizer, texts, length):
 def test_rows_are_the_documents_strung_together(
     corpus, tokenizer, tmp_path, monkeypatch, length, shard_rows, batch_characters
 ):
-    monkeypatch.setattr("polylm_jax.data.rows.BATCH_CHARACTERS", batch_characters)
+    monkeypatch.setattr("polylm_jax.data.packing.BATCH_CHARACTERS", batch_characters)
     build(RowSettings(str(tmp_path / "rows"), length, shard_rows), corpus, tokenizer)
     store = open_store(str(tmp_path / "rows"))
     assert store.sources == tuple(TEXTS)
@@ -172,38 +185,275 @@ def test_a_store_that_is_there_is_kept_and_another_is_not_overwritten(
         build(replace(settings, length=8), corpus, tokenizer)
 
 
-def test_an_interrupted_build_leaves_nothing(corpus, tokenizer, settings, tmp_path, monkeypatch):
-    plain = type(tokenizer).encode
+def same_files(one, two):
+    found = subprocess.run(["diff", "-r", one, two], capture_output=True, text=True)
+    return (found.returncode, found.stdout) == (0, "")
 
-    def interrupted(self, texts):
-        if TEXTS["he"][0] in texts:
-            raise KeyboardInterrupt
-        return plain(self, texts)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(tokenizer), "encode", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            build(settings, corpus, tokenizer)
-    assert not list(tmp_path.iterdir())
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(packing, "PART_BYTES", 1000)
+
+
+@pytest.mark.parametrize("part_bytes", [100, 999, 5000])
+def test_parts_leave_no_mark(corpus, tokenizer, settings, tmp_path, monkeypatch, part_bytes):
     build(settings, corpus, tokenizer)
+    monkeypatch.setattr(packing, "PART_BYTES", part_bytes)
+    other = replace(settings, path=str(tmp_path / "other"))
+    build(other, corpus, tokenizer)
+    assert same_files(settings.path, other.path)
 
 
-def test_a_killed_build_leaves_nothing_that_opens(corpus, tokenizer, settings, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model)
-    program = f"""
-import os
-from polylm_jax.data import rows, tokenizer
-rows.write_manifest = lambda *_: os._exit(9)
-settings = rows.RowSettings({settings.path!r}, {LENGTH}, 7)
-rows.build(settings, {corpus!r}, tokenizer.load({str(tmp_path / "tokenizer.model")!r}))
+def test_workers_leave_no_mark(corpus, tokenizer, settings, tmp_path, small_parts):
+    build(settings, corpus, tokenizer, workers=1)
+    other = replace(settings, path=str(tmp_path / "other"))
+    build(other, corpus, tokenizer, workers=2)
+    assert same_files(settings.path, other.path)
+
+
+def test_an_interrupted_build_goes_on(
+    corpus, tokenizer, settings, tmp_path, monkeypatch, small_parts
+):
+    plain, calls = packing._tokenize, []
+
+    def interrupted(job, part):
+        calls.append(part)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return plain(job, part)
+
+    monkeypatch.setattr(packing, "_tokenize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(settings, corpus, tokenizer, workers=1)
+    with pytest.raises(UserError, match="run polylm rows first"):
+        open_store(settings.path)
+    with pytest.raises(UserError, match="run polylm rows first"):
+        open_store(f"{settings.path}.partial")
+    build(settings, corpus, tokenizer, workers=1)
+    assert len(calls) - 1 == len(set(calls)) > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_another_build_begins_anew(corpus, tokenizer, settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(settings, corpus, tokenizer)
+    build(replace(settings, length=8), corpus, tokenizer)
+    other = RowSettings(str(tmp_path / "other"), 8, 7)
+    build(other, corpus, tokenizer)
+    assert same_files(settings.path, other.path)
+
+
+# the program kills itself at the nth call of a function
+KILLED = """
+import itertools, os, signal
+from polylm_jax.data import packing, rows, tokenizer
+packing.PART_BYTES = 1000
+plain, calls = packing.{name}, itertools.count(1)
+def killed(*arguments, **named):
+    if next(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(*arguments, **named)
+packing.{name} = killed
+settings = rows.RowSettings({path!r}, {length}, 7)
+packing.build(settings, {corpus!r}, tokenizer.load({model!r}), workers={workers})
 """
-    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
-    assert killed.returncode == 9
-    assert list(tmp_path.glob("rows.tmp-*"))
+
+
+def started(tokenizer, folder, **values):
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    program = KILLED.format(length=LENGTH, model=str(folder / "tokenizer.model"), **values)
+    return subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [("os.replace", 20), ("_write_shard", 30), ("_cut_stream", 4), ("write_manifest", 1)],
+)
+def test_a_killed_build_goes_on(
+    corpus, tokenizer, settings, tmp_path, small_parts, capsys, name, call
+):
+    process = started(
+        tokenizer, tmp_path, name=name, call=call, path=settings.path, corpus=corpus, workers=1
+    )
+    assert process.wait() == -signal.SIGKILL
     with pytest.raises(UserError, match="run polylm rows first"):
         open_store(settings.path)
     build(settings, corpus, tokenizer)
+    assert ("going on" in capsys.readouterr().out) == (name != "write_manifest")
+    other = replace(settings, path=str(tmp_path / "other"))
+    build(other, corpus, tokenizer)
+    assert same_files(settings.path, other.path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_build_by_two_processes_killed_from_outside(tokenizer, settings, tmp_path, small_parts):
+    texts = {code: TEXTS[code] * 20 for code in ("de", "th")}
+    path = write_corpus(tmp_path / "corpus", texts)
+    process = started(
+        tokenizer,
+        tmp_path,
+        name="build",
+        call=-1,
+        path=settings.path,
+        corpus=path,
+        workers=2,
+    )
+    scratch = Path(f"{settings.path}.partial/scratch")
+    while process.poll() is None and len(list(scratch.glob("*.part"))) < 20:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not Path(settings.path).exists()
+    build(settings, path, tokenizer, workers=1)
+    other = replace(settings, path=str(tmp_path / "other"))
+    build(other, path, tokenizer, workers=1)
+    assert same_files(settings.path, other.path)
+
+
+def test_two_builds_at_once(corpus, tokenizer, settings):
+    with (
+        resumed_folder(settings.path, {}),
+        pytest.raises(UserError, match=r"Another process is making .*rows; wait"),
+    ):
+        build(settings, corpus, tokenizer)
+
+
+@pytest.mark.parametrize(("name", "call"), [("replace", 6), ("_write_shard", 3)])
+def test_a_full_disk(corpus, tokenizer, settings, tmp_path, monkeypatch, small_parts, name, call):
+    owner = os if name == "replace" else packing
+    plain, calls = getattr(owner, name), itertools.count(1)
+
+    def full(file, *arguments, **named):
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(file, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(UserError, match=r"no room left for .*rows.partial; free some and run"):
+            build(settings, corpus, tokenizer, workers=1)
+    assert not Path(settings.path).exists()
+    scratch = Path(f"{settings.path}.partial", "scratch")
+    assert not list(scratch.glob("*.tmp-*"))
+    if name == "replace":  # the first is the note of what the parts are made from
+        assert len(list(scratch.glob("*.part"))) == call - 2
+    build(settings, corpus, tokenizer)
     verify(open_store(settings.path))
+
+
+def test_progress_is_one_line_in_a_log(corpus, tokenizer, settings, capsys, small_parts):
+    build(settings, corpus, tokenizer)
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rows: \S+, 100% of [\d.]+ MB, [\d,]+ tokens/s, 0 s left", line)
+
+
+def test_damaged_text_is_named(tokenizer, settings, tmp_path):
+    path = write_corpus(tmp_path / "corpus", {"de": TEXTS["de"]})
+    file = Path(path, "de", "train.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"de/train.jsonl is damaged at its byte [\d,]+; run"):
+        build(settings, path, tokenizer)
+    file.unlink()
+    with pytest.raises(UserError, match=r"de/train.jsonl is missing; run polylm corpus"):
+        build(settings, path, tokenizer)
+
+
+def test_held_out_text_is_in_no_training_row(tokenizer, settings, tmp_path):
+    for code in ("de", "th"):
+        (tmp_path / "text" / code).mkdir(parents=True)
+        lines = [json.dumps({"text": f"{i}. {text}"}) for i, text in enumerate(SENTENCES[code] * 3)]
+        (tmp_path / "text" / code / "a.jsonl").write_text("\n".join([*lines, *lines]))
+    path = str(tmp_path / "corpus")
+    documents.build(documents.Corpus(path, str(tmp_path / "text"), 0.3), large=False)
+    build(settings, path, tokenizer)
+    store = open_store(settings.path)
+    for source in store.sources:
+        rows = store.read(source, np.arange(store.rows(source)))
+        stream = np.array([rows[0, 0], *rows[:, 1:].ravel()])
+        [text] = tokenizer.decode([[int(i) for i in stream]])
+        held_out = list(documents.documents(path, source, "valid"))
+        assert len(held_out) > 2
+        assert not [document for document in held_out if document in text]
+        assert any(document in text for document in documents.documents(path, source, "train"))
+
+
+@pytest.fixture
+def remote(corpus, tokenizer, settings):
+    """A store's copy in fsspec's memory."""
+    build(settings, corpus, tokenizer)
+    memory = fsspec.filesystem("memory")
+    memory.put(settings.path, "/far/rows", recursive=True)
+    yield memory
+    memory.rm("/far", recursive=True)
+
+
+def test_a_remote_store_gives_the_same_rows(settings, remote, corpus):
+    near, far = open_store(settings.path), open_store("memory://far/rows")
+    assert near.manifest == far.manifest
+    for source in near.sources:
+        order = np.random.default_rng(0).permutation(near.rows(source))
+        read = far.read(source, order)
+        assert read.dtype == np.int32
+        np.testing.assert_array_equal(read, near.read(source, order))
+        assert far.read(source, order[:0]).shape == (0, LENGTH + 1)
+    assert near.origins(corpus, "th", 9) == far.origins(corpus, "th", 9)
+    assert verify(far) == verify(near)
+
+
+def test_a_damaged_remote_store(settings, remote):
+    content = remote.cat_file("/far/rows/th/train-00001.tokens")
+    remote.pipe_file("/far/rows/th/train-00001.tokens", content[:-1] + b"!")
+    with pytest.raises(UserError, match=r"memory://far/rows/th/train-00001.tokens is damaged"):
+        verify(open_store("memory://far/rows"))
+    remote.pipe_file("/far/rows/th/train-00001.tokens", content[:-1])
+    with pytest.raises(UserError, match=r"far/rows/th/train-00001.tokens has .* of its .* bytes"):
+        open_store("memory://far/rows")
+    with pytest.raises(UserError, match=r"no rows at memory://elsewhere; run"):
+        open_store("memory://elsewhere")
+
+
+def test_paths_that_cannot_be(corpus, tokenizer):
+    with pytest.raises(UserError, match=r"nosuch://rows cannot be opened: Protocol not known"):
+        open_store("nosuch://rows")
+    with pytest.raises(UserError, match=r"not made there; make them on a local disk and copy"):
+        build(RowSettings("memory://rows"), corpus, tokenizer)
+
+
+def test_where_rows_are_from(corpus, tokenizer, settings, small_parts):
+    build(settings, corpus, tokenizer)
+    store = open_store(settings.path)
+    ids = tokenizer.encode(TEXTS["th"])
+    number = np.repeat(np.arange(len(ids)), [len(document) + 1 for document in ids])
+    for row in range(store.rows("th")):
+        expected = sorted(set(number[row * LENGTH : (row + 1) * LENGTH + 1] + 1))
+        found = store.origins(corpus, "th", row)
+        assert [origin.line for origin in found] == expected
+        assert {origin.file for origin in found} == {f"{corpus}/th/train.jsonl"}
+    with pytest.raises(UserError, match=r"is not the text that .* was made from"):
+        store.origins(write_corpus(Path(settings.path).with_name("new"), TEXTS), "th", 0)
+
+
+def test_the_command_line(tiny, capsys):
+    flags = gin_flags(tiny)
+    assert main(["rows", "verify", *flags]) == 0
+    assert "files of" in capsys.readouterr().out
+    assert main(["rows", "show", "7", *flags]) == 0
+    shown = capsys.readouterr().out
+    found = re.search(r"Row 7 of the run is row ([\d,]+) of the [\d,]+ of (\S+):", shown)
+    source, row = found[2], found[1].replace(",", "")
+    assert "prose.txt" in shown
+    assert main(["rows", *flags, "show", row, f"--source={source}"]) == 0
+    assert capsys.readouterr().out.split("\n", 1)[1] == shown.split("\n", 1)[1]
+    for wrong, sentence in [
+        (["show"], "say which row"),
+        (["show", "-1"], "say which row"),
+        (["show", "9999999", "--source=th"], '"th" has rows 0 to'),
+        (["show", "1", "--source=xx"], 'no train rows of "xx"'),
+    ]:
+        assert main(["rows", *wrong, *flags]) == 1
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "missing"])
@@ -228,10 +478,10 @@ def test_a_changed_shard_is_named(corpus, tokenizer, settings):
         verify(open_store(settings.path))
 
 
-def test_too_little_text(corpus, tokenizer, settings, tmp_path):
+def test_too_little_text(corpus, tokenizer, settings):
     with pytest.raises(UserError, match=r"corpus/de has [\d,]+ tokens .* row needs 100,001; add"):
         build(replace(settings, length=100_000), corpus, tokenizer)
-    assert not list(tmp_path.iterdir())
+    assert not Path(settings.path).exists()
 
 
 def test_a_split_without_a_row_is_recorded(tokenizer, settings, tmp_path):

@@ -1,0 +1,392 @@
+"""Building a row store: documents are tokenized in parts, and shards are cut from the parts.
+
+A part is the documents that begin in one stretch of a source's file, so that cores share a
+large source. What a part or a shard holds depends on the text alone: not on who makes it, nor
+in what order, nor on how often the build was stopped.
+
+    <path>.partial/scratch/<source>.<split>.<part>.part   a tokenized part; kept if we are stopped
+    <path>.partial/scratch/<source>.<split>.json         the manifest's entry, once shards are cut
+    <path>.partial/whole/                                what will be <path>
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, groupby
+from multiprocessing import get_context, parent_process
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polylm_jax.console import LiveLine, format_duration
+from polylm_jax.data import corpus
+from polylm_jax.data.rows import DOCUMENT, RowSettings, checksum, open_store
+from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.errors import UserError
+from polylm_jax.files import already_made, new_file, resumed_folder, write_manifest
+
+# A part is documents from about this much of a file; it fits in memory many times over.
+PART_BYTES = 16_000_000
+
+# Text is tokenized in batches of about this size, for Python's integers are large.
+BATCH_CHARACTERS = 1_000_000
+
+# A process more starts slower than it tokenizes less than this.
+BYTES_PER_WORKER = 32_000_000
+
+LINE_SECONDS = 10  # between two lines of progress where there is no terminal
+
+
+class _Part(NamedTuple):
+    source: str
+    split: str
+    number: int
+    bytes: int  # of the source's file
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker has to know.
+
+    dtype: of the ids, little-endian.
+    part_bytes: see PART_BYTES.
+    """
+
+    corpus: str
+    tokenizer: Tokenizer
+    settings: RowSettings
+    dtype: np.dtype
+    part_bytes: int
+    scratch: Path
+    whole: Path
+
+    def text(self, source: str, split: str) -> Path:
+        return Path(self.corpus, source, f"{split}.jsonl")
+
+    def tokens(self, part: _Part) -> Path:
+        return self.scratch / f"{part.source}.{part.split}.{part.number:06d}.part"
+
+    def entry(self, source: str, split: str) -> Path:
+        return self.scratch / f"{source}.{split}.json"
+
+
+def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers: int = 0) -> dict:
+    """Tokenize a corpus into `settings.path` and return the store's manifest.
+
+    workers: processes that share the work; 0 for as many as the text is worth, up to one a core.
+
+    A build that is stopped, be it by kill -9, leaves nothing at `settings.path`; the next one
+    goes on from there, and the store is the same byte for byte. A store made from the same
+    corpus, tokenizer and settings is kept. A UserError where it was made from others, where a
+    source has not a single row to train on, where text is damaged, or where the disk is full.
+    """
+    if "://" in settings.path:
+        raise UserError(
+            f"rows.path is {settings.path}: rows are read there but not made there; "
+            "make them on a local disk and copy the folder."
+        )
+    text = corpus.manifest(corpus_path)
+    made_from = {
+        "corpus": text["sha256"],
+        "tokenizer": tokenizer.fingerprint,
+        "length": settings.length,
+        "shard_rows": settings.shard_rows,
+    }
+    if already_made(settings.path, made_from):
+        print(f"rows: {settings.path} is already made; kept.")
+        return open_store(settings.path).manifest
+
+    dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
+    streams = [(source, split) for source in text["sources"] for split in corpus.SPLITS]
+    with resumed_folder(settings.path, made_from | {"part": PART_BYTES}) as (scratch, whole):
+        job = _Job(corpus_path, tokenizer, settings, dtype, PART_BYTES, scratch, whole)
+        for source in text["sources"]:
+            (whole / source).mkdir(exist_ok=True)
+        parts = _parts(job, streams)
+        with _workers(job, workers or _worth(job, streams)) as run:
+            _tokenize_all(job, parts, run)
+            cut = dict(run(_cut_stream, streams))
+        entries = {
+            source: {split: cut[source, split] for split in corpus.SPLITS}
+            for source in text["sources"]
+        }
+        for source, entry in entries.items():
+            if not entry["train"]["rows"]:
+                raise UserError(
+                    f"{corpus_path}/{source} has {entry['train']['tokens']:,} tokens to "
+                    f"train on and one row needs {settings.length + 1:,}; "
+                    "add text or lower rows.length."
+                )
+        manifest = {"made_from": made_from, "dtype": dtype.name} | _totals(settings.length, entries)
+        write_manifest(whole, manifest)
+    rows = sum(splits["train"]["rows"] for splits in entries.values())
+    print(
+        f"rows: {rows:,} of {settings.length:,} tokens to train on, in {settings.path}; "
+        f"{manifest['dropped_tokens']:,} tokens at the sources' ends fill no row."
+    )
+    return manifest
+
+
+def _totals(length: int, entries: dict[str, dict[str, dict]]) -> dict:
+    """The manifest's part about all sources, and the entries of each."""
+    streams = [(*pair, entry) for pair, entry in _flat(entries)]
+    counts = ("documents", "bytes", "tokens", "rows", "dropped_tokens")
+    hashes = [(source, split, entry["sha256"]) for source, split, entry in streams]
+    return {
+        "fingerprint": sha256(json.dumps((length, hashes)).encode()).hexdigest(),
+        **{name: sum(entry[name] for *_, entry in streams) for name in counts},
+        # the share of a row's places that hold text: there is no padding
+        "fill": 1.0,
+        "sources": entries,
+    }
+
+
+def _flat(entries: dict[str, dict[str, dict]]) -> Iterator[tuple[tuple[str, str], dict]]:
+    for source, splits in entries.items():
+        for split, entry in splits.items():
+            yield (source, split), entry
+
+
+def _size(file: Path) -> int:
+    if not file.is_file():
+        raise UserError(f"{file} is missing; run polylm corpus again.")
+    return file.stat().st_size
+
+
+def _parts(job: _Job, streams: Iterable[tuple[str, str]]) -> list[_Part]:
+    """The parts of all streams whose shards are not cut yet."""
+    return [
+        _Part(source, split, number, min(job.part_bytes, size - number * job.part_bytes))
+        for source, split in streams
+        if not job.entry(source, split).is_file()
+        for size in [_size(job.text(source, split))]
+        for number in range(-(-size // job.part_bytes))
+    ]
+
+
+def _worth(job: _Job, streams: Iterable[tuple[str, str]]) -> int:
+    size = sum(_size(job.text(*stream)) for stream in streams)
+    return min(len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
+
+
+# --- tokenizing
+
+
+def _tokenize_all(job: _Job, parts: list[_Part], run: Callable) -> None:
+    """Tokenize the parts that no earlier run has, with a line on stderr that says how far."""
+    left = [part for part in parts if not job.tokens(part).is_file()]
+    if len(left) < len(parts):
+        print(f"rows: going on; {len(parts) - len(left):,} of {len(parts):,} parts are there.")
+    total = sum(part.bytes for part in left)
+    line, started = LiveLine(LINE_SECONDS), time.monotonic()
+    done = tokens = 0
+    for part, count in run(_tokenize, left):
+        done += part.bytes
+        tokens += count
+        seconds = time.monotonic() - started
+        line.show(
+            f"rows: {part.source}, {done / total:.0%} of {total / 1e6:,.1f} MB, "
+            f"{tokens / seconds:,.0f} tokens/s, "
+            f"{format_duration(seconds * (total / done - 1))} left",
+            last=done == total,
+        )
+
+
+def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
+    """Write a part's tokens, with </s> after each document; return how many.
+
+    The file holds the number of documents, the size of their text in bytes, the documents as in
+    the store but with tokens counted from the part's first, and the tokens.
+    """
+    batches, lengths, places, size = [np.empty(0, job.dtype)], [0], [], 0
+    begin = part.number * job.part_bytes
+    text = job.text(part.source, part.split)
+    for batch in _batches(_documents(text, begin, begin + job.part_bytes)):
+        texts = [text for _, text in batch]
+        ids = job.tokenizer.processor.encode(texts, add_eos=True, num_threads=1)
+        batches.append(np.fromiter(chain.from_iterable(ids), job.dtype))
+        lengths += map(len, ids)
+        places += [place for place, _ in batch]
+        size += sum(len(text.encode()) for text in texts)
+    tokens = np.concatenate(batches)
+    documents = np.empty(len(places), DOCUMENT)
+    documents["token"], documents["byte"] = np.cumsum(lengths)[:-1], places
+    with new_file(job.tokens(part), job.scratch) as file:
+        np.array([len(documents), size], "<i8").tofile(file)
+        documents.tofile(file)
+        tokens.tofile(file)
+    return part, len(tokens)
+
+
+def _documents(file: Path, begin: int, end: int) -> Iterator[tuple[int, str]]:
+    """(first byte of its line, text) of the documents whose lines begin at these bytes."""
+    with open(file, "rb") as lines:
+        if begin:
+            # the line that the part's first byte may lie in belongs to the part before
+            lines.seek(begin - 1)
+            lines.readline()
+        while (place := lines.tell()) < end and (line := lines.readline()):
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, LookupError, TypeError):
+                raise UserError(
+                    f"{file} is damaged at its byte {place:,}; run polylm corpus again."
+                ) from None
+            yield place, text
+
+
+def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[1])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# --- cutting
+
+
+def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], dict]:
+    """Cut the parts of a (source, split) into shards; return its entry in the manifest too."""
+    source, split = stream
+    done = job.entry(source, split)
+    if done.is_file():
+        return stream, json.loads(done.read_text())
+    files = [job.tokens(part) for part in _parts(job, [stream])]
+    digest = sha256()
+    totals = {"documents": 0, "bytes": 0, "tokens": 0}
+    index = job.whole / source / f"{split}.documents"
+
+    def stream_of_parts() -> Iterator[np.ndarray]:
+        with new_file(index, job.scratch) as file:
+            for path in files:
+                with open(path, "rb") as part:
+                    count, size = np.fromfile(part, "<i8", 2).tolist()
+                    documents, ids = (
+                        np.fromfile(part, DOCUMENT, count),
+                        np.fromfile(part, job.dtype),
+                    )
+                documents["token"] += totals["tokens"]
+                file.write(documents.data)
+                digest.update(ids.data)
+                totals["documents"] += count
+                totals["bytes"] += size
+                totals["tokens"] += len(ids)
+                yield ids
+
+    length = job.settings.length
+    shards = []
+    for number, pieces in groupby(
+        _cut(stream_of_parts(), job.settings.shard_rows * length + 1), key=itemgetter(0)
+    ):
+        path = job.whole / source / f"{split}-{number:05d}.tokens"
+        if _write_shard(path, map(itemgetter(1), pieces), length, job.scratch):
+            shards.append(_described(path))
+    rows = max(0, totals["tokens"] - 1) // length
+    kept = rows * length + 1 if rows else 0
+    entry = totals | {
+        "rows": rows,
+        "dropped_tokens": totals["tokens"] - kept,
+        "sha256": digest.hexdigest(),
+        "shards": shards,
+        "index": _described(index),
+    }
+    with new_file(done, job.scratch) as file:
+        file.write(json.dumps(entry).encode())
+    for path in files:
+        path.unlink()
+    return stream, entry
+
+
+def _cut(stream: Iterable[np.ndarray], capacity: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Split a stream [tokens] into (shard number, piece): `capacity` tokens in every shard but
+    the last, and each shard's last token once more as the first of the next."""
+    number, room = 0, capacity
+    for tokens in stream:
+        while len(tokens) >= room:
+            yield number, tokens[:room]
+            tokens = tokens[room - 1 :]
+            number, room = number + 1, capacity
+        yield number, tokens
+        room -= len(tokens)
+
+
+def _write_shard(path: Path, pieces: Iterable[np.ndarray], length: int, scratch: Path) -> int:
+    """Write the whole rows of these tokens; return how many. Without one, leave no file."""
+    tokens = 0
+    with new_file(path, scratch) as file:
+        for piece in pieces:
+            file.write(piece.data)
+            tokens += len(piece)
+        rows = max(0, tokens - 1) // length
+        file.truncate((rows * length + 1) * piece.itemsize)
+    if not rows:
+        path.unlink()
+    return rows
+
+
+def _described(path: Path) -> dict:
+    with open(path, "rb") as file:
+        return {"file": path.name, "bytes": path.stat().st_size, "crc32": checksum(file)}
+
+
+# --- workers
+
+_job: _Job  # in a worker process
+
+
+@contextmanager
+def _workers(job: _Job, count: int) -> Iterator[Callable]:
+    """Gives run(function, pieces): function(job, piece) of each, in the order they finish."""
+    if count == 1:
+        yield lambda function, pieces: (function(job, piece) for piece in pieces)
+        return
+    # a fork would copy the locks of JAX's threads, so start afresh
+    with ProcessPoolExecutor(count, get_context("spawn"), _start_worker, (job,)) as pool:
+
+        def run(function: Callable, pieces: Iterable[Any]) -> Iterator[Any]:
+            futures = [pool.submit(_call, function, piece) for piece in pieces]
+            return (future.result() for future in as_completed(futures))
+
+        try:
+            yield run
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that was packing rows died, for lack of memory perhaps; run the same "
+                "command again: what is finished is kept."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(job: _Job) -> None:
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(function: Callable, piece: Any) -> Any:
+    return function(_job, piece)

@@ -1,0 +1,82 @@
+"""The command line: texts from a run, and one clear sentence for what cannot work."""
+
+import pytest
+
+from polylm_jax.__main__ import main
+from tests.conftest import gin_flags
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("main") / "run"
+    steps = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
+    assert main(["train", *gin_flags(tiny | steps)]) == 0
+    return folder
+
+
+def texts_of(capsys, prompts, *flags):
+    assert main(["generate", *flags, *(f"--prompt={prompt}" for prompt in prompts)]) == 0
+    out = capsys.readouterr().out
+    return out[out.index(f"[{prompts[0]}]") :]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_each_prompt_gives_in_company_what_it_gives_alone(run, capsys, temperature):
+    flags = [f"--run={run}", f"--gin.sampling.temperature={temperature}"]
+    flags += ["--gin.sampling.new_tokens=8"]
+    prompts = ["Die", "El sol y la luna", "猫"]
+    together = texts_of(capsys, prompts, *flags)
+    assert together == "\n".join(texts_of(capsys, [prompt], *flags) for prompt in prompts)
+
+
+def test_texts_go_to_a_file(run, tmp_path, capsys):
+    shown = texts_of(capsys, ["Die"], f"--run={run}", f"--out={tmp_path}/texts.txt")
+    written = (tmp_path / "texts.txt").read_text(encoding="utf-8")
+    assert shown.startswith(written)
+
+
+def test_a_report_names_figures_and_checkpoints(run, capsys):
+    assert main(["report", f"--run={run}"]) == 0
+    assert (run / "figures" / "curriculum.png").is_file()
+    assert "checkpoints" in capsys.readouterr().out
+
+
+def test_config_prints_every_setting(capsys):
+    assert main(["config", "--gin.train.steps=77"]) == 0
+    out = capsys.readouterr().out
+    assert "train.steps = 77\n" in out
+    assert "sampling.top_p = 1.0\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--gin_file=nowhere.gin"], "there is no gin file nowhere.gin"),
+        (["train", "--gin.train.stepz=5"], 'no setting "train.stepz"; the nearest is "train.ste'),
+        (["train", "--stepz=5"], "--stepz=5 is not a flag of `polylm train`"),
+        (["train", "--gin.tokenizer.path=nowhere"], "nowhere"),
+        (["generate", "--run=nowhere", "--prompt=x"], "there is no run in nowhere"),
+        (["generate", "--run=nowhere"], "--prompt=TEXT"),
+        (["report", "--run=nowhere"], "nowhere"),
+        (["tokenizer", "--gin.corpus.path=nowhere"], "nowhere"),
+        (["rows", "--gin.corpus.path=nowhere", "--gin.tokenizer.path=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(run, capsys):
+    assert main(["generate", f"--run={run}", f"--prompt={'Wort ' * 100}"]) == 1
+    assert "the model's context is 32; shorten it" in capsys.readouterr().err
+
+
+def test_a_run_without_a_whole_checkpoint_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    assert main(["generate", f"--run={tmp_path}", "--prompt=x"]) == 1
+    assert "no whole checkpoint" in capsys.readouterr().err
