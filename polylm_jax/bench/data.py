@@ -222,17 +222,17 @@ def hugging_face(store: Store, curriculum: Curriculum) -> Iterator[np.ndarray]:
 
 
 def seek(row: int) -> dict:
-    """Seconds and growth of the peak resident memory to find a batch, starting at `row`.
+    """Seconds and growth of resident memory to find a batch, starting at `row`.
 
     The schedule is of 20 sources: all languages, and two of bilingual text.
     """
     sizes = dict.fromkeys([*LANGUAGES, "en-de", "en-fr"], 10**6)
     schedule = Schedule(((0, 0.3), (1e11, 0.6)), extras={"bilingual": ((0, 0.05),)})
     curriculum = make_curriculum(schedule, sizes, 2048)
-    before, started = _peak_megabytes(), time.perf_counter()
+    before, started = _resident_megabytes(), time.perf_counter()
     locate(curriculum, row, row + BATCH)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": _peak_megabytes() - before}
+    return {"seconds": seconds, "megabytes": _resident_megabytes() - before}
 
 
 def _fresh_seek(row: int) -> dict:
@@ -249,5 +249,6 @@ def _first_rows() -> Iterator[int]:
         first += BATCH
 
 
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident_megabytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20

@@ -11,20 +11,14 @@ in what order, nor on how often the build was stopped.
 
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, groupby
-from multiprocessing import get_context, parent_process
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +26,7 @@ from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data import corpus
 from polylm_jax.data.rows import DOCUMENT, RowSettings, checksum, open_store
 from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
 from polylm_jax.files import already_made, new_file, resumed_folder, write_manifest
 
@@ -113,7 +108,7 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
         for source in text["sources"]:
             (whole / source).mkdir(exist_ok=True)
         parts = _parts(job, streams)
-        with _workers(job, workers or _worth(job, streams)) as run:
+        with shared_by(job, workers or _worth(job, streams)) as run:
             _tokenize_all(job, parts, run)
             cut = dict(run(_cut_stream, streams))
         entries = {
@@ -343,50 +338,3 @@ def _write_shard(path: Path, pieces: Iterable[np.ndarray], length: int, scratch:
 def _described(path: Path) -> dict:
     with open(path, "rb") as file:
         return {"file": path.name, "bytes": path.stat().st_size, "crc32": checksum(file)}
-
-
-# --- workers
-
-_job: _Job  # in a worker process
-
-
-@contextmanager
-def _workers(job: _Job, count: int) -> Iterator[Callable]:
-    """Gives run(function, pieces): function(job, piece) of each, in the order they finish."""
-    if count == 1:
-        yield lambda function, pieces: (function(job, piece) for piece in pieces)
-        return
-    # a fork would copy the locks of JAX's threads, so start afresh
-    with ProcessPoolExecutor(count, get_context("spawn"), _start_worker, (job,)) as pool:
-
-        def run(function: Callable, pieces: Iterable[Any]) -> Iterator[Any]:
-            futures = [pool.submit(_call, function, piece) for piece in pieces]
-            return (future.result() for future in as_completed(futures))
-
-        try:
-            yield run
-        except BrokenProcessPool as error:
-            raise UserError(
-                "A process that was packing rows died, for lack of memory perhaps; run the same "
-                "command again: what is finished is kept."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(job: _Job) -> None:
-    global _job
-    _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _call(function: Callable, piece: Any) -> Any:
-    return function(_job, piece)

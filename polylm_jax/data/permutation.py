@@ -1,6 +1,7 @@
 """A keyed permutation of 0..count-1, computable at any index without a table."""
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def permute(indices: np.ndarray, count: int, key: int) -> np.ndarray:
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
     shift = np.uint64(half)
-    round_keys = [np.uint64(key_of(key, number)) for number in range(ROUNDS)]
+    round_keys = _round_keys(key)
 
     def once(x: np.ndarray) -> np.ndarray:
         left, right = x >> shift, x & mask
@@ -37,6 +38,11 @@ def permute(indices: np.ndarray, count: int, key: int) -> np.ndarray:
     while (outside := result >= np.uint64(count)).any():
         result[outside] = once(result[outside])
     return result.astype(np.int64)
+
+
+@lru_cache(maxsize=1024)
+def _round_keys(key: int) -> list[np.uint64]:
+    return [np.uint64(key_of(key, number)) for number in range(ROUNDS)]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
