@@ -157,7 +157,7 @@ def _deviation_panel(ax: Axes, rows: Rows) -> None:
     ax.fill_between(rows.tokens[1:], worst, color=PALE, lw=0)
     ax.axhline(1, color=RED, lw=1.2)
     ax.annotate("one row", (1.01, 1), xycoords=("axes fraction", "data"), va="center", color=RED)
-    ax.set_title(f"Largest deviation of any source from its schedule: {worst.max():.2f} rows")
+    ax.set_title(f"Largest deviation of any source from its schedule: {worst.max():.3f} rows")
     ax.set_ylim(0, 1.2 * max(1, worst.max()))
     ax.yaxis.set_major_locator(MaxNLocator(2, steps=(1, 2, 5, 10)))
     _token_axis(ax, rows.tokens[-1])

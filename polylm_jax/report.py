@@ -80,7 +80,7 @@ def curriculum_line(rows: Rows) -> str:
     return (
         f"Non-English share: {read[0]:.1%} in the first tenth → {read[1]:.1%} in the last tenth "
         f"of the run (schedule: {due[0]:.1%} → {due[1]:.1%}); largest deviation from the schedule "
-        f"over all sources and steps: {deviation(rows).max():.2f} rows."
+        f"over all sources and steps: {deviation(rows).max():.3f} rows."
     )
 
 

@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
         for record in train
         for source, count in record["row_counts"].items()
     )
-    assert f"largest deviation from the schedule over all sources and steps: {worst:.2f} rows" in (
+    assert f"largest deviation from the schedule over all sources and steps: {worst:.3f} rows" in (
         text
     )
 
