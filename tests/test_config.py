@@ -91,3 +91,12 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text, sentence):
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"there is no gin file gin_configs/runs/demmo\.gin"):
         config.parse(["gin_configs/runs/demmo.gin"], [])
+
+
+def test_the_readme_s_curriculum_is_one(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "x.gin").write_text(readme.split("```python\n")[1].split("```")[0])
+    config.parse([str(tmp_path / "x.gin")], [])
+    rows = dict.fromkeys(["en", "zh", "de", "th", "code", "en-de"], 1000)
+    curriculum = make_curriculum(config.get("curriculum"), rows, 128)
+    assert curriculum.sources == ("en", "zh", "de", "th", "en-de", "code")
