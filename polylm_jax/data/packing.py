@@ -12,7 +12,8 @@ in what order, nor on how often the build was stopped.
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, groupby
@@ -267,7 +268,7 @@ def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], di
     totals = {"documents": 0, "bytes": 0, "tokens": 0}
     index = job.whole / source / f"{split}.documents"
 
-    def stream_of_parts() -> Iterator[np.ndarray]:
+    def stream_of_parts() -> Generator[np.ndarray, None, None]:
         with new_file(index, job.scratch) as file:
             for path in files:
                 with open(path, "rb") as part:
@@ -286,12 +287,13 @@ def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], di
 
     length = job.settings.length
     shards = []
-    for number, pieces in groupby(
-        _cut(stream_of_parts(), job.settings.shard_rows * length + 1), key=itemgetter(0)
-    ):
-        path = job.whole / source / f"{split}-{number:05d}.tokens"
-        if _write_shard(path, map(itemgetter(1), pieces), length, job.scratch):
-            shards.append(_described(path))
+    # closed by hand, or a failed write would leave the index's temporary file to the collector
+    with closing(stream_of_parts()) as ids:
+        cut = _cut(ids, job.settings.shard_rows * length + 1)
+        for number, pieces in groupby(cut, key=itemgetter(0)):
+            path = job.whole / source / f"{split}-{number:05d}.tokens"
+            if _write_shard(path, map(itemgetter(1), pieces), length, job.scratch):
+                shards.append(_described(path))
     rows = max(0, totals["tokens"] - 1) // length
     kept = rows * length + 1 if rows else 0
     entry = totals | {
