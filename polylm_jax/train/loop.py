@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from polylm_jax.console import format_duration
 from polylm_jax.data.curriculum import (
     Curriculum,
     Schedule,
@@ -31,7 +32,7 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import Size, flops_per_token, peak_flops
 from polylm_jax.train import checkpoint
-from polylm_jax.train.metrics import Metrics, Speed, format_duration
+from polylm_jax.train.metrics import Metrics, Speed
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import validation

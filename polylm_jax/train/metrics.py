@@ -11,7 +11,6 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 from polylm_jax.console import LiveLine
-from polylm_jax.console import format_duration as format_duration
 
 
 class Metrics:
