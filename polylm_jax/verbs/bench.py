@@ -1,0 +1,37 @@
+"""Measure a part of the program beside its peers."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from polylm_jax import config
+from polylm_jax.bench import data as bench_data
+from polylm_jax.data import tokenizer
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's flags."""
+    parser.add_argument("part", choices=PARTS, help="what to measure")
+    parser.add_argument("--json", default="", help="file for the figures")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs the verb."""
+    result = PARTS[given.part](given)
+    if given.json:
+        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _data(given: argparse.Namespace) -> dict:
+    length, text = config.get("rows").length, config.get("corpus").path
+    print(f"Tokenizing {text} on one core, then feeding rows of {length} tokens; a minute or so.")
+    result = bench_data.run(
+        text, tokenizer.load(config.get("tokenizer").path), config.get("curriculum"), length
+    )
+    bench_data.show(result, Console())
+    return result
+
+
+PARTS = {"data": _data}

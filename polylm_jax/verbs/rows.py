@@ -1,0 +1,68 @@
+"""Tokenize the corpus into fixed-length rows; check them; show one."""
+
+import argparse
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from polylm_jax import config
+from polylm_jax.data import curriculum, packing, rows, tokenizer
+from polylm_jax.errors import UserError
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's flags."""
+    parser.add_argument("action", nargs="?", choices=("build", "verify", "show"), default="build")
+    parser.add_argument("row", nargs="?", type=int, help="of the run, to show")
+    parser.add_argument("--source", default="", help="show a row of this source instead")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs the verb."""
+    if given.action == "verify":
+        store = rows.open_store(config.get("rows").path)
+        print(f"All {rows.verify(store):,} files of {store.path} are as they were written.")
+    elif given.action == "show":
+        show_row(given.row, given.source)
+    else:
+        settings = config.get("rows")
+        print(f"Packing {config.get('corpus').path} into rows of {settings.length} tokens.")
+        manifest = packing.build(
+            settings, config.get("corpus").path, tokenizer.load(config.get("tokenizer").path)
+        )
+        print(f"Rows of {len(manifest['sources'])} sources are in {settings.path}.")
+
+
+def show_row(number: int | None, source: str) -> None:
+    """Print a row of the run, or of one source, and the documents that it is from."""
+    if number is None or number < 0:
+        raise UserError("say which row, counted from 0: polylm rows show N.")
+    store = rows.open_store(config.get("rows").path)
+    vocabulary = tokenizer.load(config.get("tokenizer").path)
+    if vocabulary.fingerprint != store.tokenizer_fingerprint:
+        raise UserError(
+            f"{store.path} was not made with the tokenizer in {config.get('tokenizer').path}; "
+            "give the one that it was made with as --gin.tokenizer.path=FOLDER."
+        )
+    place = number
+    if source:
+        if number >= store.rows(source):
+            raise UserError(f'"{source}" has rows 0 to {store.rows(source) - 1:,}; ask for those.')
+        print(f"Row {place:,} of the {store.rows(source):,} of {source}:")
+    else:
+        sizes = {name: store.rows(name) for name in store.sources}
+        order = curriculum.make_curriculum(config.get("curriculum"), sizes, store.length)
+        indices, places = curriculum.locate(order, number, number + 1)
+        source, place = order.sources[indices[0]], int(places[0])
+        print(
+            f"Row {number:,} of the run is row {place:,} of the {store.rows(source):,} of {source}:"
+        )
+    [ids] = store.read(source, np.array([place]))
+    documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
+    texts = vocabulary.decode([document.tolist() for document in documents])
+    print("</s>\n".join(texts))
+    found = Table("document", "from", title="Where it is from")
+    for origin in store.origins(config.get("corpus").path, source, place):
+        found.add_row(f"{origin.file}:{origin.line}", origin.name)
+    Console().print(found)
