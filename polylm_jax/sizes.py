@@ -49,25 +49,3 @@ def flops_per_token(size: Size, length: int) -> float:
         + 2 * size.d_model
     )
     return 6 * multiplied + 12 * size.layers * size.d_model * length
-
-
-# Dense bfloat16 peak in FLOP/s of one device, from the makers' data sheets. The key is a
-# part of jax.Device.device_kind in lower case; the first that matches counts.
-PEAK_FLOPS = {
-    "tpu v4": 275e12,
-    "tpu v5 lite": 197e12,
-    "tpu v5e": 197e12,
-    "tpu v5p": 459e12,
-    "tpu v5": 459e12,
-    "tpu v6": 918e12,
-    "tpu7x": 2307e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "a100": 312e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of a device kind, or None where no figure is known (a CPU)."""
-    kind = device_kind.lower()
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)

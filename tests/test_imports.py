@@ -14,6 +14,7 @@ ROOMS = [
         "errors",
         "console",
         "files",
+        "chips",
         "sizes",
         "model",
         "parallel",

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from polylm_jax.chips import chip_of
 from polylm_jax.console import format_duration
 from polylm_jax.data.curriculum import (
     Curriculum,
@@ -30,7 +31,7 @@ from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
-from polylm_jax.sizes import Size, flops_per_token, peak_flops
+from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.train import checkpoint
 from polylm_jax.train.metrics import Metrics, Speed
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -171,7 +172,7 @@ def _reporter(
     monolingual = np.array(
         [not is_bilingual(name) and name not in curriculum.schedule.extras for name in names]
     )
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    chip = chip_of(mesh.devices.flat[0].device_kind)
     tokens_a_step = training.batch * curriculum.length
 
     def non_english(x: np.ndarray) -> float:
@@ -187,8 +188,8 @@ def _reporter(
         rate = speed.steps_per_second()
         per_second = rate and rate * tokens_a_step
         mfu = None
-        if per_second and peak:
-            mfu = per_second * flops_per_token(size, curriculum.length) / peak / mesh.size
+        if per_second and chip:
+            mfu = per_second * flops_per_token(size, curriculum.length) / chip.flops / mesh.size
         record = {
             "kind": "train",
             "step": step,

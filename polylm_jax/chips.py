@@ -1,0 +1,39 @@
+"""What one device can do, from the makers' data sheets: FLOP/s, memory, links."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as JAX sees it (a megacore TPU v4 is one).
+
+    flops: dense bfloat16 FLOP/s. memory: bytes of HBM. bandwidth: HBM bytes/s.
+    links: bytes/s into one chip over its fast network (ICI, NVLink), all links together.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float
+
+
+# TPU: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x. GPU: NVIDIA's data sheets of the SXM
+# models, without sparsity. A key is a part of jax.Device.device_kind in lower case; the first
+# that matches counts.
+CHIPS = {
+    "tpu v4": Chip(275e12, 32 * 2**30, 1.2e12, 300e9),
+    "tpu v5 lite": Chip(197e12, 16 * 2**30, 0.82e12, 200e9),
+    "tpu v5e": Chip(197e12, 16 * 2**30, 0.82e12, 200e9),
+    "tpu v5": Chip(459e12, 95 * 2**30, 2.765e12, 600e9),
+    "tpu v6": Chip(918e12, 32 * 2**30, 1.64e12, 448e9),
+    "tpu7x": Chip(2307e12, 192 * 2**30, 7.38e12, 600e9),
+    "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
+    "a100": Chip(312e12, 80e9, 2.04e12, 300e9),
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a device kind, or None where nothing is known (a CPU)."""
+    kind = device_kind.lower()
+    return next((chip for name, chip in CHIPS.items() if name in kind), None)
