@@ -26,10 +26,11 @@ Tested, with exact fractions as judge: what float64 adds to F stays far below a 
 
 import dataclasses
 import hashlib
-import heapq
+import itertools
 import json
+from bisect import insort
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -117,6 +118,14 @@ class Curriculum:
     starts: np.ndarray
     ends: np.ndarray
     due: np.ndarray
+
+    @cached_property
+    def pieces(self) -> tuple[np.ndarray, ...]:
+        """The integral's parts between two knots, float64 [(knots - 1) * sources] each: least
+        share, its rise, its fall, rows due at the first knot and at the second."""
+        slope = self.ends - self.starts
+        least, rise, fall = np.minimum(self.starts, self.ends), np.maximum(slope, 0), np.maximum(-slope, 0)
+        return tuple(part.ravel() for part in (least, rise, fall, self.due[:-1], self.due[1:]))
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the order of sources and rows."""
@@ -231,7 +240,7 @@ def integral(curriculum: Curriculum, n: np.ndarray | int) -> np.ndarray:
 
     Rounded to 1e-6 rows, so that whole numbers are met exactly.
     """
-    return _due(curriculum, np.asarray(n)[..., None]) / UNIT
+    return _due(curriculum, np.asarray(n)[..., None], np.arange(len(curriculum.sources))) / UNIT
 
 
 def share(curriculum: Curriculum, n: int) -> np.ndarray:
@@ -248,7 +257,7 @@ def consumed(curriculum: Curriculum, n: int) -> np.ndarray:
     counts = _boundary(curriculum, block * BLOCK)
     if not inside:
         return counts.copy()
-    return counts + np.bincount(_block(curriculum, block)[:inside], minlength=len(counts))
+    return counts + np.bincount(_block(curriculum, block)[0, :inside], minlength=len(counts))
 
 
 def epochs(curriculum: Curriculum, n: int) -> np.ndarray:
@@ -264,58 +273,60 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
     or UserError is raised if the schedule says "refuse".
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
-    order = np.concatenate([np.empty(0, np.int16), *(_block(curriculum, b) for b in blocks)])
+    parts = [np.empty((3, 0), np.int64), *(_block(curriculum, block) for block in blocks)]
     first = start - blocks.start * BLOCK
-    order = order[first : first + stop - start].astype(np.int64)
-    visits = np.empty(len(order), np.int64)
-    for source, seen in enumerate(consumed(curriculum, start)):
-        mine = order == source
-        visits[mine] = _visited(curriculum, source, seen + np.arange(mine.sum()))
-    return order, visits
-
-
-def _visited(curriculum: Curriculum, source: int, visits: np.ndarray) -> np.ndarray:
-    """Rows of a source at these visits, counted from the start of the run."""
-    count, name = int(curriculum.rows[source]), curriculum.sources[source]
-    epochs, places = np.divmod(visits, count)
-    if curriculum.schedule.on_end == "refuse" and epochs.any():
+    source, epoch, row = np.concatenate(parts, axis=1)[:, first : first + stop - start]
+    if curriculum.schedule.on_end == "refuse" and epoch.any():
+        ended = source[epoch > 0][0]
         raise UserError(
-            f'all {count:,} rows of "{name}" have been read; add text, give it a smaller share, '
-            'or set curriculum.on_end = "repeat".'
+            f'all {curriculum.rows[ended]:,} rows of "{curriculum.sources[ended]}" have been '
+            "read; add text, give it a smaller share, or set "
+            'curriculum.on_end = "repeat".'
         )
-    rows = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        mine = epochs == epoch
-        key = key_of(curriculum.schedule.seed, name, int(epoch))
-        rows[mine] = permute(places[mine], count, key)
-    return rows
+    return source, row
 
 
-def _due(curriculum: Curriculum, n: np.ndarray) -> np.ndarray:
-    """F in UNITs: int64, the shape of n [..., 1 or sources] broadcast to the sources.
+def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """F of each source at row n, in UNITs: int64, the shape of n and source broadcast.
 
     Every term rises with n also in floating point, so F never falls.
     """
     knot = np.searchsorted(curriculum.knots[1:-1], n, side="right")
-    spans, column = np.diff(curriculum.knots)[knot], np.arange(len(curriculum.sources))
-    start, end = curriculum.starts[knot, column], curriculum.ends[knot, column]
+    span, piece = np.diff(curriculum.knots)[knot], knot * len(curriculum.sources) + source
+    least, rise, fall, due, most = (table[piece] for table in curriculum.pieces)
     past = n - curriculum.knots[knot]
-    along = past / spans
-    rise, fall = np.maximum(end - start, 0), np.maximum(start - end, 0)
+    along = past / span
     bend = rise * along**2 + fall * (1 - (1 - along) ** 2)
-    area = past * np.minimum(start, end) + spans / 2 * bend
-    due = np.minimum(curriculum.due[knot, column] + area, curriculum.due[knot + 1, column])
-    return np.rint(due * UNIT).astype(np.int64)
+    area = past * least + span / 2 * bend
+    return np.rint(np.minimum(due + area, most) * UNIT).astype(np.int64)
 
 
-def _last(curriculum: Curriculum, level: np.ndarray, low: int, high: int) -> np.ndarray:
-    """For each source, the last row from low to high - 1 where F is at most its level, or low."""
-    found = np.full(len(level), low)
-    step = 1 << (high - low).bit_length()
-    while step := step // 2:
-        ahead = np.minimum(found + step, high - 1)
-        found = np.where(_due(curriculum, ahead) <= level, ahead, found)
-    return found
+def _last(
+    curriculum: Curriculum, source: np.ndarray, level: np.ndarray, low: int, high: int
+) -> np.ndarray:
+    """For each source, the last row from low to high - 1 where F is at most its level, or low.
+
+    It is looked for where a straight line meets the level, and in every third step halfway.
+    """
+    found, beyond = np.full(len(level), low), np.full(len(level), high)
+    every = np.arange(len(curriculum.sources))
+    under, over = (_due(curriculum, np.array(row), every)[source] for row in (low, high))
+    open_ = np.arange(len(level))
+    for step in itertools.count():
+        open_ = open_[beyond[open_] - found[open_] > 1]
+        if not len(open_):
+            return found
+        first, width = found[open_], beyond[open_] - found[open_]
+        if step % 3 < 2:
+            part = (level[open_] - under[open_]) / np.maximum(over[open_] - under[open_], 1)
+        else:
+            part = 0.5
+        row = first + np.clip(width * part, 1, width - 1).astype(np.int64)
+        due = _due(curriculum, row, source[open_])
+        within = due <= level[open_]
+        found[open_[within]], under[open_[within]] = row[within], due[within]
+        beyond[open_[~within]], over[open_[~within]] = row[~within], due[~within]
+    raise AssertionError
 
 
 @lru_cache(maxsize=256)
@@ -331,20 +342,21 @@ def _boundary(curriculum: Curriculum, at: int) -> np.ndarray:
         raise UserError(f"a run reads at most {HORIZON:,} rows; lower train.steps or train.batch.")
     step = at & -at
     low, high = at - step, at + step
-    counts, part = np.divmod(_due(curriculum, np.array([at])), UNIT)
+    every = np.arange(len(curriculum.sources))
+    counts, part = np.divmod(_due(curriculum, np.array([at]), every), UNIT)
     up = _boundary(curriculum, low) > counts
     free = (part > 0) & ~up
     if at < HORIZON:
         free &= _boundary(curriculum, high) > counts
     # Late deadlines: from each deadline on, those that are due still later may be this many.
-    deadline = 1 + _last(curriculum, (counts + 1) * UNIT - 1, at, high)
+    deadline = 1 + _last(curriculum, every, (counts + 1) * UNIT - 1, at, high)
     ends = np.unique(deadline[(part > 0) & (deadline < high)])
     late = deadline > ends[:, None]
-    owed = _due(curriculum, ends[:, None]) - counts * UNIT
+    owed = _due(curriculum, ends[:, None], every) - counts * UNIT
     room = (np.sum(owed, axis=1, where=late) + UNIT - MARGIN - 1) // UNIT
     room -= late[:, up].sum(axis=1)
     # Early releases come first.
-    release = _last(curriculum, counts * UNIT, low, at)
+    release = _last(curriculum, every, counts * UNIT, low, at)
     left = at - counts.sum() - up.sum()
     for source in np.lexsort((deadline, release)):
         if left and free[source] and (room[late[:, source]] > 0).all():
@@ -357,24 +369,37 @@ def _boundary(curriculum: Curriculum, at: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _block(curriculum: Curriculum, block: int) -> np.ndarray:
-    """Source of each row of a block: int16 [BLOCK]."""
+    """Source, epoch and row of that source at each row of a block: int64 [3, BLOCK]."""
     first = block * BLOCK
     before, after = _boundary(curriculum, first), _boundary(curriculum, first + BLOCK)
-    due = _due(curriculum, np.arange(first, first + BLOCK + 1)[:, None])
-    waiting = []
-    for source in range(len(before)):
-        units = np.arange(before[source], after[source]) * UNIT
-        released = np.maximum(np.searchsorted(due[:, source], units, side="right") - 1, 0)
-        deadline = np.searchsorted(due[:, source], units + UNIT, side="left") - 1
-        waiting += [
-            (r, d, source) for r, d in zip(released.tolist(), deadline.tolist(), strict=True)
-        ]
-    waiting.sort(reverse=True)
-    ready: list[tuple[int, int]] = []
-    order = np.empty(BLOCK, np.int16)
-    for row in range(BLOCK):
-        while waiting and waiting[-1][0] <= row:
-            _, deadline, source = waiting.pop()
-            heapq.heappush(ready, (deadline, source))
-        order[row] = heapq.heappop(ready)[1]
-    return order
+    source = np.repeat(np.arange(len(before)), after - before)
+    unit = np.arange(BLOCK) + (before - np.cumsum(after - before) + (after - before))[source]
+    released = _last(curriculum, source, unit * UNIT, first, first + BLOCK)
+    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1)
+    # Units are named by how late they are due, and the last of a sorted list is the earliest.
+    latest = np.lexsort((source, deadline))[::-1]
+    released = released[latest] - first
+    arrivals = iter(np.argsort(released, kind="stable").tolist())
+    ready: list[int] = []
+    order = []
+    for number in np.bincount(released, minlength=BLOCK).tolist():
+        for late in itertools.islice(arrivals, number):
+            insort(ready, late)
+        order.append(ready.pop())
+    units = latest[order]
+    source, (epoch, place) = source[units], np.divmod(unit[units], curriculum.rows[source[units]])
+    return np.stack([source, epoch, _visited(curriculum, source, epoch, place)])
+
+
+def _visited(
+    curriculum: Curriculum, source: np.ndarray, epoch: np.ndarray, place: np.ndarray
+) -> np.ndarray:
+    """Row of its source that each place in an epoch stands for: int64, all [n]."""
+    pairs, which = np.unique(epoch * len(curriculum.sources) + source, return_inverse=True)
+    epochs, sources = np.divmod(pairs, len(curriculum.sources))
+    names = [curriculum.sources[index] for index in sources]
+    keys = [
+        key_of(curriculum.schedule.seed, name, int(epoch))
+        for name, epoch in zip(names, epochs, strict=True)
+    ]
+    return permute(place, curriculum.rows[sources].tolist(), keys, which)

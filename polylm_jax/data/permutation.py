@@ -1,6 +1,7 @@
 """A keyed permutation of 0..count-1, computable at any index without a table."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,35 +15,45 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def permute(indices: np.ndarray, count: int, key: int) -> np.ndarray:
-    """Images of indices (integers in [0, count)) under the permutation with this key.
+def permute(
+    indices: np.ndarray,
+    counts: Sequence[int],
+    keys: Sequence[int],
+    which: np.ndarray | int = 0,
+) -> np.ndarray:
+    """Images of indices under permutations, each of 0..count-1 and with a key of its own.
+
+    which: through which permutation an index is sent, broadcast to indices.
 
     A balanced Feistel network over the next even number of bits; an image outside the range
     is sent through again until it falls inside (cycle walking, Black and Rogaway 2002).
     Returns int64 of the shape of indices.
     """
-    if count < 2:
-        return np.zeros_like(indices, dtype=np.int64)
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
-    round_keys = _round_keys(key)
+    halves = [max(1, ((count - 1).bit_length() + 1) // 2) for count in counts]
+    half = np.array(halves, np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    count = np.array(counts, np.uint64)
+    round_keys = np.array([_round_keys(key) for key in keys], np.uint64).T
 
-    def once(x: np.ndarray) -> np.ndarray:
-        left, right = x >> shift, x & mask
+    def once(x: np.ndarray, of: np.ndarray) -> np.ndarray:
+        my_half, my_mask = half[of], mask[of]
+        left, right = x >> my_half, x & my_mask
         for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        return (left << shift) | right
+            left, right = right, left ^ (_mix(right ^ round_key[of]) & my_mask)
+        return (left << my_half) | right
 
-    result = once(np.asarray(indices).astype(np.uint64))
-    while (outside := result >= np.uint64(count)).any():
-        result[outside] = once(result[outside])
-    return result.astype(np.int64)
+    of = np.broadcast_to(which, np.shape(indices)).ravel()
+    result = once(np.ravel(indices).astype(np.uint64), of)
+    outside = np.flatnonzero(result >= count[of])
+    while len(outside):
+        result[outside] = once(result[outside], of[outside])
+        outside = outside[result[outside] >= count[of[outside]]]
+    return result.astype(np.int64).reshape(np.shape(indices))
 
 
 @lru_cache(maxsize=1024)
-def _round_keys(key: int) -> list[np.uint64]:
-    return [np.uint64(key_of(key, number)) for number in range(ROUNDS)]
+def _round_keys(key: int) -> list[int]:
+    return [key_of(key, number) for number in range(ROUNDS)]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
