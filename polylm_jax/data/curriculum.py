@@ -124,7 +124,11 @@ class Curriculum:
         """The integral's parts between two knots, float64 [(knots - 1) * sources] each: least
         share, its rise, its fall, rows due at the first knot and at the second."""
         slope = self.ends - self.starts
-        least, rise, fall = np.minimum(self.starts, self.ends), np.maximum(slope, 0), np.maximum(-slope, 0)
+        least, rise, fall = (
+            np.minimum(self.starts, self.ends),
+            np.maximum(slope, 0),
+            np.maximum(-slope, 0),
+        )
         return tuple(part.ravel() for part in (least, rise, fall, self.due[:-1], self.due[1:]))
 
     def fingerprint(self) -> str:
@@ -370,36 +374,38 @@ def _boundary(curriculum: Curriculum, at: int) -> np.ndarray:
 @lru_cache(maxsize=16)
 def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     """Source, epoch and row of that source at each row of a block: int64 [3, BLOCK]."""
-    first = block * BLOCK
+    first, every = block * BLOCK, np.arange(len(curriculum.sources))
     before, after = _boundary(curriculum, first), _boundary(curriculum, first + BLOCK)
-    source = np.repeat(np.arange(len(before)), after - before)
-    unit = np.arange(BLOCK) + (before - np.cumsum(after - before) + (after - before))[source]
-    released = _last(curriculum, source, unit * UNIT, first, first + BLOCK)
-    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1)
-    # Units are named by how late they are due, and the last of a sorted list is the earliest.
-    latest = np.lexsort((source, deadline))[::-1]
-    released = released[latest] - first
-    arrivals = iter(np.argsort(released, kind="stable").tolist())
+    source = np.repeat(every, after - before)
+    unit = np.arange(BLOCK) + (after - np.cumsum(after - before))[source]
+    released = _last(curriculum, source, unit * UNIT, first, first + BLOCK) - first
+    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1) - first
+    # Units are named by their place from the latest deadline on; a later source yields.
+    latest = np.argsort(deadline.astype(np.uint16), kind="stable")[::-1]
+    released = released[latest].astype(np.uint16)
+    arrivals = np.argsort(released, kind="stable").tolist()
     ready: list[int] = []
-    order = []
-    for number in np.bincount(released, minlength=BLOCK).tolist():
-        for late in itertools.islice(arrivals, number):
-            insort(ready, late)
+    order, arrived = [], 0
+    for arrive in np.cumsum(np.bincount(released, minlength=BLOCK)).tolist():
+        while arrived < arrive:
+            insort(ready, arrivals[arrived])
+            arrived += 1
         order.append(ready.pop())
-    units = latest[order]
-    source, (epoch, place) = source[units], np.divmod(unit[units], curriculum.rows[source[units]])
-    return np.stack([source, epoch, _visited(curriculum, source, epoch, place)])
+    epoch, place = np.divmod(unit, curriculum.rows[source])
+    row = _visited(curriculum, source, epoch, place)
+    return np.stack([source, epoch, row])[:, latest[order]]
 
 
 def _visited(
     curriculum: Curriculum, source: np.ndarray, epoch: np.ndarray, place: np.ndarray
 ) -> np.ndarray:
-    """Row of its source that each place in an epoch stands for: int64, all [n]."""
-    pairs, which = np.unique(epoch * len(curriculum.sources) + source, return_inverse=True)
-    epochs, sources = np.divmod(pairs, len(curriculum.sources))
-    names = [curriculum.sources[index] for index in sources]
-    keys = [
-        key_of(curriculum.schedule.seed, name, int(epoch))
-        for name, epoch in zip(names, epochs, strict=True)
-    ]
-    return permute(place, curriculum.rows[sources].tolist(), keys, which)
+    """Row of its source that each place in an epoch stands for: int64, all [n].
+
+    Places of the same source and epoch stand together.
+    """
+    begins = np.append(True, (np.diff(source) != 0) | (np.diff(epoch) != 0))
+    seed, names = curriculum.schedule.seed, curriculum.sources
+    pairs = zip(source[begins].tolist(), epoch[begins].tolist(), strict=True)
+    keys = [key_of(seed, names[index], number) for index, number in pairs]
+    counts = curriculum.rows[source[begins]].tolist()
+    return permute(place, counts, keys, np.cumsum(begins) - 1)
