@@ -24,11 +24,7 @@ def read_rows(
     into curriculum.sources.
     """
     source, place = locate(curriculum, start, stop)
-    tokens = np.empty((stop - start, store.length + 1), np.int32)
-    for index in np.unique(source):
-        mine = source == index
-        tokens[mine] = store.read(curriculum.sources[index], place[mine])
-    return tokens, source.astype(np.int32)
+    return store.read_mixed(curriculum.sources, source, place), source.astype(np.int32)
 
 
 def batches(

@@ -158,13 +158,9 @@ class CurriculumMixture(seqio.Mixture):
             rows = rows.take(len(range(first, end, shard.num_shards)))
 
         def read(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            mine = rows - rows[0]
             located = locate(self._curriculum, int(rows[0]), int(rows[-1]) + 1)
-            sources, places = (of_all[mine] for of_all in located)
-            tokens = np.empty((len(rows), self._store.length + 1), np.int32)
-            for index in np.unique(sources):
-                name, here = self._curriculum.sources[index], sources == index
-                tokens[here] = self._store.read(name, places[here])
+            sources, places = (of_all[rows - rows[0]] for of_all in located)
+            tokens = self._store.read_mixed(self._curriculum.sources, sources, places)
             return tokens, sources.astype(np.int32)
 
         examples = _with_decoder_features(_examples(rows, read, self._store.length))

@@ -14,7 +14,7 @@ is read from a local disk or from any path that fsspec knows, such as gs://bucke
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -31,8 +31,8 @@ from polylm_jax.files import MANIFEST
 # A document's first token in its stream, and the first byte of its line in the corpus.
 DOCUMENT = np.dtype([("token", "<i8"), ("byte", "<i8")])
 
-# (shard of each row [n], place in the shard [n]) to ids [n, length + 1]
-Gather = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (file of each row, its first byte there, the byte after its last) to the rows' bytes
+Fetch = Callable[[list[int], list[int], list[int]], Sequence[bytes | memoryview]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Store:
     manifest: dict = field(repr=False)
     _files: fsspec.AbstractFileSystem = field(repr=False)
     _root: str = field(repr=False)
-    _gather: dict[tuple[str, str], Gather] = field(repr=False)
+    _first: dict[tuple[str, str], int] = field(repr=False)  # number of its first shard's file
+    _fetch: Fetch = field(repr=False)
 
     @property
     def length(self) -> int:
@@ -100,7 +101,7 @@ class Store:
 
     def rows(self, source: str, split: str = "train") -> int:
         """Number of rows; a UserError where the store lacks the source or split."""
-        if (source, split) not in self._gather:
+        if (source, split) not in self._first:
             raise UserError(
                 f'{self.path} has no {split} rows of "{source}"; it has {", ".join(self.sources)}.'
             )
@@ -108,12 +109,27 @@ class Store:
 
     def read(self, source: str, indices: np.ndarray, split: str = "train") -> np.ndarray:
         """The rows of these indices [n], in their order: int32 [n, length + 1]."""
+        return self.read_mixed((source,), np.zeros(len(indices), np.int64), indices, split)
+
+    def read_mixed(
+        self, sources: Sequence[str], which: np.ndarray, indices: np.ndarray, split: str = "train"
+    ) -> np.ndarray:
+        """Row indices[i] of sources[which[i]] for each i: int32 [n, length + 1]."""
         indices = np.asarray(indices, np.int64)
-        count = self.rows(source, split)
-        if np.any((indices < 0) | (indices >= count)):
-            raise IndexError(f"{source} {split} has rows 0 to {count - 1}")
-        shard_rows = self.manifest["made_from"]["shard_rows"]
-        return self._gather[source, split](*np.divmod(indices, shard_rows))
+        counts = np.array([self.rows(source, split) for source in sources])
+        missing = (indices < 0) | (indices >= counts[which])
+        if missing.any():
+            source = which[missing][0]
+            raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
+        shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
+        files = np.array([self._first[source, split] for source in sources])[which] + shard
+        size = np.dtype(self.manifest["dtype"]).itemsize
+        starts = place * self.length * size
+        ends = starts + (self.length + 1) * size
+        rows = bytearray().join(self._fetch(files.tolist(), starts.tolist(), ends.tolist()))
+        # no id is so large that it needs the highest of 32 bits
+        ids = np.frombuffer(rows, "<i4" if size == 4 else "<u2")
+        return ids.astype(np.int32, copy=False).reshape(-1, self.length + 1)
 
     def origins(
         self, corpus_path: str, source: str, row: int, split: str = "train"
@@ -154,9 +170,9 @@ def open_store(path: str) -> Store:
         raise UserError(f"{path} cannot be opened: {error}.") from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"There are no rows at {path}; run polylm rows first.") from None
-    dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
     found = files.find(root, detail=True)
-    gather = {}
+    first: dict[tuple[str, str], int] = {}
+    shards: list[str] = []
     for source, splits in manifest["sources"].items():
         for split, entry in splits.items():
             for file in (*entry["shards"], entry["index"]):
@@ -166,10 +182,10 @@ def open_store(path: str) -> Store:
                         f"{path}/{source}/{file['file']} has {size:,} of its {file['bytes']:,} "
                         f"bytes; delete {path} and run polylm rows again."
                     )
-            shards = [f"{root}/{source}/{shard['file']}" for shard in entry["shards"]]
-            gatherer = _mapped if isinstance(files, LocalFileSystem) else _ranged
-            gather[source, split] = gatherer(files, shards, dtype, manifest["made_from"]["length"])
-    return Store(path, manifest, files, root, gather)
+            first[source, split] = len(shards)
+            shards += [f"{root}/{source}/{shard['file']}" for shard in entry["shards"]]
+    fetch = (_mapped if isinstance(files, LocalFileSystem) else _ranged)(files, shards)
+    return Store(path, manifest, files, root, first, fetch)
 
 
 def verify(store: Store) -> int:
@@ -209,33 +225,22 @@ def _array(files: fsspec.AbstractFileSystem, path: str, dtype: np.dtype) -> np.n
     return np.frombuffer(files.cat_file(path), dtype)
 
 
-def _mapped(
-    files: fsspec.AbstractFileSystem, shards: list[str], dtype: np.dtype, length: int
-) -> Gather:
-    """Rows of local files, through memory maps that stay open."""
-    maps = [_array(files, shard, dtype) for shard in shards]
+def _mapped(files: fsspec.AbstractFileSystem, shards: list[str]) -> Fetch:
+    """Parts of local files, of memory maps that stay open: nothing is copied yet."""
+    maps = [np.memmap(shard, mode="r").data for shard in shards]
 
-    def gather(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(places), length + 1), np.int32)
-        for row, number, start in zip(
-            rows, numbers.tolist(), (places * length).tolist(), strict=True
-        ):
-            row[:] = maps[number][start : start + length + 1]
-        return rows
+    def fetch(numbers: list[int], starts: list[int], ends: list[int]) -> Sequence[memoryview]:
+        each = zip(numbers, starts, ends, strict=True)
+        return [maps[number][start:end] for number, start, end in each]
 
-    return gather
+    return fetch
 
 
-def _ranged(
-    files: fsspec.AbstractFileSystem, shards: list[str], dtype: np.dtype, length: int
-) -> Gather:
-    """Rows of remote files, each by one ranged read, all at once where the store can."""
+def _ranged(files: fsspec.AbstractFileSystem, shards: list[str]) -> Fetch:
+    """Parts of remote files, each by one ranged read, all at once where the store can."""
 
-    def gather(numbers: np.ndarray, places: np.ndarray) -> np.ndarray:
-        starts = places * length * dtype.itemsize
-        ends = starts + (length + 1) * dtype.itemsize
+    def fetch(numbers: list[int], starts: list[int], ends: list[int]) -> Sequence[bytes]:
         paths = [shards[number] for number in numbers]
-        found = files.cat_ranges(paths, starts.tolist(), ends.tolist(), on_error="raise")
-        return np.frombuffer(b"".join(found), dtype).astype(np.int32).reshape(-1, length + 1)
+        return files.cat_ranges(paths, starts, ends, on_error="raise")
 
-    return gather
+    return fetch

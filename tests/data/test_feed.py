@@ -26,9 +26,9 @@ class Numbered:
     length: int = LENGTH
     count: int = 100
 
-    def read(self, source, rows):
+    def read_mixed(self, sources, which, rows):
         assert rows.max() < self.count
-        first = 1000 * SOURCES.index(source) + rows
+        first = 1000 * np.array([SOURCES.index(source) for source in sources])[which] + rows
         return (first[:, None] * 10 + np.arange(self.length + 1)).astype(np.int32)
 
 
@@ -143,9 +143,9 @@ def test_rows_that_devices_share_are_read_once_and_few_are_read_ahead(plan, shar
     rows = []
 
     class Counting(Numbered):
-        def read(self, source, places):
+        def read_mixed(self, sources, which, places):
             rows.append(len(places))
-            return super().read(source, places)
+            return super().read_mixed(sources, which, places)
 
     take(batches(Counting(), plan, sharding, 8, 0), 4)
     assert sum(rows) <= 8 * (4 + AHEAD)
