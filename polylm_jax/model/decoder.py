@@ -6,6 +6,7 @@ the softmax are float32 whatever the compute dtype: that is what made the 13B ru
 (paper, section 3.3).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,12 @@ from polylm_jax.model.parameters import (
     layer_parameters,
     outer_parameters,
 )
+from polylm_jax.model.products import FLOAT32, linear
 from polylm_jax.sizes import Size
 
 LAYER_NORM_EPSILON = 1e-5
 END_OF_DOCUMENT = 2
+GELU_SCALE, GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 
 # What the backward pass may keep of a layer; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
@@ -34,7 +37,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "none": jax.checkpoint_policies.everything_saveable,
 }
-COMPUTE_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
 Cache = dict[str, jax.Array]
@@ -76,6 +79,29 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GPT-2's GELU, 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), computed in float32."""
+    return _gelu(x)[0]
+
+
+def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = x.astype(jnp.float32)
+    tanh = jnp.tanh(GELU_SCALE * (wide + GELU_CUBE * wide**3))
+    return (0.5 * wide * (1 + tanh)).astype(x.dtype), x
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    wide = x.astype(jnp.float32)
+    tanh = jnp.tanh(GELU_SCALE * (wide + GELU_CUBE * wide**3))
+    inner = GELU_SCALE * (1 + 3 * GELU_CUBE * wide**2)
+    slope = 0.5 * (1 + tanh) + 0.5 * wide * (1 - tanh**2) * inner
+    return ((gradient * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu, _gelu_backward)
+
+
 def declare(module: nn.Module, table: dict[str, Parameter], init: Init, layers: int) -> Any:
     """Declares a table's parameters in a module; returns function (name) -> float32 array."""
     values = {
@@ -101,30 +127,27 @@ class Layer(nn.Module):
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
 
-        def weight(name: str) -> jax.Array:
-            return value_of(name).astype(dtype)
+        def apply(equation: str, x: jax.Array, name: str, out: jnp.dtype) -> jax.Array:
+            return linear(equation, x, value_of(name), value_of(f"{name}_bias"), out)
 
         def norm(name: str) -> jax.Array:
             return layer_norm(x, value_of(f"{name}_scale"), value_of(f"{name}_bias")).astype(dtype)
 
-        qkv = jnp.einsum("bld,dkhe->kblhe", norm("attention_norm"), weight("qkv"))
-        qkv = qkv + weight("qkv_bias")[:, None, None]
-        query, key, value = self.constrain(qkv, None, "batch", None, "heads", None)
+        qkv = apply("bld,dkhe->blkhe", norm("attention_norm"), "qkv", dtype)
+        qkv = self.constrain(qkv, "batch", None, None, "heads", None)
+        query, key, value = (qkv[:, :, part] for part in range(3))
         if cache is not None:
             rows = jnp.arange(x.shape[0])[:, None]
             key = cache["key"].at[rows, positions].set(key.astype(cache["key"].dtype))
             value = cache["value"].at[rows, positions].set(value.astype(cache["value"].dtype))
             cache = {"key": key, "value": value}
         mixed = attention(query, key.astype(dtype), value.astype(dtype), visible)
-        out = jnp.einsum("blhe,hed->bld", mixed, weight("attention_out"))
-        x = x + (out + weight("attention_out_bias"))
+        x = x + apply("blhe,hed->bld", mixed, "attention_out", FLOAT32)
         x = self.constrain(x, "batch", "length", None)
 
-        hidden = jnp.einsum("bld,df->blf", norm("mlp_norm"), weight("mlp_in"))
-        hidden = jax.nn.gelu(hidden + weight("mlp_in_bias"), approximate=True)
+        hidden = apply("bld,df->blf", norm("mlp_norm"), "mlp_in", dtype)
         hidden = self.constrain(hidden, "batch", None, "mlp")
-        out = jnp.einsum("blf,fd->bld", hidden, weight("mlp_out"))
-        x = x + (out + weight("mlp_out_bias"))
+        x = x + apply("blf,fd->bld", gelu(hidden), "mlp_out", FLOAT32)
         return self.constrain(x, "batch", "length", None), cache
 
 
@@ -171,9 +194,9 @@ class Decoder(nn.Module):
         if not self.compute.attend_across_documents and cache is None:
             visible = visible & same_document(tokens, END_OF_DOCUMENT)
 
-        layer = nn.remat(
-            Layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False, static_argnums=()
-        )
+        layer = Layer
+        if self.compute.remat != "none":
+            layer = nn.remat(Layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
