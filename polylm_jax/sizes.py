@@ -36,16 +36,22 @@ class Size:
         return self.d_model // self.heads
 
 
-def flops_per_token(size: Size, length: int) -> float:
-    """FLOPs of one trained token, forward and backward, as PaLM counts (appendix B).
+def flops_by_part(size: Size, length: int) -> dict[str, float]:
+    """FLOPs of one trained token, forward and backward, in each part of the decoder.
 
-    6N + 12·layers·d_model·length, N being all parameters that are multiplied: everything
-    but the position table. Causal attention is not halved.
+    6N + 12·layers·d_model·length (PaLM, appendix B), N being the parameters that are
+    multiplied: all but the position table. Causal attention is not halved. Norms count with
+    what they feed; a look-up multiplies nothing.
     """
-    multiplied = (
-        size.vocabulary * size.d_model
-        + size.layers * (4 * size.d_model**2 + 2 * size.d_model * size.d_ff)
-        + size.layers * (9 * size.d_model + size.d_ff)
-        + 2 * size.d_model
-    )
-    return 6 * multiplied + 12 * size.layers * size.d_model * length
+    d, ff = size.d_model, size.d_ff
+    return {
+        "embedding": 0.0,
+        "attention": size.layers * (6.0 * (4 * d**2 + 6 * d) + 12 * d * length),
+        "mlp": size.layers * 6.0 * (2 * d * ff + ff + 3 * d),
+        "head": 6.0 * (size.vocabulary * d + 2 * d),
+    }
+
+
+def flops_per_token(size: Size, length: int) -> float:
+    """FLOPs of one trained token, forward and backward: the sum of flops_by_part."""
+    return sum(flops_by_part(size, length).values())

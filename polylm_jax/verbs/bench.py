@@ -2,12 +2,15 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from polylm_jax import config
 from polylm_jax.bench import data as bench_data
+from polylm_jax.bench import train as bench_train
 from polylm_jax.data import tokenizer
 
 
@@ -15,6 +18,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("part", choices=PARTS, help="what to measure")
     parser.add_argument("--json", default="", help="file for the figures")
+    train = parser.add_argument_group("for bench train")
+    train.add_argument("--steps", type=int, default=20, help="steps to time")
+    train.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
+    train.add_argument("--peer_python", default="", help="interpreter that has torch")
+    train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
+    train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -34,4 +43,32 @@ def _data(given: argparse.Namespace) -> dict:
     return result
 
 
-PARTS = {"data": _data}
+def _train(given: argparse.Namespace) -> dict:
+    if config.get("mesh").cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
+    training, rows = config.get("train"), config.get("rows")
+    work = bench_train.Work(
+        config.get("model"),
+        config.get("init"),
+        config.get("compute"),
+        config.get("mesh"),
+        config.get("optimizer"),
+        training.batch,
+        training.microbatches,
+        rows.length,
+        config.get("curriculum"),
+        rows.path,
+    )
+    trace = str(Path(training.folder, "profile")) if given.profile else ""
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
+    result = bench_train.run(
+        work, given.steps, bool(given.vs), given.peer_python, trace, given.roofline
+    )
+    if trace:
+        print(f"The trace is in {trace}.")
+    bench_train.show(result, Console())
+    return asdict(result)
+
+
+PARTS = {"data": _data, "train": _train}

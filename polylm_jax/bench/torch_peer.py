@@ -1,0 +1,134 @@
+"""The peer of `polylm bench train`: Hugging Face's GPT2LMHeadModel, trained by torch.
+
+A script for an interpreter that has torch and transformers and need not have this package:
+`python torch_peer.py '{"vocabulary": 1024, …}'`. It says what it is on one line of JSON, then
+for every number that it reads from stdin it trains that many steps and prints their seconds.
+
+The peer at its best: torch.compile (eager where there is no C++ compiler), SDPA, fused AdamW,
+float32 master weights. On a GPU products are bfloat16 by autocast; on a CPU the faster of
+float32 and bfloat16. Where a batch does not fit the memory, it is halved into microbatches.
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+WARM_UP = 2  # steps after the one that compiles
+
+
+class Run:
+    """A model, its optimizer and a batch. compiled: through torch.compile, or eager."""
+
+    def __init__(self, given: dict[str, Any], dtype: str, rows: int, compiled: bool) -> None:
+        torch.manual_seed(0)
+        self.device = given["device"]
+        self.dtype = dtype
+        self.rows = rows
+        size = GPT2Config(
+            vocab_size=given["vocabulary"],
+            n_positions=given["context"],
+            n_embd=given["d_model"],
+            n_layer=given["layers"],
+            n_head=given["heads"],
+            n_inner=given["d_ff"],
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+            bos_token_id=1,
+            eos_token_id=2,
+            attn_implementation="sdpa",
+        )
+        model = GPT2LMHeadModel(size).to(self.device).train()
+        decays = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": decays, "weight_decay": given["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=1e-4, betas=(given["beta1"], given["beta2"]), eps=given["eps"], fused=True
+        )
+        self.clip = given["clip"]
+        self.parameters = [*decays, *others]
+        self.model = torch.compile(model, dynamic=False) if compiled else model
+        shape = (given["batch"], given["length"])
+        self.tokens = torch.randint(3, given["vocabulary"], shape, device=self.device)
+
+    def step(self) -> float:
+        """Seconds of one step, from a device at rest to a device at rest."""
+        self.rest()
+        started = time.perf_counter()
+        parts = self.tokens.split(self.rows)
+        for part in parts:
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+                loss = self.model(input_ids=part, labels=part).loss
+            (loss / len(parts)).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.rest()
+        return time.perf_counter() - started
+
+    def rest(self) -> None:
+        """Waits for the device."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def warm(given: dict[str, Any], dtype: str, compiled: bool) -> tuple[Run, float, float]:
+    """A run that fits the memory, the seconds of its first step and of a later one."""
+    rows = given["batch"]
+    while True:
+        run: Run | None = None
+        try:
+            run = Run(given, dtype, rows, compiled)
+            first = run.step()
+            return run, first, min(run.step() for _ in range(WARM_UP))
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows = next(n for n in range(rows // 2, 0, -1) if given["batch"] % n == 0)
+        run = None  # its memory, before the next one asks for some
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Warms up, says what runs, then takes orders until stdin ends."""
+    given = json.loads(sys.argv[1])
+    cuda = given["device"] == "cuda"
+    torch.set_float32_matmul_precision("high")
+    # on a GPU torch brings its own compiler
+    compiled = cuda or shutil.which(os.environ.get("CXX", "g++")) is not None
+    dtypes = ["bfloat16"] if cuda else ["float32", "bfloat16"]
+    runs = [warm(given, dtype, compiled) for dtype in dtypes]
+    tried = {run.dtype: seconds for run, _, seconds in runs}
+    run, first, _ = min(runs, key=lambda warmed: warmed[2])
+    del runs
+    about = {
+        "who": f"torch {torch.__version__}, GPT2LMHeadModel",
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "dtype": run.dtype,
+        "compiled": compiled,
+        "microbatches": given["batch"] // run.rows,
+        "tried_seconds": tried,
+        "compile_seconds": first,
+    }
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        seconds = [run.step() for _ in range(int(line))]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = torch.cuda.max_memory_allocated() if cuda else peak
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
