@@ -99,15 +99,20 @@ def train(
         Metrics(training.folder, writer) as metrics,
         _stop_signals() as stopped,
     ):
+        fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
         last = manager.latest_step()
         if last is None:
-            fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
             state, step, row = fresh(jax.random.key(training.seed)), 0, 0
         else:
             meta = checkpoint.read_meta(manager, last)
             checkpoint.check_model(meta, size, training.folder)
             checkpoint.check_fingerprints(meta, fingerprints, training.folder)
-            state, step, row = checkpoint.restore(manager, last, abstract), last, meta["rows"]
+            if meta.get("imported"):  # parameters alone; the optimizer starts afresh
+                params = checkpoint.restore_params(manager, last, size, mesh)
+                state = fresh(jax.random.key(training.seed)) | {"params": params}
+            else:
+                state = checkpoint.restore(manager, last, abstract)
+            step, row = last, meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
         if writer:
             Path(training.folder, "tokenizer.model").write_bytes(tokenizer.model)
