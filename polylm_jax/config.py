@@ -16,7 +16,7 @@ from polylm_jax.data.corpus import Corpus
 from polylm_jax.data.curriculum import Schedule
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.data.tokenizer import TokenizerTraining
-from polylm_jax.decode.search import Sampling
+from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init
