@@ -1,6 +1,7 @@
 """How the next token is chosen: settings, the repetition penalty, the draw."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ class Sampling:
     seed: with the prompt's own ids, decides the draw, whatever else is in the batch.
     """
 
+    block: ClassVar[str] = "sampling"
+
     new_tokens: int = 64
     temperature: float = 0.0
     top_k: int = 0
@@ -36,7 +39,7 @@ class Sampling:
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
         ):
             if not right:
-                raise UserError(f"sampling.{name} = {getattr(self, name)}; it must be {rule}.")
+                raise UserError(f"{self.block}.{name} = {getattr(self, name)}; it must be {rule}.")
 
 
 def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
