@@ -21,6 +21,8 @@ VERBS = {
     "generate": "continue prompts with a trained model",
     "import": "make a run from a Hugging Face GPT-2 folder",
     "export": "write a trained model as a Hugging Face folder",
+    "chat": "talk with a model in the terminal",
+    "score": "log-likelihood of continuations, the primitive of evaluation",
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "bench": "measure a part of the program beside its peers",
     "config": "print every setting in force, as gin",

@@ -16,7 +16,8 @@ from polylm_jax.data.corpus import Corpus
 from polylm_jax.data.curriculum import Schedule
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.data.tokenizer import TokenizerTraining
-from polylm_jax.decode.search import Sampling
+from polylm_jax.decode.chat import ChatSettings
+from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init
@@ -38,6 +39,7 @@ BLOCKS: dict[str, type] = {
     "rows": RowSettings,
     "train": Training,
     "sampling": Sampling,
+    "chat": ChatSettings,
 }
 
 for _name, _block in BLOCKS.items():

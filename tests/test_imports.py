@@ -14,6 +14,7 @@ ROOMS = [
         "errors",
         "console",
         "files",
+        "jsonl",
         "chips",
         "sizes",
         "model",

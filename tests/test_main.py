@@ -1,5 +1,7 @@
 """The command line: texts from a run, and one clear sentence for what cannot work."""
 
+import json
+
 import pytest
 
 from polylm_jax.__main__ import main
@@ -80,3 +82,54 @@ def test_a_run_without_a_whole_checkpoint_is_one_sentence(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     assert main(["generate", f"--run={tmp_path}", "--prompt=x"]) == 1
     assert "no whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_gives_what_they_give_one_by_one(run, tmp_path, capsys):
+    prompts = ["Die Sonne", "El sol y la luna", "猫", "Le", "Das", "ein", "a", "b", "c"]
+    asked, out = tmp_path / "prompts.jsonl", tmp_path / "texts.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    flags = [f"--run={run}", "--gin.sampling.new_tokens=6"]
+    assert main(["generate", *flags, f"--prompts={asked}", f"--out={out}", "--batch=4"]) == 0
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [record["prompt"] for record in records] == prompts
+    shown = texts_of(capsys, prompts, *flags)
+    assert shown == "\n".join(f"[{r['prompt']}]{r['text']}\n" for r in records)
+
+
+def test_scores_of_a_file_go_to_a_file(run, tmp_path, capsys):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
+    texts = [("Die Sonne", " scheint"), ("", "猫"), ("El ", "sol")]
+    records = [{"context": c, "continuation": t, "id": c} for c, t in texts]
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["score", f"--run={run}", f"--pairs={pairs}", f"--out={out}"]) == 0
+    scores = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [score["id"] for score in scores] == [context for context, _ in texts]
+    # an almost untrained model gives each of 1,024 pieces about the same chance
+    assert all(-9 < score["log_likelihood"] / score["tokens"] < -5 for score in scores)
+    assert "pairs/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"prompt": "a"}\n{"text": "b"}\n', "asked.jsonl:2 is not a record"),
+        ('{"prompt": 3}\n', "asked.jsonl:1 is not a record"),
+        ("nonsense\n", "asked.jsonl:1 is not a record"),
+        ("", "asked.jsonl is empty"),
+    ],
+)
+def test_a_broken_file_of_prompts_is_one_sentence(content, sentence, run, tmp_path, capsys):
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "texts.jsonl"
+    asked.write_text(content)
+    assert main(["generate", f"--run={run}", f"--prompts={asked}", f"--out={out}"]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_chat_answers_in_the_terminal_until_stop(run, capsys, monkeypatch):
+    lines = iter(["Die", "/clear", "Die", "/stop", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main(["chat", f"--run={run}", "--gin.chat.new_tokens=6"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Forgotten; a new conversation.") == 1
+    assert next(lines) == "never read"

@@ -88,23 +88,36 @@ class Tokenizer:
         """The text of each list of ids; special ids give nothing."""
         return self.processor.decode(ids)
 
-    @cached_property
-    def piece_bytes(self) -> np.ndarray:
-        """UTF-8 bytes of text that each id stands for, int32 [size].
+    @property
+    def adds_space(self) -> bool:
+        """Whether a space is put before a text, and taken away again, as in the release."""
+        return self.processor.encode("a", out_type=str)[0].startswith("▁")
 
-        Sums to the length of the text for a tokenizer trained here (▁ counts as one space);
-        a byte piece is 1, special ids are 0.
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """UTF-8 bytes of text that each id stands for; a special id stands for nothing.
+
+        A byte piece is one byte, which may be a part of a character only.
         """
         processor = self.processor
 
-        def length(piece: int) -> int:
+        def text(piece: int) -> bytes:
             if processor.is_control(piece) or processor.is_unknown(piece):
-                return 0
+                return b""
+            name = processor.id_to_piece(piece)
             if processor.is_byte(piece):
-                return 1
-            return len(processor.id_to_piece(piece).replace("▁", " ").encode())
+                return bytes([int(name[3:-1], 16)])  # <0xE4>
+            return name.replace("▁", " ").encode()
 
-        return np.array([length(piece) for piece in range(self.size)], np.int32)
+        return [text(piece) for piece in range(self.size)]
+
+    @cached_property
+    def piece_bytes(self) -> np.ndarray:
+        """How many bytes of text each id stands for, int32 [size].
+
+        Sums to the length of the text for a tokenizer trained here (▁ counts as one space).
+        """
+        return np.array([len(piece) for piece in self.pieces], np.int32)
 
 
 def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:

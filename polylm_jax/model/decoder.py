@@ -51,20 +51,29 @@ class Compute:
     remat: what a layer keeps for the backward pass, a name in REMAT_POLICIES.
     loss_block: tokens of one device whose logits are held at a time.
     attend_across_documents: False resets attention at each document's end; the release does not.
+    cache_dtype: of keys and values kept while decoding; as dtype if None.
+    prefill_chunk: tokens of a prompt read at a time, a power of two.
     """
 
     dtype: str = "bfloat16"
     remat: str = "full"
     loss_block: int = 1024
     attend_across_documents: bool = True
+    cache_dtype: str | None = None
+    prefill_chunk: int = 512
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("dtype", self.dtype, COMPUTE_DTYPES),
             ("remat", self.remat, REMAT_POLICIES),
+            ("cache_dtype", self.cache_dtype or self.dtype, COMPUTE_DTYPES),
         ):
             if value not in known:
                 raise UserError(f'compute.{name} is "{value}"; choose one of {", ".join(known)}.')
+        if self.prefill_chunk < 1 or self.prefill_chunk.bit_count() != 1:
+            raise UserError(
+                f"compute.prefill_chunk = {self.prefill_chunk}; it must be a power of two."
+            )
 
 
 def unconstrained(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -32,14 +32,14 @@ def positions_per_block(length: int, rows: int, block: int) -> int:
     return next(n for n in range(min(wanted, length), 0, -1) if length % n == 0)
 
 
-def _blocks(x: jax.Array, width: int) -> jax.Array:
+def blocked(x: jax.Array, width: int) -> jax.Array:
     """[rows, length, …] -> [length / width, rows, width, …]."""
     rows, length = x.shape[:2]
     return jnp.moveaxis(x.reshape(rows, length // width, width, *x.shape[2:]), 1, 0)
 
 
-def _unblock(x: jax.Array) -> jax.Array:
-    """Inverse of _blocks."""
+def unblocked(x: jax.Array) -> jax.Array:
+    """Inverse of blocked."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -84,13 +84,13 @@ def _local(
         return table_gradient, (loss, h_gradient)
 
     start = jnp.zeros(table.shape, jnp.float32) if gradient else jnp.zeros(())
-    inputs = tuple(_blocks(x, width) for x in (hidden, targets, weights))
+    inputs = tuple(blocked(x, width) for x in (hidden, targets, weights))
     table_gradient, (loss, h_gradient) = jax.lax.scan(one_block, start, inputs)
     if not gradient:
-        return _unblock(loss)
+        return unblocked(loss)
     if axes.batch:
         table_gradient = jax.lax.psum(table_gradient, axes.batch)
-    return _unblock(loss), _unblock(h_gradient), table_gradient
+    return unblocked(loss), unblocked(h_gradient), table_gradient
 
 
 def _sharded(

@@ -1,52 +1,75 @@
-"""Continue prompts with a trained model."""
+"""Continue prompts with a trained model: a few, shown, or a file of them, to JSONL."""
 
 import argparse
-import math
+import json
+import time
 from pathlib import Path
 
-import jax
-
 from polylm_jax import config
-from polylm_jax.data import tokenizer
+from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.decode.search import generate
 from polylm_jax.errors import UserError
-from polylm_jax.model.decoder import Decoder
-from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.parallel.sharding import constrainer
-from polylm_jax.train import checkpoint
+from polylm_jax.files import new_file
+from polylm_jax.jsonl import read_records
+from polylm_jax.verbs.model_of import Model, model_of
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument("--prompt", action="append", default=[], help="may be given again")
+    parser.add_argument("--prompts", default="", help='JSONL file of {"prompt": TEXT}')
+    parser.add_argument("--batch", type=int, default=8, help="prompts of a file taken at once")
     parser.add_argument("--out", default="", help="file for the texts")
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    if not given.prompt:
-        raise UserError("give at least one --prompt=TEXT.")
-    manager = checkpoint.open_existing(given.run)
-    step = manager.latest_step()
-    meta = checkpoint.read_meta(manager, step)
-    config.parse(given.gin_file, given.overrides, meta["gin"])
-    size, sampling = config.get("model"), config.get("sampling")
-    vocabulary = tokenizer.load(f"{given.run}/tokenizer.model")
-    # as many ways over tensor as the model allows, so that each token reads the weights once
-    ways = math.gcd(jax.device_count(), size.heads, size.d_ff, size.vocabulary)
-    mesh = make_mesh(MeshShape(data=-1, fsdp=1, tensor=ways))
-    print(f"Continuing {len(given.prompt)} prompts with step {step} of {given.run}.", flush=True)
-    with jax.set_mesh(mesh):
-        params = checkpoint.restore_params(manager, step, size, mesh)
-        decoder = Decoder(size, config.get("compute"), constrain=constrainer(mesh))
-        prompts = vocabulary.encode(given.prompt)
-        new = generate(decoder, params, prompts, sampling, rows=mesh.shape["data"])
-    texts = vocabulary.decode(new)
-    samples = "\n".join(
-        f"[{prompt}]{text}\n" for prompt, text in zip(given.prompt, texts, strict=True)
-    )
+    if bool(given.prompt) == bool(given.prompts):
+        raise UserError("give --prompt=TEXT, once or more, or --prompts=FILE.")
+    if given.prompts and not given.out:
+        raise UserError("say with --out=FILE.jsonl where the texts shall go.")
+    prompts = given.prompt
+    if given.prompts:
+        prompts = [record["prompt"] for record in read_records(given.prompts, ("prompt",))]
+    with model_of(given) as model:
+        print(f"Continuing {len(prompts)} prompts with step {model.step} of {given.run}.")
+        if given.prompts:
+            _to_file(model, prompts, given.batch, Path(given.out))
+        else:
+            _shown(model, prompts, given.out)
+
+
+def _texts(model: Model, prompts: list[str]) -> list[str]:
+    ids = model.tokenizer.encode(prompts)
+    new = generate(model.decoder, model.params, ids, config.get("sampling"), rows=model.rows)
+    return model.tokenizer.decode(new)
+
+
+def _shown(model: Model, prompts: list[str], out: str) -> None:
+    pairs = zip(prompts, _texts(model, prompts), strict=True)
+    samples = "\n".join(f"[{prompt}]{text}\n" for prompt, text in pairs)
     print(samples, end="")
-    if given.out:
-        Path(given.out).write_text(samples, encoding="utf-8")
-        print(f"The texts are in {given.out}.")
+    if out:
+        Path(out).write_text(samples, encoding="utf-8")
+        print(f"The texts are in {out}.")
+
+
+def _to_file(model: Model, prompts: list[str], batch: int, out: Path) -> None:
+    line, started = LiveLine(seconds=10), time.monotonic()
+    # like lengths together: a batch is padded to its longest, and waits for it
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts: dict[int, str] = {}
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
+        texts |= zip(chosen, _texts(model, [prompts[i] for i in chosen]), strict=True)
+        left = (time.monotonic() - started) / len(texts) * (len(prompts) - len(texts))
+        line.show(
+            f"{len(texts)} of {len(prompts)} prompts, ETA {format_duration(left)}",
+            last=len(texts) == len(prompts),
+        )
+    with new_file(out, out.parent) as file:
+        for i, prompt in enumerate(prompts):
+            record = {"prompt": prompt, "text": texts[i]}
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+    print(f"The texts are in {out}.")

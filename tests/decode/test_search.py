@@ -1,11 +1,15 @@
 """Generation against Hugging Face's greedy search, and each prompt against itself alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polylm_jax.decode.search import Sampling, choose, generate
+from polylm_jax.decode.prefill import _read, prefill
+from polylm_jax.decode.sampling import Sampling, choose
+from polylm_jax.decode.search import _decode, decode_some, generate
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
@@ -69,6 +73,54 @@ def test_a_mesh_generates_what_one_device_does(shape):
         assert generate(decoder, split, prompts, SAMPLED, rows=8) == expected
 
 
+@pytest.mark.parametrize("sampling", [Sampling(new_tokens=9), SAMPLED])
+def test_tokens_taken_a_few_at_a_time_are_those_taken_at_once(sampling):
+    size, params, content = golden.load("b")
+    decoder = Decoder(size, FLOAT32)
+    prompts, _ = prompts_and_answers(content)
+    state = prefill(decoder, sampling, params, prompts)
+    found = [[] for _ in prompts]
+    while not state.done.all():
+        state, new, counts = decode_some(decoder, sampling, params, state, 4)
+        for text, ids, count in zip(found, new, counts, strict=True):
+            text += ids[:count].tolist()
+    assert found == generate(decoder, params, prompts, sampling)
+
+
+def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once():
+    size, params, content = golden.load("b")
+    prompts, _ = prompts_and_answers(content)
+    states = [
+        prefill(Decoder(size, Compute("float32", prefill_chunk=chunk)), SAMPLED, params, prompts)
+        for chunk in (64, 4)
+    ]
+    np.testing.assert_allclose(*(state.scores for state in states), atol=1e-5)
+    for row, prompt in enumerate(prompts):
+        keys = [state.cache["key"][:, row, : len(prompt)] for state in states]
+        np.testing.assert_allclose(*keys, atol=1e-5)
+
+
+def test_each_row_has_its_own_limit_and_stops():
+    size, params, content = golden.load("a")
+    decoder = Decoder(size, FLOAT32)
+    prompts, answers = prompts_and_answers(content)
+    longest = max(range(len(answers)), key=lambda row: len(answers[row]))
+    answer, three = answers[longest], [prompts[longest]] * 3
+    limits, stops = [3, 12, 12], [{2}, {2}, {2, answer[5], 90, 91, 92}]
+    found = generate(decoder, params, three, Sampling(), limits=limits, stops=stops)
+    assert found == [answer[:3], answer, answer[: answer.index(answer[5])]]
+
+
+def test_a_prompt_of_another_length_needs_no_other_program():
+    size, params, _ = golden.load("b")
+    decoder = Decoder(size, Compute("float32", prefill_chunk=16))
+    generate(decoder, params, [[5] * 3], SAMPLED)
+    compiled = _read._cache_size(), _decode._cache_size()
+    for length in (1, 20, 55):
+        generate(decoder, params, [[5] * length], replace(SAMPLED, seed=length))
+    assert (_read._cache_size(), _decode._cache_size()) == compiled
+
+
 def test_generation_ends_at_the_context():
     size, params, _ = golden.load("c")
     prompt = [5, 6, 7, 8, 9]
@@ -107,7 +159,7 @@ def test_samples_follow_the_filtered_distribution():
         jnp.tile(jnp.asarray(scores, jnp.float32), (20_000, 1)),
         jnp.tile(seen, (20_000, 1)),
         keys,
-        jnp.zeros((), jnp.int32),
+        jnp.zeros(20_000, jnp.int32),
         sampling,
     )
     found = np.bincount(tokens, minlength=5) / 20_000

@@ -1,0 +1,148 @@
+"""Prompts into a static key-value cache: the state from which every search starts.
+
+Prompts of different lengths share a batch: they are padded on the right, each row keeps its
+own length, and slot i of the cache belongs to position i, so that no row ever sees another
+row's padding, nor its own. Shapes are rounded up to powers of two and prompts are read in
+chunks by one compiled loop, so that prompts of other lengths need no other program.
+"""
+
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polylm_jax.decode.sampling import Sampling
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import END_OF_DOCUMENT, Cache, Decoder, empty_cache, logits
+
+FEWEST_SLOTS = 64
+FEWEST_STOPS = 4
+NO_TOKEN = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Texts under way, one a row.
+
+    cache: keys and values of the texts so far; lengths: int32 [batch], their tokens.
+    scores: float32 [batch, vocabulary], of the next token.
+    seen: boolean [batch, vocabulary], tokens of the texts; None where nothing asks for it.
+    stops: int32 [batch, ids], the ids that end a row, filled up with -1.
+    left: int32 [batch], tokens that may still be added; done: boolean [batch].
+    keys: random key [batch]; drawn: int32 [batch], tokens added so far.
+    """
+
+    cache: Cache
+    lengths: jax.Array
+    scores: jax.Array
+    seen: jax.Array | None
+    stops: jax.Array
+    left: jax.Array
+    done: jax.Array
+    keys: jax.Array
+    drawn: jax.Array
+
+
+def prefill(
+    decoder: Decoder,
+    sampling: Sampling,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int] | None = None,
+    stops: Sequence[Collection[int]] | None = None,
+    rows: int = 1,
+    slots: int = 0,
+) -> State:
+    """Reads the prompts.
+
+    prompts: token ids, of any lengths. limits: most new tokens of each; sampling.new_tokens if
+    not given. stops: the ids that end each; </s> if not given. rows: the batch is padded to a
+    multiple of this, the number of ways in which the mesh splits a batch. slots: tokens of a
+    text, prompt and answer, that the cache has room for; what the prompts and limits need if
+    not given. UserError if a prompt is empty, or leaves no room in the model's context.
+    """
+    context = decoder.size.context
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise UserError(f"prompt {number} is empty; give at least one character.")
+        if len(prompt) >= context:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens but the model's context is {context}; "
+                "shorten it."
+            )
+    limits = limits or [sampling.new_tokens] * len(prompts)
+    stops = stops or [{END_OF_DOCUMENT}] * len(prompts)
+    needed = max(
+        min(context, len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)
+    )
+    slots = power_of_two(max(slots, needed, FEWEST_SLOTS))
+    extra = -len(prompts) % rows
+    tokens = np.full((len(prompts) + extra, slots), END_OF_DOCUMENT, np.int32)
+    ends = np.full(
+        (len(prompts) + extra, power_of_two(max(FEWEST_STOPS, *map(len, stops)))), NO_TOKEN
+    )
+    lengths, left = np.ones((2, len(tokens)), np.int32)
+    draws = np.zeros(len(tokens), np.uint32)
+    for row, (prompt, limit, stop) in enumerate(zip(prompts, limits, stops, strict=True)):
+        tokens[row, : len(prompt)] = prompt
+        ends[row, : len(stop)] = sorted(stop)
+        lengths[row], left[row] = len(prompt), min(limit, context - len(prompt))
+        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes())
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(draws)
+    remember = sampling.repetition_penalty != 1
+    cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
+    return State(
+        cache=cache,
+        lengths=jnp.asarray(lengths),
+        scores=scores,
+        seen=seen,
+        stops=jnp.asarray(ends, jnp.int32),
+        left=jnp.asarray(left),
+        done=jnp.arange(len(tokens)) >= len(prompts),
+        keys=keys,
+        drawn=jnp.zeros(len(tokens), jnp.int32),
+    )
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below the number."""
+    return 1 << (number - 1).bit_length()
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _read(
+    decoder: Decoder, remember: bool, params: Any, tokens: jax.Array, lengths: jax.Array
+) -> tuple[Cache, jax.Array, jax.Array | None]:
+    """Cache, scores after each row's last token, and what it has seen, if asked to remember.
+
+    tokens: int32 [batch, slots], padded on the right; lengths: int32 [batch].
+    """
+    batch, slots = tokens.shape
+    size, rows = decoder.size, jnp.arange(batch)
+    chunk = min(decoder.compute.prefill_chunk, slots)
+    last = lengths - 1
+
+    def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
+        cache, ends = state
+        positions = jnp.broadcast_to(number * chunk + jnp.arange(chunk), (batch, chunk))
+        part = jax.lax.dynamic_slice_in_dim(tokens, number * chunk, chunk, axis=1)
+        outputs: Any = decoder.apply({"params": params}, part, cache, positions)
+        hidden, cache = outputs
+        here = (last // chunk == number)[:, None]
+        return cache, jnp.where(here, hidden[rows, last % chunk], ends)
+
+    cache = empty_cache(size, batch, slots, decoder.compute.cache_dtype or decoder.compute.dtype)
+    ends = jnp.zeros((batch, size.d_model), decoder.compute.dtype)
+    chunks = last.max() // chunk + 1
+    cache, ends = jax.lax.fori_loop(0, chunks, read_chunk, (cache, ends))
+    seen = None
+    if remember:
+        real = jnp.arange(slots) < lengths[:, None]
+        seen = jnp.zeros((batch, size.vocabulary), bool).at[rows[:, None], tokens].max(real)
+    return cache, logits(ends, params["embedding"]), seen

@@ -1,0 +1,78 @@
+"""How the next token is chosen: settings, the repetition penalty, the draw."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from polylm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy.
+
+    new_tokens: most that are added; generation ends earlier at </s> (id 2).
+    temperature: 0 takes the best token; the release's demo samples at 0.7 with top_p 0.8.
+    top_k, top_p: keep the k best, or the fewest best whose probabilities reach p; 0 and 1: all.
+    repetition_penalty: divides positive scores of tokens seen before, multiplies negative ones
+        (Keskar et al. 2019); 1 does nothing.
+    seed: with the prompt's own ids, decides the draw, whatever else is in the batch.
+    """
+
+    block: ClassVar[str] = "sampling"
+
+    new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, right, rule in (
+            ("new_tokens", self.new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not right:
+                raise UserError(f"{self.block}.{name} = {getattr(self, name)}; it must be {rule}.")
+
+
+def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
+    """Scores with the repetition penalty, float32 [..., vocabulary].
+
+    seen: boolean of the same shape, tokens of the text so far; None where the penalty is 1.
+    """
+    if seen is None:
+        return scores
+    return jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
+def choose(
+    scores: jax.Array, seen: jax.Array | None, keys: jax.Array, drawn: jax.Array, sampling: Sampling
+) -> jax.Array:
+    """The next token of each row, int32 [batch].
+
+    scores: float32 [batch, vocabulary]; seen: see `penalise`; keys: a random key per row;
+    drawn: int32 [batch], tokens drawn before, which with the key decides the draw. The order
+    (penalty, temperature, top-k, top-p) is Hugging Face's.
+    """
+    scores = penalise(scores, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return scores.argmax(-1).astype(jnp.int32)
+    scores = scores / sampling.temperature
+    if sampling.top_k:
+        least = jax.lax.top_k(scores, min(sampling.top_k, scores.shape[-1]))[0][:, -1:]
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if sampling.top_p < 1:
+        ordered = jnp.sort(scores, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = probabilities.cumsum(-1) - probabilities
+        least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    keys = jax.vmap(jax.random.fold_in)(keys, drawn)
+    return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)

@@ -1,0 +1,108 @@
+"""Log-likelihood of a continuation after a context: what most benchmarks are scored with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polylm_jax.data.tokenizer import EOS, Tokenizer
+from polylm_jax.decode.prefill import power_of_two
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import Decoder, logits
+from polylm_jax.model.loss import blocked, positions_per_block, unblocked
+
+FEWEST_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one continuation: sum of ln p over its tokens, their number, and whether each was the
+    model's best guess."""
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list, list]:
+    """Ids of the two, cut where the ids of both together are.
+
+    As in lm-eval: spaces at the context's end belong to the continuation, and an empty context
+    is an end of document, after which training texts begin.
+    """
+    end = len(context.rstrip())
+    context, continuation = context[:end], context[end:] + continuation
+    if not context:
+        return [EOS], tokenizer.encode([continuation])[0]
+    whole, head = tokenizer.encode([context + continuation, context])
+    return whole[: len(head)], whole[len(head) :]
+
+
+def score(
+    decoder: Decoder,
+    params: Any,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch: int,
+    done: Callable[[int], None] = lambda pairs: None,
+) -> list[Score]:
+    """Scores of (context ids, continuation ids), in their order.
+
+    batch: pairs computed at once, a multiple of the ways in which the mesh splits a batch.
+    A context too long for the model loses its beginning. done: told the pairs scored so far.
+    UserError if a context is empty, or a continuation is or does not fit the model's context.
+    """
+    context = decoder.size.context
+    for number, (head, tail) in enumerate(pairs, 1):
+        if not head or not tail:
+            raise UserError(f"pair {number} has an empty context or continuation; give both.")
+        if len(tail) > context:
+            raise UserError(
+                f"the continuation of pair {number} has {len(tail)} tokens but the model's context "
+                f"is {context}; shorten it."
+            )
+    # longest first, so that a batch is of like lengths and too large a batch fails at once
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+    scores: dict[int, Score] = {}
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
+        rows = [[*pairs[i][0], *pairs[i][1]][-context - 1 :] for i in chosen]
+        width = min(context, max(FEWEST_POSITIONS, power_of_two(max(map(len, rows)) - 1)))
+        tokens = np.full((batch, width + 1), EOS, np.int32)
+        wanted = np.zeros((batch, width), bool)
+        for row, (ids, i) in enumerate(zip(rows, chosen, strict=True)):
+            tokens[row, : len(ids)] = ids
+            wanted[row, len(ids) - 1 - len(pairs[i][1]) : len(ids) - 1] = True
+        sums, greedy = map(np.asarray, _score(decoder, params, tokens, wanted))
+        for row, i in enumerate(chosen):
+            scores[i] = Score(float(sums[row]), len(pairs[i][1]), bool(greedy[row]))
+        done(len(scores))
+    return [scores[i] for i in range(len(pairs))]
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(
+    decoder: Decoder, params: Any, tokens: jax.Array, wanted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of ln p, float32 [batch], and whether all are greedy, boolean [batch].
+
+    tokens: int32 [batch, length + 1]; wanted: boolean [batch, length], targets that count.
+    """
+    hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])
+
+    # a few positions of all rows at a time, as in the loss: [tokens, vocabulary] is never held
+    rows, length = wanted.shape
+    width = positions_per_block(length, rows, decoder.compute.loss_block)
+
+    def one_block(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        states, targets = inputs
+        scores = logits(states, params["embedding"])
+        picked = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(scores, axis=-1), scores.argmax(-1) == targets
+
+    blocks = (blocked(hidden, width), blocked(tokens[:, 1:], width))
+    found, best = map(unblocked, jax.lax.map(one_block, blocks))
+    return jnp.where(wanted, found, 0).sum(1), (best | ~wanted).all(1)

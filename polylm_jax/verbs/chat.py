@@ -1,0 +1,64 @@
+"""Talk with a model in the terminal: /clear forgets, /stop or Ctrl-D ends, Ctrl-C cuts short."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+
+from polylm_jax import config
+from polylm_jax.decode.chat import ChatSettings, TextStream, converse
+from polylm_jax.decode.prefill import prefill
+from polylm_jax.decode.search import decode_some
+from polylm_jax.verbs.model_of import Model, model_of
+
+TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the host
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's flags."""
+    parser.add_argument("--run", required=True, help="folder of a run")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs the verb."""
+    with model_of(given) as model:
+        settings = config.get("chat")
+        room = model.decoder.size.context
+        print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
+        turns = 0
+
+        def answer(prompt: str) -> Iterator[str]:
+            nonlocal turns
+            turns += 1  # so that the same question is not answered with the same words twice
+            return stream(model, prompt, replace(settings, seed=settings.seed + turns))
+
+        def fits(prompt: str) -> bool:
+            asked = len(model.tokenizer.encode([prompt])[0])
+            return asked + min(settings.new_tokens, room // 2) <= room
+
+        def say(text: str) -> None:
+            print(text, end="", flush=True)
+
+        converse(_questions(), answer, fits, settings, say)
+
+
+def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
+    """The answer to a prompt, in parts of whole characters."""
+    ids, text = model.tokenizer.encode([prompt]), TextStream(model.tokenizer)
+    state = prefill(model.decoder, settings, model.params, ids, rows=model.rows)
+    while not state.done.all():
+        state, new, counts = decode_some(
+            model.decoder, settings, model.params, state, TOKENS_AT_ONCE
+        )
+        yield text.push(new[0, : int(counts[0])].tolist())
+    yield text.close()
+
+
+def _questions() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,49 @@
+"""The model of a run, ready to decode: what several verbs begin with."""
+
+import argparse
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from polylm_jax import config
+from polylm_jax.data import tokenizer
+from polylm_jax.model.decoder import Decoder
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import constrainer
+from polylm_jax.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint on the devices. rows: ways in which the mesh splits a batch."""
+
+    step: int
+    decoder: Decoder
+    params: Any
+    tokenizer: tokenizer.Tokenizer
+    rows: int
+
+
+@contextlib.contextmanager
+def model_of(given: argparse.Namespace) -> Iterator[Model]:
+    """The newest checkpoint of given.run, with its mesh in context and its gin in force."""
+    manager = checkpoint.open_existing(given.run)
+    step = manager.latest_step()
+    meta = checkpoint.read_meta(manager, step)
+    config.parse(given.gin_file, given.overrides, meta["gin"])
+    size = config.get("model")
+    # as many ways over tensor as the model allows, so that each token reads the weights once
+    ways = math.gcd(jax.device_count(), size.heads, size.d_ff, size.vocabulary)
+    mesh = make_mesh(MeshShape(data=-1, fsdp=1, tensor=ways))
+    with jax.set_mesh(mesh):
+        yield Model(
+            step,
+            Decoder(size, config.get("compute"), constrain=constrainer(mesh)),
+            checkpoint.restore_params(manager, step, size, mesh),
+            tokenizer.load(f"{given.run}/tokenizer.model"),
+            mesh.shape["data"],
+        )

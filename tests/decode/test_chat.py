@@ -1,0 +1,100 @@
+"""Chat: prompts in the release's formats, and text that comes in whole characters."""
+
+from io import BytesIO
+
+import pytest
+import sentencepiece
+
+from polylm_jax.data.tokenizer import Tokenizer, load
+from polylm_jax.decode.chat import FORMATS, ChatSettings, TextStream, Turn, converse, until
+from tests.data.sentences import SENTENCES
+
+SENTENCE = "héllo 你好 👩‍👧 ไทย\nnew line"
+
+
+def dialogue(questions, answers, fits=lambda prompt: True, **settings):
+    """What is said, and the prompts that were asked for."""
+    prompts, said, left = [], [], iter(answers)
+
+    def answer(prompt):
+        prompts.append(prompt)
+        part = next(left)
+        if isinstance(part, type):
+            raise part
+        yield from part
+
+    converse(questions, answer, fits, ChatSettings(**settings), said.append)
+    return "".join(said), prompts
+
+
+def test_formats_are_those_of_the_release():
+    turns = [Turn("Who\n\n\nare you?", "A model."), Turn("And now?")]
+    assert FORMATS["base"](turns) == "Who\n\n\nare you?A model.And now?"
+    assert FORMATS["multialpaca"](turns) == "Who\nare you?\n\nA model.\nAnd now?\n\n"
+    assert FORMATS["chat"](turns) == (
+        "<|user|>\nWho\n\n\nare you?\n<|assistant|>\nA model.\n<|user|>\nAnd now?\n<|assistant|>\n"
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_dummy_prefix": True}])
+def test_a_stream_says_what_sentencepiece_decodes_and_never_half_a_character(settings):
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES["en"] + SENTENCES["de"]),
+        model_writer=model,
+        vocab_size=400,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **{"add_dummy_prefix": False, "normalization_rule_name": "identity"} | settings,
+    )
+    tokenizer = Tokenizer(model.getvalue())
+    [ids] = tokenizer.encode([SENTENCE])
+    assert any(map(tokenizer.processor.is_byte, ids))
+    stream = TextStream(tokenizer)
+    parts = [stream.push([i]) for i in ids]
+    assert "".join(parts) + stream.close() == tokenizer.decode([ids])[0]
+    assert "\ufffd" not in "".join(parts)
+    assert "" in parts
+
+
+def test_a_character_never_finished_shows_as_a_mark(tiny):
+    tokenizer = load(str(tiny["tokenizer.path"]))
+    first = next(i for i in range(tokenizer.size) if tokenizer.pieces[i] == b"\xe4")
+    stream = TextStream(tokenizer)
+    assert stream.push([first]) == ""
+    assert stream.close() == "\ufffd"
+
+
+def test_turns_are_remembered_until_clear_and_stop_ends():
+    said, prompts = dialogue(
+        ["a", "", "b", "/clear", "c", "/stop", "d"], [["x", "y"], ["z"], ["w"]]
+    )
+    assert prompts == ["a\n\n", "a\n\nxy\nb\n\n", "c\n\n"]
+    assert said == "xy\nz\nForgotten; a new conversation.\nw\n"
+
+
+def test_the_oldest_turns_are_forgotten_first():
+    _, prompts = dialogue(
+        ["a", "b", "c"], [["1"], ["2"], ["3"]], fits=lambda prompt: prompt.count("\n\n") < 3
+    )
+    assert prompts[-1] == "b\n\n2\nc\n\n"
+
+
+def test_a_question_longer_than_the_context_is_said_so_and_the_talk_goes_on():
+    said, prompts = dialogue(["long" * 9, "b"], [["2"]], fits=lambda prompt: len(prompt) < 20)
+    assert "longer than the model's context" in said
+    assert prompts == ["b\n\n"]
+
+
+def test_an_interrupted_answer_ends_the_answer_only():
+    said, prompts = dialogue(["a", "b"], [KeyboardInterrupt, ["2"]])
+    assert said == "\n2\n"
+    assert prompts[1].endswith("b\n\n")
+
+
+def test_an_answer_ends_where_the_model_takes_the_users_part():
+    parts = ["fine<", "|us", "er|>\nmore", "and more"]
+    said, _ = dialogue(["a"], [parts], format="chat")
+    assert said == "fine\n"
+    assert "".join(until("<|user|>", ["a<|", "x"])) == "a<|x"
