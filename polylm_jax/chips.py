@@ -9,17 +9,19 @@ class Chip:
 
     flops: dense bfloat16 FLOP/s. memory: bytes of HBM. bandwidth: HBM bytes/s.
     links: bytes/s into one chip over its fast network (ICI, NVLink), all links together.
+    network: bytes/s into one chip from other hosts, where `links` end at the host; else 0.
     """
 
     flops: float
     memory: float
     bandwidth: float
     links: float
+    network: float = 0
 
 
 # TPU: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x. GPU: NVIDIA's data sheets of the SXM
-# models, without sparsity. A key is a part of jax.Device.device_kind in lower case; the first
-# that matches counts.
+# models, without sparsity; between hosts, one 400 Gb/s card a GPU (DGX H100). A key is a part of
+# jax.Device.device_kind in lower case; the first that matches counts.
 CHIPS = {
     "tpu v4": Chip(275e12, 32 * 2**30, 1.2e12, 300e9),
     "tpu v5 lite": Chip(197e12, 16 * 2**30, 0.82e12, 200e9),
@@ -28,7 +30,7 @@ CHIPS = {
     "tpu v6": Chip(918e12, 32 * 2**30, 1.64e12, 448e9),
     "tpu7x": Chip(2307e12, 192 * 2**30, 7.38e12, 600e9),
     "h200": Chip(989e12, 141e9, 4.8e12, 450e9),
-    "h100": Chip(989e12, 80e9, 3.35e12, 450e9),
+    "h100": Chip(989e12, 80e9, 3.35e12, 450e9, 50e9),
     "a100": Chip(312e12, 80e9, 2.04e12, 300e9),
 }
 

@@ -1,0 +1,1 @@
+"""The training step, compiled for a slice that is not here, and what that tells."""

@@ -1,0 +1,225 @@
+"""What a run needs of a chip by arithmetic: memory by kind, FLOPs, bytes moved, the bound.
+
+Nothing is compiled here, so a search can ask it thousands of times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
+from polylm_jax.model.loss import positions_per_block
+from polylm_jax.model.parameters import count, shapes
+from polylm_jax.parallel.mesh import AXES, resolve
+from polylm_jax.parallel.sharding import MESH_AXES
+from polylm_jax.plan.collectives import Collective
+from polylm_jax.plan.compile import Run
+from polylm_jax.plan.slices import GPUS_PER_HOST, Slice
+from polylm_jax.sizes import Size, flops_per_token
+from polylm_jax.train.step import abstract_state
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Least seconds of a step: what each part of a chip needs if nothing else held it up."""
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def seconds(self) -> float:
+        """The bound: all three at once, perfectly overlapped."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def binds(self) -> str:
+        return max(vars(self), key=lambda name: vars(self)[name])
+
+
+def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
+    """Bytes of one chip: parameters, optimizer, gradients, activations, logits and head.
+
+    Parameters and optimizer are exact, from their shardings. Gradients: one, float32, sharded as
+    the parameters. Activations: what the layers keep of one microbatch for the backward pass.
+    Logits and head: one block's float32 scores, the embedding gathered over fsdp in the compute
+    dtype, and its gradient in float32.
+    """
+    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    mesh = AbstractMesh((data, fsdp, tensor), AXES)
+    state = abstract_state(run.size, run.init, run.optimizer, mesh)  # type: ignore[arg-type]
+    rows = run.training.batch // (data * fsdp * run.training.microbatches)
+    positions = positions_per_block(run.length, rows, run.compute.loss_block)
+    vocabulary = run.size.vocabulary // tensor
+    table = vocabulary * run.size.d_model
+    parameters = _on_chip(state["params"])
+    return {
+        "parameters": parameters,
+        "optimizer": _on_chip(state["optimizer"]),
+        "gradients": parameters,
+        "activations": rows * kept_by_layers(run.size, run.compute, run.length, tensor),
+        "logits and head": rows * positions * vocabulary * 4 + table * (_width(run.compute) + 4),
+    }
+
+
+@lru_cache
+def kept_by_layers(size: Size, compute: Compute, length: int, tensor: int) -> float:
+    """Bytes that all layers keep of one row under the remat policy, on a chip of `tensor`.
+
+    Asked of JAX, for any policy: what the backward pass of a decoder closes over, for one and
+    two layers, one and two rows. The mixed difference has neither parameters nor the head in it.
+    The stream, whose last dimension is d_model, is whole on every chip unless the table of
+    logical axes splits its length; the rest is split over tensor.
+    """
+    whole = {n: _residuals(replace(size, layers=n[0]), compute, length, n[1]) for n in _SQUARE}
+    stream, rest = (
+        whole[2, 2][i] - whole[2, 1][i] - whole[1, 2][i] + whole[1, 1][i] for i in (0, 1)
+    )
+    if MESH_AXES["length"] == "tensor":
+        stream /= tensor
+    return size.layers * (stream + rest / tensor)
+
+
+_SQUARE = ((1, 1), (1, 2), (2, 1), (2, 2))
+
+
+def _residuals(size: Size, compute: Compute, length: int, rows: int) -> tuple[float, float]:
+    """Bytes kept by a decoder's forward pass: with d_model as last dimension, and others."""
+    decoder = Decoder(size, compute)
+
+    def keep(params: Any, tokens: jax.Array) -> Any:
+        return jax.vjp(lambda p: decoder.apply({"params": p}, tokens)[0], params)[1]
+
+    leaves = jax.tree.leaves(
+        jax.eval_shape(keep, shapes(size), jax.ShapeDtypeStruct((rows, length), jnp.int32))
+    )
+    stream = sum(_bytes(leaf) for leaf in leaves if leaf.shape[-1:] == (size.d_model,))
+    return stream, sum(_bytes(leaf) for leaf in leaves) - stream
+
+
+@lru_cache
+def recomputed_flops(size: Size, compute: Compute, length: int) -> float:
+    """FLOPs per token of matrix products that the backward pass does again, under the policy."""
+
+    def products(remat: str) -> float:
+        decoder = Decoder(size, replace(compute, remat=remat))
+
+        def total(params: Any, tokens: jax.Array) -> jax.Array:
+            return decoder.apply({"params": params}, tokens)[0].astype(jnp.float32).sum()
+
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        return _products(jax.make_jaxpr(jax.grad(total))(shapes(size), tokens).jaxpr)
+
+    return (products(compute.remat) - products("none")) / length
+
+
+def _products(jaxpr: Any) -> float:
+    """FLOPs of all dot_general in a jaxpr, those in scans times their length."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            out = prod(equation.outvars[0].aval.shape)
+            total += 2 * out * prod(shape[axis] for axis in contracted)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda node: hasattr(node, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * _products(inner)
+    return total
+
+
+def flops_on_chip(run: Run, where: Slice) -> tuple[float, float]:
+    """FLOPs of one chip in a step: the model's (6N + 12·layers·d_model·length), and recomputed."""
+    tokens = run.training.batch * run.length / where.chips
+    return (
+        tokens * flops_per_token(run.size, run.length),
+        tokens * recomputed_flops(run.size, run.compute, run.length),
+    )
+
+
+def memory_traffic(run: Run, where: Slice) -> float:
+    """Least bytes that move between a chip and its HBM in a step.
+
+    The state and the gradient are read and written once; each microbatch writes and reads the
+    gathered weights in the forward and in the backward pass (once more where that recomputes)
+    and the kept activations; each block of the loss reads the embedding twice and updates its
+    gradient. What fusions cannot keep on the chip comes on top.
+    """
+    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    kinds = memory_by_kind(run, where)
+    microbatches, width = run.training.microbatches, _width(run.compute)
+    rows = run.training.batch // (data * fsdp * microbatches)
+    blocks = run.length // positions_per_block(run.length, rows, run.compute.loss_block)
+    table = run.size.vocabulary // tensor * run.size.d_model
+    passes = 2 + (recomputed_flops(run.size, run.compute, run.length) > 0)
+    weights = 2 * width * (count(run.size) / tensor - table) * passes
+    head = blocks * table * (2 * width + 2 * 4)
+    state = 2 * (kinds["parameters"] + kinds["optimizer"] + kinds["gradients"])
+    return state + microbatches * (weights + head + 2 * kinds["activations"])
+
+
+def bound(run: Run, where: Slice, sent: Sequence[Collective]) -> Bound:
+    """The roofline. Collectives at the rate of all links of a chip together; between GPU hosts
+    at the rate of the network, where a group does not fit into one host."""
+    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    steps = dict(zip(AXES, (fsdp * tensor, tensor, 1), strict=True))
+    ways = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    chip, seconds = where.chip, 0.0
+    for one in sent:
+        spans = max(steps[axis] * ways[axis] for axis in one.axes.split("+"))
+        between = where.gpu and spans > GPUS_PER_HOST
+        seconds += one.bytes / (chip.network if between and chip.network else chip.links)
+    return Bound(
+        compute=sum(flops_on_chip(run, where)) / chip.flops,
+        memory=memory_traffic(run, where) / chip.bandwidth,
+        links=seconds,
+    )
+
+
+def least_sent(run: Run, where: Slice) -> list[Collective]:
+    """The collectives that a mesh needs at least, for ranking before anything is compiled.
+
+    fsdp: each microbatch gathers the layers' weights for the forward and backward pass and
+    scatters their gradient, in the compute dtype. tensor: four sums of the stream a layer, two
+    of them again where the backward pass recomputes. data: one sum of the gradient, float32.
+    """
+    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    microbatches, width = run.training.microbatches, _width(run.compute)
+    rows = run.training.batch // (data * fsdp * microbatches)
+    weights = count(run.size) / tensor * width
+    again = recomputed_flops(run.size, run.compute, run.length) > 0
+    stream = rows * run.length * run.size.d_model * width
+    share = {axis: (n - 1) / n for axis, n in zip(AXES, (data, fsdp, tensor), strict=True)}
+    sums = (6 if again else 4) * run.size.layers
+    sizes = {
+        "data": 2 * share["data"] * count(run.size) / tensor / fsdp * 4,
+        "fsdp": 3 * microbatches * share["fsdp"] * weights,
+        "tensor": 2 * microbatches * share["tensor"] * sums * stream,
+    }
+    return [Collective("all-reduce", axis, 1, size) for axis, size in sizes.items() if size]
+
+
+def _width(compute: Compute) -> int:
+    return jnp.dtype(COMPUTE_DTYPES[compute.dtype]).itemsize
+
+
+def _bytes(leaf: Any) -> float:
+    return prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _on_chip(tree: Any) -> float:
+    """Bytes of one device's parts of a tree of ShapeDtypeStructs with shardings."""
+    return sum(
+        prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,245 @@
+"""A plan: what the compiler and the arithmetic say of a run on a slice, in words and a figure."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from polylm_jax.model.parameters import count
+from polylm_jax.parallel.mesh import AXES, resolve
+from polylm_jax.plan.compile import Compiled, Run
+from polylm_jax.plan.estimate import Bound, bound, flops_on_chip, least_sent, memory_by_kind
+from polylm_jax.plan.slices import Slice, missing_compiler
+
+GIB = 2**30
+COLOURS = {
+    "parameters": "#1f6f9f",
+    "optimizer": "#86a8bf",
+    "gradients": "#2f9c8a",
+    "activations": "#d9982b",
+    "logits and head": "#8a6fb3",
+    "other": "#98a4af",
+}
+BINDS = {"compute": "Compute", "memory": "HBM", "links": "The network between chips"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on a slice. compiled is None where no compiler for the slice is installed.
+
+    kinds: bytes of one chip by kind, by arithmetic; "other" is the compiler's peak less these.
+    """
+
+    name: str
+    run: Run
+    where: Slice
+    compiled: Compiled | None
+    kinds: dict[str, float]
+    bound: Bound
+    efficiency: float
+
+    @property
+    def fits(self) -> bool:
+        if self.compiled is None:
+            return sum(self.kinds.values()) <= self.where.chip.memory
+        return self.compiled.fits
+
+    @property
+    def step_seconds(self) -> float:
+        return self.bound.seconds / self.efficiency
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.run.training.batch * self.run.length / self.step_seconds
+
+    @property
+    def days(self) -> float:
+        return self.run.training.steps * self.step_seconds / 86400
+
+    @property
+    def chip_hours(self) -> float:
+        return 24 * self.days * self.where.chips
+
+
+def make_plan(
+    name: str, run: Run, where: Slice, compiled: Compiled | None, efficiency: float
+) -> Plan:
+    """Puts what the compiler says, if there is one, beside the arithmetic."""
+    kinds = memory_by_kind(run, where)
+    if compiled and compiled.fits:
+        kinds["other"] = max(0.0, compiled.peak - sum(kinds.values()))
+    # what does not fit sends nothing: the least it would have to
+    sent = compiled.collectives if compiled and compiled.fits else least_sent(run, where)
+    return Plan(name, run, where, compiled, kinds, bound(run, where, sent), efficiency)
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan in words."""
+    run, where, compiled = plan.run, plan.where, plan.compiled
+    mesh = resolve(run.mesh, where.chips)
+    axes = " x ".join(f"{axis} {ways}" for axis, ways in zip(AXES, mesh, strict=True))
+    training = run.training
+    model, again = flops_on_chip(run, where)
+    out = [
+        f"{plan.name}: {count(run.size):,} parameters, {where.name}, {where.chips} chips ({axes}); "
+        f"{training.batch} rows of {run.length} a step in {training.microbatches} "
+        f"microbatch{'es' if training.microbatches > 1 else ''}, remat {run.compute.remat}.",
+        _verdict(plan),
+        "",
+        f"HBM of a chip, {where.chip.memory / GIB:.1f} GiB:",
+        *(f"  {kind:16}{size / GIB:8.2f} GiB" for kind, size in plan.kinds.items()),
+    ]
+    if compiled and compiled.fits:
+        known = sum(size for kind, size in plan.kinds.items() if kind != "other")
+        note = "other is the rest up to it" if compiled.peak > known else "not all exist at once"
+        out.append(f"  {'compiler, peak':16}{compiled.peak / GIB:8.2f} GiB ({note})")
+    out += [
+        "",
+        f"A step: {model:.3g} FLOPs a chip, and {again:.3g} recomputed. At the least",
+        f"  compute{plan.bound.compute:10.3f} s   at {where.chip.flops:.3g} FLOP/s",
+        f"  HBM    {plan.bound.memory:10.3f} s   at {where.chip.bandwidth:.3g} bytes/s",
+        f"  links  {plan.bound.links:10.3f} s   at {where.chip.links:.3g} bytes/s"
+        + (f", {where.chip.network:.3g} between hosts" if where.gpu else ""),
+        f"{BINDS[plan.bound.binds]} binds: a step takes {plan.bound.seconds:.3f} s or more.",
+    ]
+    if compiled and compiled.collectives:
+        out += ["", "Collectives of a chip in a step, as compiled:"]
+        out += [
+            f"  {one.kind:20}{one.axes:16}{one.bytes / GIB:10.3f} GiB in {one.count:,}"
+            for one in compiled.collectives
+        ]
+    elif not (compiled and compiled.fits):
+        out.append("The links' time is of the least a mesh must send, not of a compiled program.")
+    out += [
+        "",
+        f"At {plan.efficiency:.0%} of that bound, which is an assumption (--efficiency): "
+        f"{plan.tokens_per_second:,.0f} tokens/s;",
+        f"{training.steps:,} steps take {plan.days:.1f} days, {plan.chip_hours:,.0f} chip-hours.",
+    ]
+    return out
+
+
+def _verdict(plan: Plan) -> str:
+    compiled, memory = plan.compiled, plan.where.chip.memory
+    if compiled is None:
+        least = sum(plan.kinds.values())
+        word = "It may fit" if plan.fits else "It does not fit"
+        return (
+            f"{word}: {least / GIB:.2f} of {memory / GIB:.1f} GiB a chip by arithmetic. "
+            + missing_compiler(plan.where)
+        )
+    if compiled.fits:
+        return (
+            f"It fits: {compiled.peak / GIB:.2f} of {memory / GIB:.1f} GiB a chip at the peak, "
+            f"compiled in {compiled.seconds:.0f} s."
+        )
+    needed, available = compiled.needed / GIB, compiled.available / GIB
+    by = (
+        f"the compiler needs {needed:.2f} GiB a chip and has {available:.2f}, "
+        f"{needed - available:.2f} too few"
+        if needed
+        else "the compiler ran out of memory and did not say by how much"
+    )
+    return f"It does not fit: {by}. What would help: {'; '.join(advice(plan))}."
+
+
+def advice(plan: Plan) -> list[str]:
+    """Settings that would lower what is too large, the most helpful first."""
+    run, where = plan.run, plan.where
+    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    training, steps = run.training, []
+    rows = training.batch // (data * fsdp * training.microbatches)
+    if run.compute.remat != "full":
+        steps.append('compute.remat = "full"')
+    if rows > 1:
+        divisors = [n for n in range(2, rows + 1) if rows % n == 0]
+        kept = plan.kinds["activations"] / rows
+        room = where.chip.memory / 2
+        parts = next((n for n in divisors if kept * rows / n <= room), divisors[-1])
+        steps.append(f"train.microbatches = {training.microbatches * parts}")
+        steps.append(f"train.batch = {training.batch // parts}, which is another run")
+    if data > 1:
+        steps.append(f"mesh.data = 1 with mesh.fsdp = {fsdp * data}")
+    if run.compute.loss_block > 512:
+        steps.append("compute.loss_block = 512")
+    if rows == 1 and run.size.heads % (2 * tensor) == 0 and fsdp % 2 == 0:
+        steps.append(f"mesh.tensor = {2 * tensor} with mesh.fsdp = {fsdp // 2}")
+    return [*steps, "a larger slice"]
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON: every number the words are made of."""
+    return {
+        "name": plan.name,
+        "slice": asdict(plan.where),
+        "mesh": dict(zip(AXES, resolve(plan.run.mesh, plan.where.chips), strict=True)),
+        "batch": plan.run.training.batch,
+        "microbatches": plan.run.training.microbatches,
+        "remat": plan.run.compute.remat,
+        "fits": plan.fits,
+        "compiled": plan.compiled and asdict(plan.compiled),
+        "bytes_by_kind": plan.kinds,
+        "capacity_bytes": plan.where.chip.memory,
+        "flops": dict(
+            zip(("model", "recomputed"), flops_on_chip(plan.run, plan.where), strict=True)
+        ),
+        "bound_seconds": asdict(plan.bound),
+        "binds": plan.bound.binds,
+        "efficiency": plan.efficiency,
+        "tokens_per_second": plan.tokens_per_second,
+        "days": plan.days,
+        "chip_hours": plan.chip_hours,
+    }
+
+
+def table(plans: list[Plan]) -> str:
+    """Plans as a Markdown table, one row each."""
+    head = ["run", "chips", "mesh", "microbatches", "compiles", "GiB a chip", "bound", "days"]
+    rows = [head, ["---"] * len(head)]
+    for plan in plans:
+        binds = "HBM" if plan.bound.binds == "memory" else plan.bound.binds
+        mesh, memory = resolve(plan.run.mesh, plan.where.chips), plan.where.chip.memory / GIB
+        compiled = plan.compiled
+        peak = compiled.peak if compiled and compiled.fits else sum(plan.kinds.values())
+        rows.append([
+            f"`{plan.name}`",
+            str(plan.where.chips),
+            "x".join(map(str, mesh)),
+            str(plan.run.training.microbatches),
+            "not tried" if compiled is None else "yes" if compiled.fits else "too large",
+            f"{peak / GIB:.1f} of {memory:.1f}",
+            f"{plan.bound.seconds:.2f} s, {binds}",
+            f"{plan.days:.1f}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def draw(plan: Plan, path: Path) -> Path:
+    """One stacked bar of a chip's memory by kind, against its capacity; a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(8.3, 2.6), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    left = 0.0
+    for kind, size in plan.kinds.items():
+        ax.barh(0, size / GIB, left=left, color=COLOURS[kind], height=0.6,
+                label=f"{kind} {size / GIB:.1f}")  # fmt: skip
+        left += size / GIB
+    capacity = plan.where.chip.memory / GIB
+    marks = {f"capacity {capacity:.1f}": (capacity, "#d1495b")}
+    if plan.compiled and plan.compiled.fits:
+        marks[f"compiler's peak {plan.compiled.peak / GIB:.1f}"] = (
+            plan.compiled.peak / GIB,
+            "#22303c",
+        )
+    for label, (place, colour) in marks.items():
+        ax.axvline(place, color=colour, lw=1.5, label=label)
+    ax.set(yticks=[], xlabel="GiB of one chip", xlim=(0, 1.05 * max(left, capacity)))
+    ax.set_title(f"{plan.name} on {plan.where.name}", loc="left", weight="bold", size=11)
+    ax.spines[["left", "top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(unfinished, format="png")
+    os.replace(unfinished, path)
+    return path
