@@ -19,6 +19,7 @@ VERBS = {
     "curriculum": "show what a schedule reads over a run",
     "train": "train, or go on training",
     "generate": "continue prompts with a trained model",
+    "status": "say where a run stands and whether it is healthy",
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "bench": "measure a part of the program beside its peers",
     "config": "print every setting in force, as gin",
