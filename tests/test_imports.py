@@ -25,7 +25,18 @@ ROOMS = [
         "interop",
         "plan",
     ],
-    *["tune", "evaluation", "bench", "runs", "figures", "report", "config", "verbs", "__main__"],
+    *[
+        "tune",
+        "evaluation",
+        "bench",
+        "runs",
+        "figures",
+        "report",
+        "status",
+        "config",
+        "verbs",
+        "__main__",
+    ],
 ]
 
 # heavy packages, and the only places that may import them, be it inside a function

@@ -1,40 +1,29 @@
 """The training run, in the order of time: mesh, data, state, steps, checkpoints."""
 
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from polylm_jax.chips import chip_of
-from polylm_jax.console import format_duration
-from polylm_jax.data.curriculum import (
-    Curriculum,
-    Schedule,
-    consumed,
-    integral,
-    make_curriculum,
-    share,
-)
+from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
 from polylm_jax.data.feed import batches
-from polylm_jax.data.languages import is_bilingual
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
+from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
-from polylm_jax.sizes import Size, flops_per_token
+from polylm_jax.sizes import Size
 from polylm_jax.train import checkpoint
-from polylm_jax.train.metrics import Metrics, Speed
+from polylm_jax.train.heartbeat import Heartbeat
+from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.train.progress import make_report
 from polylm_jax.train.step import abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import validation
 
@@ -72,7 +61,7 @@ def train(
     tokenizer: Tokenizer,
     gin: str,
 ) -> int:
-    """Trains until training.steps, or until SIGINT or SIGTERM; returns the last step.
+    """Trains until training.steps, or SIGINT or SIGTERM in any process; returns the last step.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
     Raises UserError for data, a mesh or a checkpoint that does not fit the configuration.
@@ -95,9 +84,10 @@ def train(
     writer = jax.process_index() == 0
     with (
         jax.set_mesh(mesh),
+        Heartbeat(training.folder, writer) as heartbeat,
         contextlib.closing(checkpoint.open_manager(training.folder, training.keep)) as manager,
         Metrics(training.folder, writer) as metrics,
-        _stop_signals() as stopped,
+        hosts.stop_signals() as stopped,
     ):
         fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
         last = manager.latest_step()
@@ -119,115 +109,72 @@ def train(
         if step >= training.steps:
             metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
             return step
+        heartbeat.tell(step=step, steps=training.steps, processes=jax.process_count())
 
         update = make_update(
             size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
         )
         evaluate = make_evaluate(size, compute, mesh)
+        exchange, clock = hosts.make_exchange(mesh), Clock()
 
         def validate() -> None:
             part = training.batch // training.microbatches
-            record = validation(
-                evaluate, state["params"], mesh, store, tokenizer, training.validate_rows, part
-            )
+            with clock.on("validation"):
+                record = validation(
+                    evaluate, state["params"], mesh, store, tokenizer, training.validate_rows, part
+                )
             metrics.write(record | {"step": step, "tokens": row * store.length})
             mean = np.mean(list(record["bits_per_byte"].values()))
             metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
 
         def save() -> None:
             meta = checkpoint.meta_of(size, row, gin, fingerprints)
-            checkpoint.save(manager, step, state, meta)
+            with clock.on("checkpoint"):
+                checkpoint.save(manager, step, state, meta)
 
-        report = _reporter(training, size, mesh, curriculum, metrics, row)
+        report = make_report(
+            training.steps,
+            training.log_every,
+            training.batch,
+            size,
+            mesh,
+            curriculum,
+            row,
+            metrics,
+            heartbeat,
+            clock,
+        )
         if step == 0:
             validate()
         pending = None  # metrics are fetched one step late, so that the devices never wait
+        stop = False
         feed = batches(store, curriculum, batch_sharding(mesh), training.batch, row)
         with contextlib.closing(feed):
-            while step < training.steps and not stopped.is_set():
-                state, values = update(state, next(feed))
+            while step < training.steps and not stop:
+                with clock.on("data"):
+                    batch = next(feed)
+                notes = exchange(hosts.notes_of(stopped, clock.last))
+                state, values = update(state, batch)
                 step, row = step + 1, row + training.batch
                 if pending is not None:
-                    report(*pending)
+                    stop = report(*pending, notes)
                 pending = (step, row, values)
                 last_step = step == training.steps
                 if step % training.checkpoint_every == 0 or last_step:
                     save()
                 if step % training.validate_every == 0 or last_step:
-                    report(*pending)
+                    stop = report(*pending, notes)
                     pending = None
                     validate()
         if pending is not None:
-            report(*pending)
+            report(*pending, notes)
         if manager.latest_step() != step:
             save()
         checkpoint.finish(manager)
+        heartbeat.tell(state="finished" if step == training.steps else "stopped")
         if step < training.steps:
             metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
         return step
-
-
-def _reporter(
-    training: Training, size: Size, mesh: Mesh, curriculum: Curriculum, metrics: Metrics, row: int
-) -> Any:
-    """Function (step, row, values) that logs a step; it keeps the realised counts and the speed."""
-    counts = consumed(curriculum, row).astype(float)
-    names, speed = curriculum.sources, Speed()
-    english = np.array([name == "en" for name in names])
-    monolingual = np.array(
-        [not is_bilingual(name) and name not in curriculum.schedule.extras for name in names]
-    )
-    chip = chip_of(mesh.devices.flat[0].device_kind)
-    tokens_a_step = training.batch * curriculum.length
-
-    def non_english(x: np.ndarray) -> float:
-        return float(x[monolingual & ~english].sum() / max(x[monolingual].sum(), 1e-9))
-
-    def report(step: int, row: int, values: dict[str, jax.Array]) -> None:
-        nonlocal counts
-        fetched = jax.device_get(values)
-        speed.tick()
-        read = fetched["row_count"]
-        counts = counts + read
-        due = integral(curriculum, row)
-        rate = speed.steps_per_second()
-        per_second = rate and rate * tokens_a_step
-        mfu = None
-        if per_second and chip:
-            mfu = per_second * flops_per_token(size, curriculum.length) / chip.flops / mesh.size
-        record = {
-            "kind": "train",
-            "step": step,
-            "rows": row,
-            "tokens": row * curriculum.length,
-            **{n: float(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
-            "skipped": int(fetched["skipped"]),
-            "tokens_per_second": per_second,
-            "mfu": mfu,
-            "non_english": non_english(read),
-            "row_counts": dict(zip(names, counts.astype(int).tolist(), strict=True)),
-            "schedule_counts": dict(zip(names, due.tolist(), strict=True)),
-            "loss_by_source": {
-                name: float(total / n / curriculum.length)
-                for name, total, n in zip(names, fetched["loss_sum"], read, strict=True)
-                if n
-            },
-        }
-        metrics.write(record)
-        if metrics.live or step % training.log_every == 0 or step == training.steps:
-            parts = [
-                f"step {step}/{training.steps}",
-                f"loss {record['loss']:.3f}",
-                f"non-English {non_english(share(curriculum, row)):.0%}",
-                f"{per_second:,.0f} tokens/s" if per_second else "compiling",
-            ]
-            parts += [f"MFU {mfu:.1%}"] if mfu else []
-            parts += [f"{record['skipped']} skipped"] if record["skipped"] else []
-            if rate:
-                parts.append(f"ETA {format_duration((training.steps - step) / rate)}")
-            metrics.line(" · ".join(parts), last=step == training.steps)
-
-    return report
 
 
 def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:
@@ -270,24 +217,3 @@ def _announce(
         f"Writing checkpoints, metrics and figures to {training.folder}.",
         flush=True,
     )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
-    event = threading.Event()
-    former: dict[signal.Signals, Any] = {}
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        for each, handler in former.items():
-            signal.signal(each, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if threading.current_thread() is threading.main_thread():
-            former[number] = signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

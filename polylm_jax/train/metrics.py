@@ -1,9 +1,9 @@
 """What a run says while it works: a live line, a JSONL file and TensorBoard."""
 
-import itertools
+import contextlib
 import json
-import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,21 +64,29 @@ class Metrics:
             self._board.close()
 
 
-class Speed:
-    """Median pace of the last steps, so that a validation or a save between them leaves no mark."""
+class Clock:
+    """Where a run's time goes.
 
-    def __init__(self, steps: int = 20) -> None:
-        self._ticks: list[float] = []
-        self._steps = steps
+    last: the seconds of the last lap: "step", all of them, and what was spent on each thing.
+    """
 
-    def tick(self) -> None:
-        """Call once a step."""
-        self._ticks = [*self._ticks[-self._steps :], time.perf_counter()]
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self._start, self._spent = time.perf_counter(), dict[str, float]()
 
-    def steps_per_second(self) -> float | None:
-        """None until two steps have been seen."""
-        gaps = [later - sooner for sooner, later in itertools.pairwise(self._ticks)]
-        return 1 / statistics.median(gaps) if gaps else None
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Counts the block's time as spent on this."""
+        start = time.perf_counter()
+        yield
+        self._spent[what] = self._spent.get(what, 0.0) + time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """Ends a lap and returns its seconds."""
+        now = time.perf_counter()
+        self.last = {"step": now - self._start, **self._spent}
+        self._start, self._spent = now, {}
+        return self.last
 
 
 def _flat(record: dict[str, Any]) -> list[tuple[str, float]]:

@@ -6,34 +6,41 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.parallel import hosts
 from polylm_jax.train.loop import train
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument(
-        "--multihost", action="store_true", help="join the other hosts of a pod or cluster"
+    group = parser.add_argument_group(
+        "several processes",
+        "all three flags, or none on a TPU pod, SLURM and Open MPI, which are noticed",
     )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    if given.multihost:
-        jax.distributed.initialize()
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training = config.get("train")
-    train(
-        training,
-        config.get("model"),
-        config.get("init"),
-        config.get("compute"),
-        config.get("mesh"),
-        config.get("optimizer"),
-        config.get("curriculum"),
-        config.get("rows").path,
-        tokenizer.load(config.get("tokenizer").path),
-        config.resolved(),
-    )
-    if jax.process_index() == 0:
-        print(f"The run is in {training.folder}; `polylm report --run={training.folder}` shows it.")
+    with hosts.joined(given.coordinator, given.processes, given.process):
+        train(
+            training,
+            config.get("model"),
+            config.get("init"),
+            config.get("compute"),
+            config.get("mesh"),
+            config.get("optimizer"),
+            config.get("curriculum"),
+            config.get("rows").path,
+            tokenizer.load(config.get("tokenizer").path),
+            config.resolved(),
+        )
+        if jax.process_index() == 0:
+            print(
+                f"The run is in {training.folder}; "
+                f"`polylm report --run={training.folder}` shows it."
+            )

@@ -1,0 +1,248 @@
+"""The processes of a run: how they find each other, agree on when to stop, and notice a loss."""
+
+import contextlib
+import glob
+import os
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import distributed
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from polylm_jax.errors import UserError
+
+LOST_AFTER = 30  # seconds without a heartbeat after which a process counts as lost
+AGAIN = "start all processes again with the same command: the run goes on from its last checkpoint"
+
+
+class Launcher(NamedTuple):
+    """What a launcher of processes tells each of them in its environment.
+
+    needs: variables without which it has started nothing. count: how many processes there are.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    count: Callable[[Mapping[str, str]], int]
+
+
+# SLURM names the nodes of a step only to what srun starts, not to a batch script of its own.
+LAUNCHERS = (
+    Launcher(
+        "SLURM",
+        ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS"),
+        lambda variables: int(variables["SLURM_NTASKS"]),
+    ),
+    Launcher(
+        "Open MPI",
+        ("OMPI_COMM_WORLD_SIZE",),
+        lambda variables: int(variables["OMPI_COMM_WORLD_SIZE"]),
+    ),
+    Launcher(
+        "TPU slices",
+        ("MEGASCALE_NUM_SLICES",),
+        lambda variables: int(variables["MEGASCALE_NUM_SLICES"]),
+    ),
+    Launcher(
+        "TPU pod on GKE",
+        ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"),
+        lambda variables: len(variables["TPU_WORKER_HOSTNAMES"].split(",")),
+    ),
+    Launcher("TPU pod", (), lambda variables: _tpu_workers(variables)),
+)
+
+
+def launcher(variables: Mapping[str, str]) -> str | None:
+    """Name of what has started this process together with others, None for one on its own.
+
+    variables: the environment.
+    """
+    for name, needs, count in LAUNCHERS:
+        if variables.keys() >= set(needs) and count(variables) > 1:
+            return name
+    return None
+
+
+def _tpu_workers(variables: Mapping[str, str]) -> int:
+    """How many hosts this TPU VM's slice has, by Google's metadata server; 1 if this is none."""
+    on_tpu = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    if not on_tpu or "TPU_SKIP_MDS_QUERY" in variables or variables.get("JAX_PLATFORMS") == "cpu":
+        return 1
+    server = variables.get("GCE_METADATA_IP", "metadata.google.internal")
+    address = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return len(answer.read().decode().split(","))
+    except OSError:
+        return 1
+
+
+@contextlib.contextmanager
+def joined(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
+    """Joins the other processes of the run, if there are any, for the length of the block.
+
+    coordinator, processes, process: HOST:PORT of process 0, how many there are and which this
+    is; all None to take them from what has started this process (`LAUNCHERS`).
+    While the block runs, the loss of another process ends this one with status 1 and one
+    sentence. Raises UserError if the flags are not whole or the others do not come.
+    """
+    given: dict[str, Any] = {
+        "coordinator_address": coordinator,
+        "num_processes": processes,
+        "process_id": process,
+    }
+    found = None
+    if any(value is not None for value in given.values()):
+        if None in given.values():
+            raise UserError("--coordinator, --processes and --process go together: give all three.")
+    else:
+        found, given = launcher(os.environ), {}
+        if found is None:
+            yield
+            return
+    if found == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in os.environ:
+        raise UserError(
+            "this Open MPI does not say where process 0 is: give --coordinator=HOST:PORT "
+            "--processes=$OMPI_COMM_WORLD_SIZE --process=$OMPI_COMM_WORLD_RANK."
+        )
+    # SIGTERM is for the loop to answer, and a loss for the watch to tell of
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_recoverability", True)
+    with _last_words() as say:
+        try:
+            jax.distributed.initialize(**given, heartbeat_timeout_seconds=LOST_AFTER)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"the processes of the run did not find each other: {reason}") from None
+        with _watched(say):
+            yield
+
+
+@contextlib.contextmanager
+def _watched(say: Callable[[str], None]) -> Iterator[None]:
+    """Ends this process with one sentence as soon as another one has been lost."""
+    client: Any = distributed.global_state.client
+    everyone = list(range(jax.process_count()))
+    over = threading.Event()
+
+    def lost() -> list[int]:
+        """Blocks until a process is no longer the one that it was at first."""
+        first = client.get_live_nodes(everyone)
+        while not over.wait(1):
+            live = client.get_live_nodes(everyone)
+            if live != first:
+                return [i for i in everyone if i not in live or live[i] != first.get(i)]
+        return []
+
+    def watch() -> None:
+        try:
+            names = " and ".join(map(str, lost()))
+        except jax.errors.JaxRuntimeError:
+            names = "0"  # there is nobody left to ask
+        # those who are through leave a moment sooner or later than this one
+        if not over.wait(5):
+            say(f"process {names} of {len(everyone)} was lost; {AGAIN}.")
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
+    try:
+        yield
+        client.wait_at_barrier("polylm_end", 60_000)
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # most likely the loss of another, which the watch knows in a moment and says better
+            time.sleep(LOST_AFTER + 15)
+        # whoever fails alone must not wait for the others on the way out
+        threading.Timer(10, os._exit, [1]).start()
+        raise
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def _last_words() -> Iterator[Callable[[str], None]]:
+    """Function that leaves a sentence to a shell, which says it when this process has ended.
+
+    Where nothing was left, the process was cut off, and the shell says that: JAX aborts all
+    processes when it loses process 0, and no Python runs then.
+    """
+    sentence = f"a process was cut off, or lost process 0; {AGAIN}."
+    script = 'trap "" INT TERM HUP; read -r say || say="$0"; [ -z "$say" ] || echo "$say" >&2'
+    command = ["sh", "-c", script, f"polylm train: {sentence}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as shell:
+
+        def say(words: str) -> None:
+            assert shell.stdin
+            shell.stdin.write(f"polylm train: {words}\n" if words else "\n")
+            shell.stdin.flush()
+
+        try:
+            yield say
+        finally:
+            say("")
+
+
+class Notes(NamedTuple):
+    """What each process tells the others once a step.
+
+    stop: whether it was asked to stop. busy: seconds of the last step that it did not wait for
+    its devices. memory: GiB in use on its fullest device, 0 where that is not known.
+    """
+
+    stop: float
+    busy: float
+    memory: float
+
+
+def notes_of(stopped: threading.Event, seconds: Mapping[str, float]) -> Notes:
+    """This process's notes. seconds: of the last step, "step", and of it "devices" and others."""
+    waited = seconds.get("devices", 0.0) + seconds.get("validation", 0.0)
+    in_use = [(d.memory_stats() or {}).get("bytes_in_use", 0) for d in jax.local_devices()]
+    return Notes(stopped.is_set(), seconds.get("step", 0.0) - waited, max(in_use) / 2**30)
+
+
+def make_exchange(mesh: Mesh) -> Callable[[Notes], jax.Array]:
+    """Function that gives all processes the notes of each: float32 [devices, notes].
+
+    Nobody waits in it: it goes to the devices between two steps, as the steps themselves do, so
+    that all processes see the same notes at the same step.
+    """
+    sharding = NamedSharding(mesh, P(mesh.axis_names))
+    gather = jax.jit(lambda notes: notes, out_shardings=NamedSharding(mesh, P()))
+
+    def exchange(notes: Notes) -> jax.Array:
+        mine = np.array([notes], np.float32)
+        shape = (mesh.size, len(notes))
+        return gather(jax.make_array_from_callback(shape, sharding, lambda _: mine))
+
+    return exchange
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    event = threading.Event()
+    former: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        event.set()
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            former[number] = signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""Where a run stands and whether it is healthy, from its folder alone, local or gs://."""
+
+import time
+from typing import NamedTuple
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from polylm_jax.console import format_duration
+from polylm_jax.train.heartbeat import EVERY, Beat, read_heartbeat
+
+GONE = 6 * EVERY  # seconds without a heartbeat after which a run's process is taken for dead
+STEPS = 20  # times its usual pace that a run may take for a step, a validation or a save
+STARTING = 1800.0  # seconds that a run may take until its first step, compiling
+AGAIN = "start it again with the same command and it goes on from the last checkpoint"
+
+
+class Status(NamedTuple):
+    """state: "never started", "running", "stalled", "stopped", "failed" or "finished".
+
+    healthy: whether nobody need do anything. lines: five of them for people.
+    """
+
+    state: str
+    healthy: bool
+    lines: tuple[str, ...]
+
+
+def status_of(folder: str, now: float | None = None) -> Status:
+    """The status of the run in a folder. now: seconds since the epoch, the present by default."""
+    beat, saved = read_heartbeat(folder), checkpoints(folder)
+    if beat is None:
+        return Status("never started", False, _never_started(folder, saved))
+    now = time.time() if now is None else now
+    state, why = _state(beat, now)
+    healthy = state in ("running", "finished")
+    lines = (
+        f"{folder}: {state} at step {beat['step']:,} of {beat['steps']:,} "
+        f"({beat['step'] / beat['steps']:.0%}), {_ago(now - beat['time'])} by process "
+        f"{beat['pid']} on {beat['host']}, of {beat['processes']}.",
+        _loss(beat),
+        _speed(beat),
+        _saved(saved),
+        f"{'Healthy' if healthy else 'Needs you'}: {why}; {_hosts(beat)}.",
+    )
+    return Status(state, healthy, lines)
+
+
+def checkpoints(folder: str) -> list[int]:
+    """Steps of the whole checkpoints in a run's folder, oldest first."""
+    files, place = url_to_fs(folder)
+    try:
+        names = [
+            path.rstrip("/").rpartition("/")[2] for path in files.ls(f"{place}/checkpoints", False)
+        ]
+    except FileNotFoundError:
+        return []
+    # Orbax renames a whole checkpoint into its place on a disk, and marks it in an object store
+    local = isinstance(files, LocalFileSystem)
+    return sorted(
+        int(name)
+        for name in names
+        if name.isdigit()
+        and (local or files.exists(f"{place}/checkpoints/{name}/commit_success.txt"))
+    )
+
+
+def _state(beat: Beat, now: float) -> tuple[str, str]:
+    """The state and what is to be said of it."""
+    silence, still = now - beat["time"], now - beat["moved"]
+    rate = beat.get("steps_per_second")
+    patience = max(120.0, STEPS / rate) if rate else STARTING
+    if beat["state"] == "finished":
+        return "finished", "all steps are done"
+    if beat["state"] == "stopped":
+        return "stopped", f"it was asked to stop and has saved; {AGAIN}"
+    if beat["state"] == "failed":
+        return "failed", f"it ended with: {beat['reason'].rstrip('.')}"
+    if silence > GONE:
+        return "stalled", f"no sign of life for {format_duration(silence)}; {AGAIN}"
+    if still > patience:
+        return "stalled", f"it lives but has made no step for {format_duration(still)}; see its log"
+    return "running", "steps go by" if rate else "starting or compiling"
+
+
+def _never_started(folder: str, saved: list[int]) -> tuple[str, ...]:
+    return (
+        f"{folder}: never started, as far as can be seen; there is no heartbeat file.",
+        "Loss: none yet.",
+        "Speed: none yet.",
+        _saved(saved),
+        f"Needs you: start it with `polylm train --gin.train.folder={folder}`.",
+    )
+
+
+def _ago(seconds: float) -> str:
+    return f"seen {format_duration(max(seconds, 0))} ago"
+
+
+def _loss(beat: Beat) -> str:
+    if "loss" not in beat:
+        return "Loss: none yet."
+    before = beat["loss_before"]
+    if before is None:
+        return f"Loss: {beat['loss']:.3f}, too early for a trend."
+    change = beat["loss"] / before - 1
+    trend = "steady" if abs(change) < 5e-4 else "falling" if change < 0 else "rising"
+    return f"Loss: {beat['loss']:.3f}, {trend} ({change:+.1%} against the steps before)."
+
+
+def _speed(beat: Beat) -> str:
+    rate = beat.get("steps_per_second")
+    if not rate:
+        return "Speed: none yet."
+    left = format_duration((beat["steps"] - beat["step"]) / rate)
+    return f"Speed: {rate:.3g} steps/s, {beat['tokens_per_second']:,.0f} tokens/s; ETA {left}."
+
+
+def _saved(saved: list[int]) -> str:
+    if not saved:
+        return "Checkpoints: none yet."
+    return f"Last checkpoint: step {saved[-1]:,}, of {', '.join(f'{step:,}' for step in saved)}."
+
+
+def _hosts(beat: Beat) -> str:
+    if "skipped" not in beat:
+        return "no step logged yet"
+    memory = beat["memory_gib"]
+    return (
+        f"{beat['skipped']} steps skipped, slowest process {beat['slowest_host']} "
+        f"({beat['slowest_host_seconds']:.2g} s of its own a step)"
+        + (f", {memory:.1f} GiB in use on the fullest device" if memory else "")
+    )

@@ -1,0 +1,160 @@
+"""Several processes train as one does, and as they did before one of them was killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polylm_jax.parallel.mesh import AXES
+from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.status import status_of
+from tests.conftest import gin_flags
+from tests.train.test_loop import losses, records, train
+
+LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
+DEVICES = 8
+
+
+@dataclass
+class Processes:
+    """Processes that train one run together; the mesh is 8 devices, however many there are."""
+
+    every: list[subprocess.Popen]
+    logs: list[Path]
+
+    def wait(self):
+        """Exit status and stderr of each, within a minute."""
+        end = time.monotonic() + 60
+        said = [p.communicate(timeout=max(1, end - time.monotonic()))[1] for p in self.every]
+        return [p.returncode for p in self.every], said
+
+    def rows(self):
+        """The rows that each has read, less those read ahead."""
+        spans = [
+            [map(int, line.split()) for line in log.read_text().splitlines()] for log in self.logs
+        ]
+        return [{row for start, stop in each for row in range(start, stop)} for each in spans]
+
+
+def start(tiny, folder, number, mesh=(2, 2, 2), **changes):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    shape = dict(zip((f"mesh.{axis}" for axis in AXES), mesh, strict=True))
+    settings = tiny | shape | {"train.folder": folder, "mesh.cpu_devices": DEVICES // number}
+    logs = [folder.with_name(f"{folder.name}-{number}-{i}.rows") for i in range(number)]
+    flags = [*gin_flags(settings | changes), f"--coordinator=localhost:{port}"]
+    flags += [f"--processes={number}"]
+    command = [sys.executable, "-m", "tests.processes.child"]
+    every = [
+        subprocess.Popen(
+            [*command, log, "train", *flags, f"--process={i}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        )
+        for i, log in enumerate(logs)
+    ]
+    return Processes(every, logs)
+
+
+def wait_for_step(processes, folder, step):
+    log, end = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and f'"train", "step": {step},' in log.read_text()):
+        assert time.monotonic() < end
+        assert all(p.poll() is None for p in processes.every), processes.wait()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def one(tiny, tmp_path_factory):
+    """One process on 8 devices."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert train(tiny, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tiny, tmp_path_factory):
+    """Four processes of 2 devices, which nobody disturbed."""
+    folder = tmp_path_factory.mktemp("four") / "run"
+    processes = start(tiny, folder, 4)
+    codes, said = processes.wait()
+    assert codes == [0] * 4, said
+    return folder, processes
+
+
+def test_four_processes_train_as_one_and_each_reads_only_its_rows(one, four):
+    folder, processes = four
+    np.testing.assert_allclose(losses(folder), losses(one), atol=LOSS)
+    counts = [record["row_counts"] for record in records(folder)]
+    assert counts == [record["row_counts"] for record in records(one)]
+    # on 2 x 2 x 2 each process holds one of the 4 parts of the batch, for both ways of tensor
+    for index, read in enumerate(processes.rows()):
+        assert {row % 16 // 4 for row in read} == {index}
+        assert {row for row in read if row < 12 * 16} == {
+            row for row in range(12 * 16) if row % 16 // 4 == index
+        }
+
+
+def test_the_run_of_four_goes_on_with_two_and_then_with_one(one, four, tiny, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(four[0], folder)
+    for step in (10, 12):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    (folder / "metrics.jsonl").unlink()
+    two = start(tiny, folder, 2, mesh=(8, 1, 1))
+    wait_for_step(two, folder, 7)
+    two.every[1].send_signal(signal.SIGTERM)  # only one is told
+    codes, said = two.wait()
+    assert codes == [0, 0], said
+    assert "Going on from step 5" in said[0]
+    done = len(losses(folder))
+    assert done < 12 - 5, "the signal came too late to show anything"
+    assert f"Stopped at step {5 + done}" in said[0]
+    assert all({row % 16 // 8 for row in rows} == {i} for i, rows in enumerate(two.rows()))
+    assert status_of(str(folder)).state == "stopped"
+
+    assert train(tiny, folder, mesh__data=1, mesh__fsdp=4) == 0
+    np.testing.assert_allclose(losses(folder), losses(one)[5:], atol=LOSS)
+    counts = [record["row_counts"] for record in records(folder)]
+    assert counts == [record["row_counts"] for record in records(one)][5:]
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_four(one, four, tiny, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(four[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    assert train(tiny, folder) == 0
+    np.testing.assert_allclose(losses(folder), losses(one), atol=LOSS)
+
+
+def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(four, tiny, tmp_path):
+    folder = tmp_path / "run"
+    for victim in (2, 0):
+        processes = start(tiny, folder, 4)
+        wait_for_step(processes, folder, 7 if victim else 11)
+        processes.every[victim].kill()
+        codes, said = processes.wait()
+        for index, (code, words) in enumerate(zip(codes, said, strict=True)):
+            assert code != 0
+            lines = [line for line in words.splitlines() if line.startswith("polylm train:")]
+            assert len(lines) == 1, words
+            assert "start all processes again with the same command" in lines[0]
+            if victim and index != victim:
+                assert (code, "process 2 of 4 was lost" in lines[0]) == (1, True)
+    processes = start(tiny, folder, 4)
+    codes, said = processes.wait()
+    assert codes == [0] * 4, said
+    assert losses(folder) == losses(four[0])
+    valid = [of_kind(read_metrics(run / "metrics.jsonl"), "valid")[-1] for run in (folder, four[0])]
+    assert valid[0] == valid[1]
