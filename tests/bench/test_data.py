@@ -13,6 +13,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(data, "ROUNDS", 1)
     monkeypatch.setattr(data, "WARM", 0)
     monkeypatch.setattr(data, "SECONDS", 0.1)
+    monkeypatch.setattr(data, "TURNS", 1)
     monkeypatch.setattr(data, "TEXT", 300_000)
     monkeypatch.setattr(data, "RUN_LENGTH", 24)
     monkeypatch.setattr(data, "BATCH", 32)
