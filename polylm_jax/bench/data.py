@@ -1,7 +1,8 @@
 """The way of the data beside its peers: tokenizing, feeding, seeking; all from one run.
 
-Peers do the same work on the same text: plain SentencePiece on one core; a bare memory map read
-in the same order; seqio's own pipeline, which tokenizes as it goes; Hugging Face's datasets.
+Peers do the same work on the same text: plain SentencePiece on one core; the same rows gathered
+in an order known beforehand from one memory map, as Megatron does; seqio's own pipeline, which
+tokenizes as it goes; Hugging Face's datasets.
 """
 
 import importlib.util
@@ -29,11 +30,14 @@ from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, Store, open_store
 from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.files import MANIFEST
 
 BATCH = 512  # rows
+TEXT = 30_000_000  # bytes to work on: a small corpus is taken several times, or files' costs show
+RUN_LENGTH = 2048  # tokens in a row of the paper's runs, of four bytes each for 256,000 pieces
 ROUNDS = 4  # of tokenizing, ours and bare in turn
-WARM = 6  # seconds before a feed is timed: seqio fills a shuffle buffer for each source
-SECONDS = 4  # that a feed is timed for
+WARM = 6  # seconds before seqio is timed: it fills a shuffle buffer for each source
+TURNS, SECONDS = 20, 0.3  # of the feeds, and how long each
 SEEKS = (10**3, 10**6, 10**8)  # rows of the run
 
 # A fresh process, for memory that was ours once stays ours.
@@ -41,53 +45,81 @@ SEEK = "import json; from polylm_jax.bench import data; print(json.dumps(data.se
 
 
 def run(corpus_path: str, tokenizer: Tokenizer, schedule: Schedule, length: int) -> dict:
-    """Measure everything on a temporary store of this corpus, which should be a small one.
+    """Measure everything on temporary stores of this corpus, which should be a small one.
 
-    Returns tokens per second of each way of tokenizing (on one core) and of feeding (None where
-    it is not installed), the ratios, and per row sought the seconds and megabytes it took.
+    Returns tokens per second of each way of tokenizing (on one core) and, for rows of `length`
+    and of RUN_LENGTH tokens, of feeding (None where it is not installed; seqio has rows of
+    `length` only), and per row sought the seconds and megabytes it took.
     """
     with tempfile.TemporaryDirectory() as folder:
-        packed = packing_speed(corpus_path, tokenizer, f"{folder}/rows", length)
-        store = open_store(f"{folder}/rows")
-        sizes = {source: store.rows(source) for source in store.sources}
-        curriculum = make_curriculum(schedule, sizes, length)
-        fed = {
-            "polylm_jax": feed_speed(ours(store, curriculum)),
-            "memory map": feed_speed(bare(folder, store, curriculum)),
-            "seqio": feed_speed(seqio_batches(folder, corpus_path, tokenizer, curriculum)),
-        }
-        installed = importlib.util.find_spec("datasets") is not None
-        arrow = feed_speed(hugging_face(store, curriculum)) if installed else None
+        text = _enough(corpus_path, f"{folder}/text")
+        packed = packing_speed(text, tokenizer, f"{folder}/rows", length)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            build(RowSettings(f"{folder}/long", RUN_LENGTH), text, tokenizer)
+        _widen(Path(folder, "long"))
+        fed = {}
+        for name in ("rows", "long"):
+            store = open_store(f"{folder}/{name}")
+            sizes = {source: store.rows(source) for source in store.sources}
+            curriculum = make_curriculum(schedule, sizes, store.length)
+            fed[str(store.length)] = feed_speeds(folder, store, curriculum)
+            if name == "rows":
+                peer = seqio_batches(folder, text, tokenizer, curriculum)
+                _speed(peer, WARM)
+                fed[str(length)]["seqio"] = _speed(peer, TURNS * SECONDS)
     return {
         "tokenizing": packed,
-        "feeding": {**fed, "datasets": arrow},
-        "ratios": {
-            "packing to sentencepiece": packed["polylm_jax"] / packed["sentencepiece"],
-            "feed to memory map": fed["polylm_jax"] / fed["memory map"],
-            "feed to seqio": fed["polylm_jax"] / fed["seqio"],
-        },
+        "feeding": fed,
         "seeking": {str(row): _fresh_seek(row) for row in SEEKS},
     }
 
 
 def show(result: dict, console: Console) -> None:
     """Print what `run` returns as one table, and as JSON on the last line."""
-    table = Table("what", "who", "measured", "beside polylm_jax", title="Data, side by side")
-    for title, speeds in (
-        ("tokenizing, one core", result["tokenizing"]),
-        ("feeding", result["feeding"]),
-    ):
+    table = Table("what", "who", "measured", "polylm_jax / it", title="Data, side by side")
+    parts = {"tokenizing, one core": result["tokenizing"]}
+    parts |= {f"feeding rows of {length}": fed for length, fed in result["feeding"].items()}
+    for title, speeds in parts.items():
         for who, speed in speeds.items():
             if speed is None:
                 table.add_row(title, who, "not installed", "")
             else:
-                ratio = speed / speeds["polylm_jax"]
-                table.add_row(title, who, f"{speed:,.0f} tokens/s", f"{ratio:.3g} x")
+                ratio = speeds["polylm_jax"] / speed
+                table.add_row(title, who, f"{speed:,.0f} tokens/s", f"{ratio:.3g}")
     for row, cost in result["seeking"].items():
         measured = f"{cost['seconds'] * 1000:.1f} ms, {cost['megabytes']:.1f} MB more"
         table.add_row(f"seeking row {int(row):,}", "polylm_jax", measured, "")
     console.print(table)
     print(json.dumps(result))
+
+
+def _enough(corpus_path: str, path: str) -> str:
+    """The corpus, or one in `path` that repeats each of its files until there is enough text."""
+    files = [
+        Path(source, f"{split}.jsonl")
+        for source in corpus.sources(corpus_path)
+        for split in corpus.SPLITS
+    ]
+    size = sum(Path(corpus_path, file).stat().st_size for file in files)
+    if size >= TEXT:
+        return corpus_path
+    for file in files:
+        Path(path, file).parent.mkdir(parents=True, exist_ok=True)
+        Path(path, file).write_bytes(Path(corpus_path, file).read_bytes() * -(-TEXT // size))
+    shutil.copy(Path(corpus_path, MANIFEST), path)
+    return path
+
+
+def _widen(path: Path) -> None:
+    """Give a store ids of four bytes, which a vocabulary of more than 65,536 pieces has."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    for source, splits in manifest["sources"].items():
+        for entry in splits.values():
+            for shard in entry["shards"]:
+                file = path / source / shard["file"]
+                np.fromfile(file, manifest["dtype"]).astype("<u4").tofile(file)
+                shard["bytes"] = file.stat().st_size
+    (path / MANIFEST).write_text(json.dumps(manifest | {"dtype": "uint32"}))
 
 
 def packing_speed(corpus_path: str, tokenizer: Tokenizer, path: str, length: int) -> dict:
@@ -122,21 +154,25 @@ def packing_speed(corpus_path: str, tokenizer: Tokenizer, path: str, length: int
     return dict(zip(("polylm_jax", "sentencepiece"), best, strict=True))
 
 
-def feed_speed(batches: Iterator[np.ndarray]) -> float:
-    """Tokens per second of endless batches [rows, tokens], once they are warm."""
-    next(batches)
-    _drawn(batches, WARM)
-    started = time.perf_counter()
-    return _drawn(batches, SECONDS) / (time.perf_counter() - started)
+def feed_speeds(folder: str, store: Store, curriculum: Curriculum) -> dict:
+    """Tokens per second of the training feed and of its peers, the best of rounds in turn."""
+    feeds = {"polylm_jax": ours(store, curriculum), "memory map": bare(folder, store, curriculum)}
+    if installed := importlib.util.find_spec("datasets") is not None:
+        feeds["datasets"] = hugging_face(store, curriculum)
+    rounds = [[_speed(feed, SECONDS) for feed in feeds.values()] for _ in range(TURNS + 1)]
+    best = [max(speeds) for speeds in zip(*rounds[1:], strict=True)]  # the first warms
+    speeds = dict(zip(feeds, best, strict=True))
+    return speeds if installed else speeds | {"datasets": None}
 
 
-def _drawn(batches: Iterator[np.ndarray], seconds: float) -> int:
-    tokens, end = 0, time.perf_counter() + seconds
+def _speed(batches: Iterator[np.ndarray], seconds: float) -> float:
+    """Tokens per second of endless batches."""
+    tokens, started = 0, time.perf_counter()
     for batch in batches:
         tokens += batch.size
-        if time.perf_counter() > end:
+        if time.perf_counter() > started + seconds:
             break
-    return tokens
+    return tokens / (time.perf_counter() - started)
 
 
 def ours(store: Store, curriculum: Curriculum) -> Iterator[np.ndarray]:
@@ -146,18 +182,22 @@ def ours(store: Store, curriculum: Curriculum) -> Iterator[np.ndarray]:
 
 
 def bare(folder: str, store: Store, curriculum: Curriculum) -> Iterator[np.ndarray]:
-    """The same rows in the same order, the order known beforehand, from one array on disk."""
+    """The same rows in the same order, the order known beforehand, from one array on disk.
+
+    The array has the store's type; where it has two bytes an id they become four, as they must.
+    """
     everything = [store.read(s, np.arange(store.rows(s))) for s in curriculum.sources]
     first_of = np.cumsum([0, *map(len, everything)])
-    np.save(f"{folder}/all.npy", np.concatenate(everything))
-    rows = np.load(f"{folder}/all.npy", mmap_mode="r")
+    kind = "<u2" if store.manifest["dtype"] == "uint16" else "<i4"
+    np.save(f"{folder}/all.npy", np.concatenate(everything).astype(kind))
+    rows = np.asarray(np.load(f"{folder}/all.npy", mmap_mode="r"))
     orders = []
     for first in islice(_first_rows(), 64):
         source, place = locate(curriculum, first, first + BATCH)
         orders.append(first_of[source] + place)
     while True:
         for order in orders:
-            yield rows[order][:, :-1]
+            yield rows[order].astype(np.int32, copy=False)[:, :-1]
 
 
 def seqio_batches(
