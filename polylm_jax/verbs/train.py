@@ -6,6 +6,7 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.parallel import platform
 from polylm_jax.train.loop import train
 
 
@@ -18,6 +19,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    platform.prepare(config.get("compute").compile_cache)
     if given.multihost:
         jax.distributed.initialize()
     if config.get("mesh").cpu_devices:
