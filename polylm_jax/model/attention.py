@@ -1,12 +1,25 @@
-"""Causal attention as a plain function of arrays."""
+"""Causal attention: the plain formula, and kernels that never hold [heads, length, length].
+
+All have one meaning; `polylm_jax.parallel.sharding.attender` chooses by platform. The kernels
+take whole rows and the numbers of their documents; only the plain formula serves a cache.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
 
 from polylm_jax.model.products import FLOAT32, dot
 
 # Large and finite: a row that may see nothing stays finite, minus infinity would give NaN.
 MASKED = -1e30
+# A splash block is a multiple of a TPU's 128 lanes; 512 keeps a block of scores in its memory.
+LANES, LARGEST_BLOCK = 128, 512
 
 
 @jax.custom_vjp
@@ -31,8 +44,9 @@ def _forward(query, key, value, visible):
     weights = jnp.exp(scores - top).astype(value.dtype)
     total = weights.astype(FLOAT32).sum(axis=-1, keepdims=True)
     mixed = dot("bhqk,bkhd->bhqd", weights, value, FLOAT32) / total
-    mixed = mixed.swapaxes(1, 2).astype(value.dtype)
-    return mixed, (query, key, value, visible, top + jnp.log(total), mixed)
+    mixed = checkpoint_name(mixed.swapaxes(1, 2).astype(value.dtype), "attention")
+    normalizer = checkpoint_name(top + jnp.log(total), "attention")
+    return mixed, (query, key, value, visible, normalizer, mixed)
 
 
 def _backward(residuals, gradient):
@@ -54,16 +68,70 @@ def _backward(residuals, gradient):
 attention.defvjp(_forward, _backward)
 
 
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    documents: jax.Array | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Splash attention, the TPU's kernel, on one device's rows and heads.
+
+    query, key, value: [batch, length, heads, head_size]; length is a multiple of 128.
+    documents: int32 [batch, length], tokens of different numbers do not see each other; or None.
+    interpret: emulates the kernel where there is no TPU.
+    """
+    length, heads, size = query.shape[1:]
+    block = next(b for b in range(LARGEST_BLOCK, 0, -LANES) if length % b == 0)
+    blocks: dict[str, Any] = dict.fromkeys(
+        [
+            *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"),
+            *("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
+        ],
+        block,
+    )
+    mask = splash_attention_mask.CausalMask((length, length))
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(**blocks),
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+    segments = None
+    if documents is not None:
+        segments = splash_attention_kernel.SegmentIds(documents, documents)
+    rows = [x.swapaxes(1, 2) for x in (query * size**-0.5, key, value)]
+    return jax.vmap(kernel)(*rows, segments).swapaxes(1, 2)
+
+
+def cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
+) -> jax.Array:
+    """cuDNN's flash attention; arguments as of splash, in bfloat16, of any length.
+
+    The kernel knows no documents: they go in as a mask [batch, 1, length, length], which is
+    large, but shared by the heads.
+    """
+    mask = None if documents is None else same_document(documents)[:, None]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=True, implementation="cudnn"
+    )
+
+
 def causal(positions: jax.Array, keys: int) -> jax.Array:
     """Mask [batch, queries, keys]: a query at a position sees slots up to and with its own."""
     return jnp.arange(keys) <= positions[..., None]
 
 
-def same_document(tokens: jax.Array, end: int) -> jax.Array:
-    """Mask [batch, length, length]: both tokens stand in one document of a packed row.
+def documents_of(tokens: jax.Array, end: int) -> jax.Array:
+    """Number of each token's document in its packed row, int32 [batch, length] like tokens.
 
-    tokens: int32 [batch, length]. A document ends with, and includes, the id `end`.
+    A document ends with, and includes, the id `end`.
     """
     ends = (tokens == end).astype(jnp.int32)
-    document = jnp.cumsum(ends, axis=-1) - ends
-    return document[:, :, None] == document[:, None, :]
+    return jnp.cumsum(ends, axis=-1) - ends
+
+
+def same_document(documents: jax.Array) -> jax.Array:
+    """Mask [batch, length, length]: both tokens stand in one document."""
+    return documents[:, :, None] == documents[:, None, :]

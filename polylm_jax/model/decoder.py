@@ -14,9 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import attention, causal, same_document
+from polylm_jax.model.attention import attention, causal, documents_of, same_document
 from polylm_jax.model.parameters import (
     Init,
     Parameter,
@@ -24,23 +25,28 @@ from polylm_jax.model.parameters import (
     layer_parameters,
     outer_parameters,
 )
-from polylm_jax.model.products import FLOAT32, linear
+from polylm_jax.model.products import linear
 from polylm_jax.sizes import Size
 
 LAYER_NORM_EPSILON = 1e-5
 END_OF_DOCUMENT = 2
 GELU_SCALE, GELU_CUBE = (2 / math.pi) ** 0.5, 0.044715
 
-# What the backward pass may keep of a layer; the rest is computed again.
-REMAT_POLICIES: dict[str, Callable[..., Any]] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "none": jax.checkpoint_policies.everything_saveable,
+# Results that a layer names, in the order of the forward pass, and what each policy keeps of
+# them for the backward pass; the rest is computed again. "none" keeps all that is needed.
+PRODUCTS = ("qkv", "attention", "attention_out", "mlp_in")
+REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
+    "full": (),
+    "attention_and_mlp": ("attention", "mlp_in"),
+    "dots": PRODUCTS,
+    "none": None,
 }
+ATTENTION = ("auto", "plain", "cudnn", "splash")
 COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
 Cache = dict[str, jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -49,27 +55,38 @@ class Compute:
 
     dtype: of matrix products, "bfloat16" or "float32".
     remat: what a layer keeps for the backward pass, a name in REMAT_POLICIES.
+    attention: "plain", "cudnn" (GPU, bfloat16 only), "splash" (TPU, lengths that are multiples of
+        128), or "auto", the kernel of the platform where it serves, else plain.
+    shard_length: split the residual stream between the layers along the length over mesh
+        axis tensor, too (Megatron's sequence parallelism): less memory, the same traffic.
     loss_block: tokens of one device whose logits are held at a time.
     attend_across_documents: False resets attention at each document's end; the release does not.
     cache_dtype: of keys and values kept while decoding; as dtype if None.
     prefill_chunk: tokens of a prompt read at a time, a power of two.
+    compile_cache: folder that keeps what was compiled for accelerators, "" for none.
     """
 
     dtype: str = "bfloat16"
     remat: str = "full"
+    attention: str = "auto"
+    shard_length: bool = False
     loss_block: int = 1024
     attend_across_documents: bool = True
     cache_dtype: str | None = None
     prefill_chunk: int = 512
+    compile_cache: str = "~/.cache/polylm_jax/xla"
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("dtype", self.dtype, COMPUTE_DTYPES),
             ("remat", self.remat, REMAT_POLICIES),
+            ("attention", self.attention, ATTENTION),
             ("cache_dtype", self.cache_dtype or self.dtype, COMPUTE_DTYPES),
         ):
             if value not in known:
                 raise UserError(f'compute.{name} is "{value}"; choose one of {", ".join(known)}.')
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise UserError('compute.attention = "cudnn" needs compute.dtype = "bfloat16".')
         if self.prefill_chunk < 1 or self.prefill_chunk.bit_count() != 1:
             raise UserError(
                 f"compute.prefill_chunk = {self.prefill_chunk}; it must be a power of two."
@@ -127,22 +144,28 @@ class Layer(nn.Module):
     compute: Compute
     initial: Init
     constrain: Constrain
+    attend: Attend
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, visible: jax.Array, positions: jax.Array
+        self, x: jax.Array, cache: Cache | None, scope: jax.Array | None, positions: jax.Array
     ) -> tuple[jax.Array, Cache | None]:
-        """x: float32 [batch, length, d_model]. Returns the same and the cache with new slots."""
+        """x: float32 [batch, length, d_model]. Returns the same and the cache with new slots.
+
+        scope: what the attention function takes as its last argument.
+        """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
 
-        def apply(equation: str, x: jax.Array, name: str, out: jnp.dtype) -> jax.Array:
-            return linear(equation, x, value_of(name), value_of(f"{name}_bias"), out)
+        def apply(equation: str, x: jax.Array, name: str) -> jax.Array:
+            y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
+            return checkpoint_name(y, name)
 
         def norm(name: str) -> jax.Array:
-            return layer_norm(x, value_of(f"{name}_scale"), value_of(f"{name}_bias")).astype(dtype)
+            y = layer_norm(x, value_of(f"{name}_scale"), value_of(f"{name}_bias")).astype(dtype)
+            return self.constrain(y, "batch", None, None)
 
-        qkv = apply("bld,dkhe->blkhe", norm("attention_norm"), "qkv", dtype)
+        qkv = apply("bld,dkhe->blkhe", norm("attention_norm"), "qkv")
         qkv = self.constrain(qkv, "batch", None, None, "heads", None)
         query, key, value = (qkv[:, :, part] for part in range(3))
         if cache is not None:
@@ -150,13 +173,13 @@ class Layer(nn.Module):
             key = cache["key"].at[rows, positions].set(key.astype(cache["key"].dtype))
             value = cache["value"].at[rows, positions].set(value.astype(cache["value"].dtype))
             cache = {"key": key, "value": value}
-        mixed = attention(query, key.astype(dtype), value.astype(dtype), visible)
-        x = x + apply("blhe,hed->bld", mixed, "attention_out", FLOAT32)
+        mixed = self.attend(query, key.astype(dtype), value.astype(dtype), scope)
+        x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)
 
-        hidden = apply("bld,df->blf", norm("mlp_norm"), "mlp_in", dtype)
+        hidden = apply("bld,df->blf", norm("mlp_norm"), "mlp_in")
         hidden = self.constrain(hidden, "batch", None, "mlp")
-        x = x + apply("blf,fd->bld", gelu(hidden), "mlp_out", FLOAT32)
+        x = x + apply("blf,fd->bld", gelu(hidden), "mlp_out")
         return self.constrain(x, "batch", "length", None), cache
 
 
@@ -164,12 +187,15 @@ class Decoder(nn.Module):
     """Tokens to hidden states; `logits` turns those into scores with the tied embedding.
 
     constrain: function (x, *logical axes) -> x that pins an activation to the mesh.
+    attend: a kernel for whole rows, function (query, key, value, documents) -> mixed; None, and
+        a call with positions or a cache, takes the plain formula.
     """
 
     size: Size
     compute: Compute = Compute()
     initial: Init = Init()
     constrain: Constrain = unconstrained
+    attend: Attend | None = None
 
     @nn.compact
     def __call__(
@@ -189,6 +215,7 @@ class Decoder(nn.Module):
         """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, outer_parameters(self.size), self.initial, self.size.layers)
+        attend = self.attend if positions is None and cache is None else None
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
@@ -198,14 +225,17 @@ class Decoder(nn.Module):
         x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
-        slots = tokens.shape[1] if cache is None else cache["key"].shape[2]
-        visible = causal(positions, slots)
-        if not self.compute.attend_across_documents and cache is None:
-            visible = visible & same_document(tokens, END_OF_DOCUMENT)
+        apart = not self.compute.attend_across_documents and cache is None
+        scope = documents_of(tokens, END_OF_DOCUMENT) if apart else None
+        if attend is None:
+            slots = tokens.shape[1] if cache is None else cache["key"].shape[2]
+            visible = causal(positions, slots)
+            scope = visible if scope is None else visible & same_document(scope)
 
-        layer = Layer
-        if self.compute.remat != "none":
-            layer = nn.remat(Layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
+        layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
+        if kept is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
+            layer = nn.remat(Layer, policy=policy, prevent_cse=False)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -213,9 +243,14 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.size.layers,
         )
-        x, cache = layers(self.size, self.compute, self.initial, self.constrain, name="layers")(
-            x, cache, visible, positions
-        )
+        x, cache = layers(
+            self.size,
+            self.compute,
+            self.initial,
+            self.constrain,
+            attention if attend is None else attend,
+            name="layers",
+        )(x, cache, scope, positions)
         x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
         return x.astype(dtype), cache
 

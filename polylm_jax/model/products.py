@@ -35,23 +35,25 @@ def _over_tokens(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: x.sum((0, 1), FLOAT32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 4))
-def linear(
-    equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-    """einsum(equation, x, weight) + bias, with the weight cast to the dtype of x.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
-    x: [batch, length, …] in the compute dtype. weight, bias: float32. dtype: of the result.
+    x: [batch, length, …] in the compute dtype. weight, bias: float32.
     The gradient of x is in its dtype; those of weight and bias are float32, never rounded to less.
     """
-    return dot(equation, x, weight.astype(x.dtype), dtype) + bias.astype(dtype)
+    return dot(equation, x, weight.astype(x.dtype), x.dtype) + bias.astype(x.dtype)
 
 
-def _forward(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array, dtype: jnp.dtype):
-    return linear(equation, x, weight, bias, dtype), (x, weight)
+def _forward(
+    equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(equation, x, weight, bias), (x, weight)
 
 
-def _backward(equation: str, dtype: jnp.dtype, residuals, gradient: jax.Array):
+def _backward(
+    equation: str, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, weight = residuals
     operands, result = equation.split("->")
     left, right = operands.split(",")

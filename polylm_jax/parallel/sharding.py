@@ -1,13 +1,17 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from polylm_jax.errors import UserError
+from polylm_jax.model.attention import LANES, attention, causal, cudnn, same_document, splash
+from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.loss import LossAxes
 from polylm_jax.model.parameters import logical_axes
 from polylm_jax.sizes import Size
@@ -21,6 +25,8 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "embed": "fsdp",
 }
+# Attention kernels by the platform of a device.
+KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor")
 
 
@@ -81,10 +87,60 @@ def like_parameters(tree: Any, size: Size, mesh: Mesh) -> Any:
     )
 
 
-def constrainer(mesh: Mesh) -> Callable[..., jax.Array]:
-    """The decoder's hook: function (x, *logical axes) that pins x to the mesh."""
+def constrainer(mesh: Mesh, shard_length: bool = False) -> Callable[..., jax.Array]:
+    """The decoder's hook: function (x, *logical axes) that pins x to the mesh.
+
+    shard_length: whether the logical axis "length" is split over tensor.
+    """
 
     def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+        parts = [
+            "tensor" if shard_length and axis == "length" else part
+            for axis, part in zip(axes, spec(axes), strict=True)
+        ]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*parts)))
 
     return constrain
+
+
+def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | None:
+    """The decoder's other hook: attention by the kernel that compute.attention asks for.
+
+    Returns None for the plain formula. The platform is that of the mesh's devices, which need
+    not be here. interpret: emulates splash on other platforms.
+    """
+    name = compute.attention
+    if name == "auto":
+        name = KERNELS.get(mesh.devices.flat[0].platform, "plain")
+        if name == "cudnn" and compute.dtype != "bfloat16":
+            name = "plain"
+    if name == "plain":
+        return None
+    if name == "cudnn":
+        return cudnn
+
+    heads = spec(("batch", None, "heads", None))
+
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
+    ) -> jax.Array:
+        length = query.shape[1]
+        if length % LANES:
+            if compute.attention == "splash":
+                raise UserError(
+                    f'compute.attention = "splash" needs rows of a multiple of {LANES} tokens, '
+                    f'not {length}; set rows.length so, or compute.attention = "plain".'
+                )
+            visible = causal(jnp.arange(length)[None], length)
+            if documents is not None:
+                visible = visible & same_document(documents)
+            return attention(query, key, value, visible)
+        return jax.shard_map(
+            partial(splash, interpret=interpret),
+            mesh=mesh,
+            in_specs=(heads, heads, heads, None if documents is None else spec(("batch",))),
+            out_specs=heads,
+            check_vma=False,
+        )(query, key, value, documents)
+
+    return attend

@@ -13,6 +13,7 @@ from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import Init, decay_mask
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
+    attender,
     batch_sharding,
     constrainer,
     like_parameters,
@@ -45,11 +46,22 @@ def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable
 
 def abstract_state(size: Size, init: Init, optimizer: OptimizerSettings, mesh: Mesh) -> State:
     """The state as ShapeDtypeStructs with the mesh's shardings; costs no memory."""
-    shapes = jax.eval_shape(make_state(size, init, optimizer), jax.random.key(0))
+    # the key is made while tracing: a mesh of devices that are not here can run nothing
+    shapes = jax.eval_shape(lambda: make_state(size, init, optimizer)(jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         like_parameters(shapes, size, mesh),
+    )
+
+
+def sharded_decoder(size: Size, compute: Compute, mesh: Mesh) -> Decoder:
+    """The decoder of a mesh: activations pinned, attention by the platform's kernel."""
+    return Decoder(
+        size,
+        compute,
+        constrain=constrainer(mesh, compute.shard_length),
+        attend=attender(compute, mesh),
     )
 
 
@@ -69,7 +81,7 @@ def make_update(
     Metrics, float32: loss, gradient_norm, learning_rate, skipped, and per source
     loss_sum and row_count, both [sources].
     """
-    decoder = Decoder(size, compute, constrain=constrainer(mesh))
+    decoder = sharded_decoder(size, compute, mesh)
     transformation = make_optimizer(optimizer, decay_mask(size))
     rate = learning_rate(optimizer)
     shardings = parameter_shardings(size, mesh)
@@ -145,7 +157,7 @@ def make_update(
 
 def make_evaluate(size: Size, compute: Compute, mesh: Mesh) -> Callable[..., jax.Array]:
     """The compiled function (params, tokens [batch, length + 1]) -> summed loss per row [batch]."""
-    decoder = Decoder(size, compute, constrain=constrainer(mesh))
+    decoder = sharded_decoder(size, compute, mesh)
 
     def evaluate(params: Any, tokens: jax.Array) -> jax.Array:
         hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])

@@ -3,6 +3,7 @@
 import argparse
 
 from polylm_jax import config
+from polylm_jax.parallel import platform
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -12,3 +13,4 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     print(config.resolved(), end="")
+    print(platform.describe())

@@ -6,7 +6,7 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import hosts, platform
 from polylm_jax.train.loop import train
 
 
@@ -23,6 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    platform.prepare(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training = config.get("train")

@@ -9,7 +9,7 @@ import pytest
 
 from polylm_jax.errors import UserError
 from polylm_jax.interop.hugging_face import weights_from
-from polylm_jax.model.decoder import Compute, Decoder, logits
+from polylm_jax.model.decoder import REMAT_POLICIES, Compute, Decoder, gelu, logits
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import Init, count, shapes
 from polylm_jax.sizes import Size, flops_per_token
@@ -28,7 +28,7 @@ def test_logits_equal_hugging_face(name):
 
 
 @pytest.mark.parametrize("name", ["a", "c"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_loss_and_gradients_equal_hugging_face(name, remat):
     size, params, content = golden.load(name)
     tokens = content["tokens"]
@@ -120,6 +120,31 @@ def test_initial_values_follow_their_scheme(scheme):
     assert np.all(np.asarray(layers["mlp_norm_scale"]) == 1)
     # layers are drawn apart
     assert np.abs(layers["mlp_in"][0] - layers["mlp_in"][1]).max() > 0
+
+
+def test_each_remat_policy_keeps_more_than_the_one_before_it():
+    size = Size(vocabulary=256, context=128, layers=4, heads=4, d_model=128, d_ff=512)
+    params = {"params": shapes(size)}
+    tokens = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+
+    def temporaries(remat):
+        decoder = Decoder(size, Compute(remat=remat))
+        loss = lambda params, tokens: decoder.apply(params, tokens)[0].sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(loss)).lower(params, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    found = [temporaries(remat) for remat in REMAT_POLICIES]
+    assert list(REMAT_POLICIES) == ["full", "attention_and_mlp", "dots", "none"]
+    assert found == sorted(found)
+    assert found[-1] > 1.5 * found[0]
+
+
+def test_gelu_and_its_slope_equal_those_of_jax():
+    x = jnp.linspace(-12.0, 12.0, 4801)
+    plain = lambda x: jax.nn.gelu(x, approximate=True).sum()  # noqa: E731
+    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=True), atol=1e-6)
+    ours = jax.grad(lambda x: gelu(x).sum())(x)
+    np.testing.assert_allclose(ours, jax.grad(plain)(x), atol=2e-6)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -7,7 +7,7 @@ import pytest
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.loss import LossAxes, cross_entropy
-from polylm_jax.model.parameters import Init
+from polylm_jax.model.parameters import Init, shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh, resolve
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
@@ -40,12 +40,15 @@ def one_device():
     return params, loss_and_gradient(decoder, params, TOKENS, LossAxes())
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device, capfd):
+@pytest.mark.parametrize(
+    ("shape", "shard_length"),
+    [*((shape, False) for shape in MESHES), ((1, 2, 4), True), ((2, 2, 2), True)],
+)
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, shard_length, one_device, capfd):
     params, (loss, gradient) = one_device
     mesh = make_mesh(MeshShape(*shape))
     with jax.set_mesh(mesh):
-        decoder = Decoder(SIZE, FLOAT32, constrain=constrainer(mesh))
+        decoder = Decoder(SIZE, FLOAT32, constrain=constrainer(mesh, shard_length))
         split = jax.device_put(params, parameter_shardings(SIZE, mesh))
         tokens = jax.device_put(TOKENS, batch_sharding(mesh))
         found, found_gradient = loss_and_gradient(decoder, split, tokens, LOSS_AXES)
@@ -57,6 +60,26 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, one_device, ca
         np.testing.assert_allclose(ours, expected, atol=2e-5)
     # the partitioner's confession that it copies a whole array to every device
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+def test_a_length_split_over_tensor_leaves_smaller_activations():
+    size = Size(vocabulary=64, context=256, layers=4, heads=4, d_model=64, d_ff=64)
+    mesh = make_mesh(MeshShape(1, 2, 4))
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes(size),
+        parameter_shardings(size, mesh),
+    )
+    tokens = jax.ShapeDtypeStruct((8, 256), np.int32, sharding=batch_sharding(mesh))
+
+    def temporaries(shard_length):
+        decoder = Decoder(size, Compute(), constrain=constrainer(mesh, shard_length))
+        loss = lambda params, x: decoder.apply({"params": params}, x)[0].sum()  # noqa: E731
+        compiled = jax.jit(jax.grad(loss)).lower(params, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    with jax.set_mesh(mesh):
+        assert temporaries(True) < 0.9 * temporaries(False)
 
 
 # How each parameter's dimensions are split, written out by hand from the table in DESIGN.

@@ -84,6 +84,47 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(started):
     assert (int(state["step"]), int(state["skipped"]), int(metrics["skipped"])) == (1, 1, 1)
 
 
+def test_the_state_is_updated_in_place(started):
+    fresh, update, batch = started
+    state = fresh(jax.random.key(0))
+    sizes = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)]
+    memory = update.lower(state, batch).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(sizes)
+
+
+def test_narrow_moments_halve_their_bytes_and_still_learn(started):
+    *_, batch = started
+    mesh = make_mesh(MeshShape(2, 2, 2))
+
+    def run(moments):
+        settings = OptimizerSettings(
+            peak_learning_rate=0.01, warmup_steps=2, decay_steps=40, moments=moments
+        )
+        with jax.set_mesh(mesh):
+            state = jax.jit(make_state(SIZE, Init(std=0.1), settings))(jax.random.key(0))
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state["optimizer"]))
+            shardings = jax.tree.map(
+                lambda leaf: leaf.sharding, abstract_state(SIZE, Init(), settings, mesh)
+            )
+            state = jax.device_put(state, shardings)
+            update = make_update(SIZE, FLOAT32, settings, mesh, 1, 3)
+            losses = []
+            for _ in range(20):
+                state, metrics = update(state, batch)
+                losses.append(float(metrics["loss"]))
+        return size, losses
+
+    (wide, expected), (narrow, found) = run("float32"), run("bfloat16")
+    assert narrow == pytest.approx(wide / 2, rel=1e-3)
+    assert expected[-1] < 0.8 * expected[0]
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
+def test_narrow_moments_refuse_a_beta_that_they_would_lose():
+    with pytest.raises(UserError, match=r"loses the updates of optimizer\.beta1 or beta2"):
+        OptimizerSettings(moments="bfloat16", beta2=0.999)
+
+
 def test_the_learning_rate_warms_up_and_ends_at_its_share():
     rate = learning_rate(OptimizerSettings())
     assert float(rate(0)) == pytest.approx(1e-7, abs=1e-8)

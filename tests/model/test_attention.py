@@ -1,0 +1,94 @@
+"""Attention kernels against the softmax formula, gradients too, on one device and on a mesh."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polylm_jax.errors import UserError
+from polylm_jax.model.attention import attention, causal, documents_of, same_document, splash
+from polylm_jax.model.decoder import Compute
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import attender
+
+ROWS, LENGTH, HEADS, SIZE = 4, 128, 2, 32
+DOCUMENTS = jnp.repeat(jnp.array([[0, 1, 2], [0, 0, 3], [1, 1, 1], [0, 5, 9]]), 43, 1)[:, :LENGTH]
+QKV = [
+    jax.random.normal(key, (ROWS, LENGTH, HEADS, SIZE))
+    for key in jax.random.split(jax.random.key(7), 3)
+]
+
+
+def visible(documents):
+    mask = causal(jnp.arange(LENGTH)[None], LENGTH)
+    return mask if documents is None else mask & same_document(documents)
+
+
+def formula(query, key, value, documents):
+    """The definition, differentiated by JAX."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(SIZE)
+    scores = jnp.where(visible(documents)[:, None], scores, -jnp.inf)
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
+
+
+def with_gradients(function, documents):
+    def total(*qkv):
+        mixed = function(*qkv, documents)
+        return jnp.sum(jnp.sin(mixed)), mixed
+
+    (_, mixed), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*QKV)
+    return [mixed, *gradients]
+
+
+def assert_equal(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "documents"])
+def test_plain_attention_equals_the_formula(documents):
+    ours = lambda q, k, v, documents: attention(q, k, v, visible(documents))  # noqa: E731
+    assert_equal(with_gradients(ours, documents), with_gradients(formula, documents))
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "documents"])
+def test_splash_attention_equals_the_formula(documents):
+    found = with_gradients(partial(splash, interpret=True), documents)
+    assert_equal(found, with_gradients(formula, documents))
+
+
+def test_splash_attention_on_a_mesh_equals_the_formula():
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    attend = attender(Compute(attention="splash"), mesh, interpret=True)
+    with jax.set_mesh(mesh):
+        found = with_gradients(attend, DOCUMENTS)
+    assert_equal(found, with_gradients(formula, DOCUMENTS))
+
+
+def test_automatic_attention_is_plain_on_a_cpu():
+    assert attender(Compute(), make_mesh(MeshShape(1, 8, 1))) is None
+
+
+def test_splash_attention_refuses_other_lengths_than_its_blocks():
+    attend = attender(Compute(attention="splash"), make_mesh(MeshShape(1, 8, 1)))
+    with pytest.raises(UserError, match=r"rows of a multiple of 128 tokens, not 100"):
+        attend(*[x[:, :100] for x in QKV], None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"attention": "flash"}, r'compute\.attention is "flash"; choose one of auto'),
+        ({"attention": "cudnn", "dtype": "float32"}, r"needs compute\.dtype"),
+    ],
+)
+def test_attention_that_does_not_exist_is_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        Compute(**settings)
+
+
+def test_a_document_includes_its_end():
+    tokens = jnp.array([[9, 2, 2, 7, 8]])
+    np.testing.assert_array_equal(documents_of(tokens, 2), [[0, 0, 1, 2, 2]])
