@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Column, Table
 
-from polylm_jax.bench import profile, roofline
+from polylm_jax.bench import roofline, tracing
 from polylm_jax.data.curriculum import Schedule, make_curriculum
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import open_store
@@ -139,7 +139,7 @@ class Result:
     feed: Feed | None
     no_feed: str
     peer: Peer | None
-    operations: list[profile.Operation] | None
+    operations: list[tracing.Operation] | None
     roofline: list[roofline.Part] | None
 
 
@@ -237,6 +237,7 @@ class TorchPeer:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules beside the script are not its own
         )
         self.about = self._answer()
 
@@ -355,11 +356,11 @@ def run(
         with contextlib.ExitStack() as folder:
             if trace or (with_roofline and mesh.size > 1):
                 where = trace or folder.enter_context(tempfile.TemporaryDirectory())
-                profile.trace(step.once, TRACED, where)
+                tracing.trace(step.once, TRACED, where)
                 program = step.compiled.as_text()
-                costs = profile.operations(where, program, TRACED, len(jax.local_devices()))
+                costs = tracing.operations(where, program, TRACED, len(jax.local_devices()))
         if with_roofline:
-            share = profile.collectives(costs or [])
+            share = tracing.collectives(costs or [])
             step.free()
             parts = roofline.parts(
                 work.size,
@@ -478,7 +479,7 @@ def show(result: Result, console: Console) -> None:
     print(json.dumps(asdict(result)))
 
 
-def _operations_table(operations: list[profile.Operation]) -> Table:
+def _operations_table(operations: list[tracing.Operation]) -> Table:
     right = [Column(name, justify="right") for name in ("ms a step", "share")]
     table = Table("operation", "from", *right, title="The costliest operations")
     for cost in operations:
