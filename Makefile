@@ -7,12 +7,12 @@ RUN := runs/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint certify clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "On Debian or Ubuntu: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -e ".[data,dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -e ".[data,plan,dev]"
 	touch $@
 
 demo: $(VENV)/ready
@@ -34,6 +34,10 @@ lint: $(VENV)/ready
 
 test: lint
 	$(VENV)/bin/pytest -n 2
+
+# every run file of a slice, on the slice's compiler: an hour on two cores, seconds once cached
+certify: $(VENV)/ready
+	$(POLYLM) plan --certify=README.md
 
 clean:
 	rm -rf runs/demo data/demo

@@ -15,13 +15,14 @@ from jax.sharding import AbstractMesh
 
 from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
 from polylm_jax.model.loss import positions_per_block
-from polylm_jax.model.parameters import count, shapes
+from polylm_jax.model.parameters import Init, count, shapes
 from polylm_jax.parallel.mesh import AXES, resolve
 from polylm_jax.parallel.sharding import MESH_AXES
 from polylm_jax.plan.collectives import Collective
 from polylm_jax.plan.compile import Run
 from polylm_jax.plan.slices import GPUS_PER_HOST, Slice
 from polylm_jax.sizes import Size, flops_per_token
+from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state
 
 
@@ -52,20 +53,34 @@ def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
     dtype, and its gradient in float32.
     """
     data, fsdp, tensor = resolve(run.mesh, where.chips)
-    mesh = AbstractMesh((data, fsdp, tensor), AXES)
-    state = abstract_state(run.size, run.init, run.optimizer, mesh)  # type: ignore[arg-type]
+    parameters, optimizer = _state_on_chip(run.size, run.init, run.optimizer, (data, fsdp, tensor))
     rows = run.training.batch // (data * fsdp * run.training.microbatches)
     positions = positions_per_block(run.length, rows, run.compute.loss_block)
     vocabulary = run.size.vocabulary // tensor
     table = vocabulary * run.size.d_model
-    parameters = _on_chip(state["params"])
     return {
         "parameters": parameters,
-        "optimizer": _on_chip(state["optimizer"]),
+        "optimizer": optimizer,
         "gradients": parameters,
         "activations": rows * kept_by_layers(run.size, run.compute, run.length, tensor),
         "logits and head": rows * positions * vocabulary * 4 + table * (_width(run.compute) + 4),
     }
+
+
+@lru_cache
+def _state_on_chip(
+    size: Size, init: Init, optimizer: OptimizerSettings, mesh: tuple[int, int, int]
+) -> tuple[float, float]:
+    """Bytes of one chip's parts of the parameters and of the optimizer's state."""
+    state = abstract_state(size, init, optimizer, AbstractMesh(mesh, AXES))  # type: ignore[arg-type]
+    parameters, moments = (
+        sum(
+            prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(state[part])
+        )
+        for part in ("params", "optimizer")
+    )
+    return parameters, moments
 
 
 @lru_cache
@@ -215,11 +230,3 @@ def _width(compute: Compute) -> int:
 
 def _bytes(leaf: Any) -> float:
     return prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _on_chip(tree: Any) -> float:
-    """Bytes of one device's parts of a tree of ShapeDtypeStructs with shardings."""
-    return sum(
-        prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

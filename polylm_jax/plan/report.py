@@ -22,7 +22,10 @@ COLOURS = {
     "logits and head": "#8a6fb3",
     "other": "#98a4af",
 }
-BINDS = {"compute": "Compute", "memory": "HBM", "links": "The network between chips"}
+BINDS = {"compute": "compute", "memory": "HBM", "links": "links"}
+TABLE_HEAD = """\
+| run | mesh | microbatches | compiles | GiB a chip | bound of a step | days |
+|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def lines(plan: Plan) -> list[str]:
         f"  HBM    {plan.bound.memory:10.3f} s   at {where.chip.bandwidth:.3g} bytes/s",
         f"  links  {plan.bound.links:10.3f} s   at {where.chip.links:.3g} bytes/s"
         + (f", {where.chip.network:.3g} between hosts" if where.gpu else ""),
-        f"{BINDS[plan.bound.binds]} binds: a step takes {plan.bound.seconds:.3f} s or more.",
+        f"What binds: {BINDS[plan.bound.binds]}. A step takes {plan.bound.seconds:.3f} s or more.",
     ]
     if compiled and compiled.collectives:
         out += ["", "Collectives of a chip in a step, as compiled:"]
@@ -194,26 +197,22 @@ def record(plan: Plan) -> dict[str, Any]:
     }
 
 
-def table(plans: list[Plan]) -> str:
-    """Plans as a Markdown table, one row each."""
-    head = ["run", "chips", "mesh", "microbatches", "compiles", "GiB a chip", "bound", "days"]
-    rows = [head, ["---"] * len(head)]
-    for plan in plans:
-        binds = "HBM" if plan.bound.binds == "memory" else plan.bound.binds
-        mesh, memory = resolve(plan.run.mesh, plan.where.chips), plan.where.chip.memory / GIB
-        compiled = plan.compiled
-        peak = compiled.peak if compiled and compiled.fits else sum(plan.kinds.values())
-        rows.append([
-            f"`{plan.name}`",
-            str(plan.where.chips),
-            "x".join(map(str, mesh)),
-            str(plan.run.training.microbatches),
-            "not tried" if compiled is None else "yes" if compiled.fits else "too large",
-            f"{peak / GIB:.1f} of {memory:.1f}",
-            f"{plan.bound.seconds:.2f} s, {binds}",
-            f"{plan.days:.1f}",
-        ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+def row(plan: Plan) -> str:
+    """The plan as a row of the Markdown table that TABLE_HEAD begins."""
+    mesh, memory = resolve(plan.run.mesh, plan.where.chips), plan.where.chip.memory / GIB
+    compiled, most = plan.compiled, sum(plan.kinds.values())
+    if compiled:
+        most = compiled.peak if compiled.fits else compiled.needed
+    cells = [
+        f"`{plan.name}`",
+        " x ".join(map(str, mesh)),
+        str(plan.run.training.microbatches),
+        "not tried" if compiled is None else "yes" if compiled.fits else "too large",
+        f"{most / GIB:.1f} of {memory:.1f}",
+        f"{plan.bound.seconds:.2f} s, {BINDS[plan.bound.binds]}",
+        f"{plan.days:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(plan: Plan, path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,22 +11,34 @@ import jax
 from polylm_jax import config
 from polylm_jax.errors import UserError
 from polylm_jax.plan.compile import Run, check, compile_step
-from polylm_jax.plan.report import draw, lines, make_plan, record
-from polylm_jax.plan.slices import FAMILIES, slice_of
+from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
+from polylm_jax.plan.search import as_gin, search, settings_of
+from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
+
+MARKS = ("<!-- made by polylm plan --certify -->\n", "<!-- end -->\n")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument(
-        "--slice",
-        default="",
-        help="v5p-128, v5e-256, h100-64, …; by default the end of the run's name",
+        "--slice", default="", help="v5p-128, h100-64, …; by default what the run's name ends with"
     )
     parser.add_argument(
         "--efficiency", type=float, default=0.5, help="share of the bound that a run reaches (0.5)"
     )
     parser.add_argument("--json", default="", help="file for all numbers")
     parser.add_argument("--out", default="runs/plans", help="folder for figures and the cache")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat policies and microbatches"
+    )
+    parser.add_argument("--best", type=int, default=6, help="how many a search compiles (6)")
+    parser.add_argument(
+        "--certify",
+        default="",
+        metavar="FILE",
+        help="plan every run of gin_configs/runs that is named after a slice; the table goes "
+        "between the marks in FILE",
+    )
 
 
 def run(given: argparse.Namespace) -> None:
@@ -32,14 +46,12 @@ def run(given: argparse.Namespace) -> None:
     if not 0 < given.efficiency <= 1:
         raise UserError(f"--efficiency={given.efficiency:g} must lie above 0 and be at most 1.")
     jax.config.update("jax_platforms", "cpu")  # whatever is here, it is not what is planned for
-    out = Path(given.out)
-    name = Path(given.gin_file[-1]).stem if given.gin_file else "run"
+    if given.certify:
+        _certify(given)
+        return
+    out, name = Path(given.out), Path(given.gin_file[-1]).stem if given.gin_file else "run"
     where = slice_of(given.slice or slice_in(name))
-    planned = settings()
-    check(planned, where)
-    plan = make_plan(
-        name, planned, where, compile_step(planned, where, out / "cache"), given.efficiency
-    )
+    plan = _search(given, name, where) if given.search else _plan(given, name, where)
     print("\n".join(lines(plan)))
     figure = draw(plan, out / f"{name}_{where.name}.png")
     if given.json:
@@ -47,14 +59,6 @@ def run(given: argparse.Namespace) -> None:
     print(f"\nThe figure is {figure}{f', the numbers are in {given.json}' if given.json else ''}.")
     if not plan.fits:
         raise UserError(f"{name} does not fit {where.name}; see above for what would help.")
-
-
-def slice_in(name: str) -> str:
-    """The slice that a run's name ends with: "v5e-256" of polylm_1b7_v5e_256."""
-    parts = name.split("_")
-    if len(parts) < 2 or parts[-2] not in FAMILIES:
-        raise UserError(f"give --slice: the name {name} does not end with one, as …_v5p_128 does.")
-    return "-".join(parts[-2:])
 
 
 def settings() -> Run:
@@ -68,3 +72,60 @@ def settings() -> Run:
         optimizer=config.get("optimizer"),
         length=config.get("rows").length,
     )
+
+
+def slice_in(name: str) -> str:
+    """The slice that a run's name ends with: "v5e-256" of polylm_1b7_v5e_256."""
+    parts = name.split("_")
+    if len(parts) < 2 or parts[-2] not in FAMILIES:
+        raise UserError(f"give --slice: the name {name} does not end with one, as …_v5p_128 does.")
+    return "-".join(parts[-2:])
+
+
+def _plan(given: argparse.Namespace, name: str, where: Slice) -> Plan:
+    planned = settings()
+    check(planned, where)
+    compiled = compile_step(planned, where, Path(given.out, "cache"))
+    return make_plan(name, planned, where, compiled, given.efficiency)
+
+
+def _search(given: argparse.Namespace, name: str, where: Slice) -> Plan:
+    compiler = partial(compile_step, cache=Path(given.out, "cache"))
+    say = partial(print, flush=True)
+    plans = search(name, settings(), where, given.best, given.efficiency, compiler, say)
+    print("\nOf those that fit, the least bound first:")
+    for rank, plan in enumerate(plans, 1):
+        print(f"  {rank}. {settings_of(plan.run)}: {plan.bound.seconds:.3f} s a step or more")
+    file = Path(given.out, f"{name}_{where.name}_found.gin")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(as_gin(given.gin_file, plans[0]))
+    print(f"The first is written to {file}.\n")
+    return plans[0]
+
+
+def _certify(given: argparse.Namespace) -> None:
+    text = Path(given.certify).read_text()
+    if not all(text.count(mark) == 1 for mark in MARKS):
+        raise UserError(f"{given.certify} has no table between the marks {' and '.join(MARKS)}.")
+    before, rest = text.split(MARKS[0])
+    former, after = rest.split(MARKS[1])
+    rows, failed = {}, []
+    for file in sorted(Path("gin_configs/runs").glob("*.gin")):
+        if not re.search(rf"_({'|'.join(FAMILIES)})_\d+$", file.stem):
+            continue
+        where = slice_of(slice_in(file.stem))
+        old = next((line for line in former.splitlines() if f"`{file.stem}`" in line), "")
+        if old and missing_compiler(where):
+            print(f"{file.stem}: as before. {missing_compiler(where)}", flush=True)
+            rows[file.stem] = old
+            continue
+        config.parse([str(file)], given.overrides)
+        plan = _plan(given, file.stem, where)
+        rows[file.stem] = row(plan)
+        print(rows[file.stem], "" if rows[file.stem] == old else "(new)", flush=True)
+        failed += [] if plan.fits else [file.stem]
+    made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
+    Path(given.certify).write_text(before + MARKS[0] + made + MARKS[1] + after)
+    print(f"The table is in {given.certify}.")
+    if failed:
+        raise UserError(f"These no longer fit: {', '.join(failed)}; the table says which and how.")

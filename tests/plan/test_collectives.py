@@ -1,0 +1,122 @@
+"""Collectives are read from compiled programs: trips, pieces, groups, bytes of the ring."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from polylm_jax.plan.collectives import collectives, trips
+
+# Lines of a program for 16 v5e chips, shortened: a loop over 24 layers, in it a product whose
+# operand goes round a ring two steps a trip, and a gather cut into two pieces, one in that loop.
+TPU = """HloModule jit_update, is_scheduled=true
+
+%piece.1 (param_0: bf16[1,128,64]) -> bf16[1,2048,64] {
+  %param_0 = bf16[1,128,64]{2,1,0} parameter(0)
+  ROOT %all-gather.45 = bf16[1,2048,64]{2,1,0:T(8,128)(2,1)} all-gather(%param_0), channel_id=93, replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0'}, dimensions={1}, use_global_device_ids=true
+}
+
+%piece.2 (param_0: bf16[1,128,64]) -> bf16[1,2048,64] {
+  %param_0 = bf16[1,128,64]{2,1,0} parameter(0)
+  ROOT %all-gather.47 = bf16[1,2048,64]{2,1,0:T(8,128)(2,1)S(1)} all-gather(%param_0), channel_id=93, replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0'}, dimensions={1}, use_global_device_ids=true
+}
+
+%ring_condition (p: (bf16[128,64], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8)
+  %p = (bf16[128,64]{1,0}, u32[]{:T(128)}) parameter(0)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+%ring_body (p: (bf16[128,64], u32[])) -> (bf16[128,64], u32[]) {
+  %p = (bf16[128,64]{1,0}, u32[]{:T(128)}) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %part = bf16[128,64]{1,0} get-tuple-element(%p), index=0
+  %next = u32[]{:T(128)} add(%counter, %two)
+  %send = (bf16[128,64]{1,0:T(8,128)(2,1)S(1)}, bf16[128,64]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=4, source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,8},{8,9},{9,10},{10,11},{11,12},{12,13},{13,14},{14,15},{15,0}}
+  %sent = bf16[128,64]{1,0} collective-permute-done(%send)
+  %goes_on = bf16[1,2048,64]{2,1,0} fusion(%sent), kind=kCustom, calls=%piece.2
+  ROOT %out = (bf16[128,64]{1,0}, u32[]{:T(128)}) tuple(%sent, %next)
+}
+
+%layers_condition (p: (s32[], bf16[128,64])) -> pred[] {
+  %limit.1 = s32[]{:T(128)} constant(24)
+  %p.1 = (s32[]{:T(128)}, bf16[128,64]{1,0}) parameter(0)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %less.1 = pred[]{:T(512)} compare(%counter.1, %limit.1), direction=LT
+}
+
+%layers_body (p: (s32[], bf16[128,64])) -> (s32[], bf16[128,64]) {
+  %p.1 = (s32[]{:T(128)}, bf16[128,64]{1,0}) parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %none = u32[]{:T(128)} constant(0)
+  %zero.1 = u32[]{:T(128)} copy(%none)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %part.1 = bf16[128,64]{1,0} get-tuple-element(%p.1), index=1
+  %begins = bf16[1,2048,64]{2,1,0} fusion(%part.1), kind=kCustom, calls=%piece.1
+  %start = (bf16[128,64]{1,0}, u32[]{:T(128)}) tuple(%part.1, %zero.1)
+  %ring = (bf16[128,64]{1,0}, u32[]{:T(128)}) while(%start), condition=%ring_condition, body=%ring_body
+  %next.1 = s32[]{:T(128)} add(%counter.1, %one)
+  %part.2 = bf16[128,64]{1,0} get-tuple-element(%ring), index=0
+  ROOT %out.1 = (s32[]{:T(128)}, bf16[128,64]{1,0}) tuple(%next.1, %part.2)
+}
+
+ENTRY %main (a: bf16[128,64]) -> bf16[128,64] {
+  %a = bf16[128,64]{1,0} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %begin = (s32[]{:T(128)}, bf16[128,64]{1,0}) tuple(%zero, %a)
+  %layers = (s32[]{:T(128)}, bf16[128,64]{1,0}) while(%begin), condition=%layers_condition, body=%layers_body
+  ROOT %end = bf16[128,64]{1,0} get-tuple-element(%layers), index=1
+}
+"""  # noqa: E501
+
+# One line of a program for 64 H100, mesh 8 x 4 x 2, and the axes along which its groups differ.
+GROUPS = {
+    "replica_groups=[16,4]<=[32,2]T(1,0)": "fsdp",
+    "replica_groups=[2,32]<=[32,2]T(1,0)": "data+fsdp",
+    "replica_groups=[8,8]<=[8,4,2]T(2,1,0)": "data",
+    "replica_groups=[32,2]<=[64]": "tensor",
+    "replica_groups=mesh['x'=8,'y'=4,'z'=2] {'y'}": "fsdp",
+    "replica_groups=mesh['x'=1,'y'=4,'z'=16], device_ids=([8,4,2]T(1,0,2)) {'y'}": "fsdp",
+    "replica_groups={}": "data+fsdp+tensor",
+}
+
+
+def test_a_ring_of_two_steps_a_trip_and_a_gather_in_pieces_count_as_often_as_they_run():
+    assert trips(TPU) == {"ring": 4, "layers": 24}
+    gather, ring = sorted(collectives(TPU, {"data": 1, "fsdp": 16}), key=lambda one: one.kind)
+    assert (gather.kind, gather.axes, gather.count) == ("all-gather", "fsdp", 24)
+    assert gather.bytes == 24 * 2048 * 64 * 2 * 15 / 16
+    assert (ring.kind, ring.axes, ring.count) == ("collective-permute", "fsdp", 24 * 4)
+    assert ring.bytes == 24 * 4 * 128 * 64 * 2
+
+
+@pytest.mark.parametrize(("groups", "axes"), GROUPS.items())
+def test_groups_in_every_notation_name_the_axes_along_which_they_differ(groups, axes):
+    line = f"  ROOT %r = f32[8]{{0}} all-reduce(%p), channel_id=1, {groups}, to_apply=%add\n"
+    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %p = f32[8]{{0}} parameter(0)\n{line}}}\n"
+    (one,) = collectives(text, {"data": 8, "fsdp": 4, "tensor": 2})
+    ways = {"data": 8, "fsdp": 4, "tensor": 2, "data+fsdp": 32, "data+fsdp+tensor": 64}[axes]
+    assert one.axes == axes
+    assert one.bytes == pytest.approx(2 * 8 * 4 * (ways - 1) / ways)
+
+
+def test_a_scan_compiled_here_sums_as_many_bytes_as_it_must():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
+    columns, rows = NamedSharding(mesh, P(None, "tensor")), NamedSharding(mesh, P("tensor", None))
+
+    def run(x, weights):
+        def step(x, _):
+            x = jax.lax.with_sharding_constraint(x, columns)
+            return jax.lax.with_sharding_constraint(x @ weights, NamedSharding(mesh, P())), None
+
+        return jax.lax.scan(step, x, length=5)[0]
+
+    x, weights = jnp.ones((16, 64)), jnp.ones((64, 64))
+    program = jax.jit(run, in_shardings=(columns, rows)).lower(x, weights).compile()
+    found = {one.kind: one for one in collectives(program.as_text(), dict(mesh.shape))}
+    assert found["all-reduce"].axes == "tensor"
+    assert found["all-reduce"].bytes == pytest.approx(5 * 2 * 3 / 4 * 16 * 64 * 4)

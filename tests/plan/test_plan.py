@@ -1,0 +1,160 @@
+"""Plans agree with the compiler where it says the same, and say clearly what does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polylm_jax import config
+from polylm_jax.__main__ import main
+from polylm_jax.errors import UserError
+from polylm_jax.plan import estimate
+from polylm_jax.plan.compile import check, too_large
+from polylm_jax.plan.report import make_plan
+from polylm_jax.plan.search import candidates
+from polylm_jax.plan.slices import slice_of
+from polylm_jax.sizes import Size, flops_per_token
+from polylm_jax.verbs.plan import settings
+from tests.conftest import gin_flags
+
+RUNS = Path(__file__).parents[2] / "gin_configs" / "runs"
+# The parts of a 1.7B run that make its compilation long, made small; mesh and batch stay.
+SMALL = {
+    "model.vocabulary": 4096,
+    "model.context": 256,
+    "model.layers": 2,
+    "model.heads": 4,
+    "model.d_model": 256,
+    "model.d_ff": 1024,
+    "rows.length": 256,
+}
+
+
+def parsed(name, changes):
+    config.parse(
+        [str(RUNS / f"{name}.gin")], [f"{key} = {value!r}" for key, value in changes.items()]
+    )
+    return settings()
+
+
+@pytest.mark.parametrize("slice_name", ["v4-128", "v5e-256", "v5p-128", "v6e-64"])
+def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(slice_name, tmp_path, capsys):
+    family, chips = slice_name.split("-")
+    name = f"polylm_1b7_{family}_{chips}"
+    file, record = RUNS / f"{name}.gin", tmp_path / "plan.json"
+    command = ["plan", f"--gin_file={file}", f"--json={record}", f"--out={tmp_path}"]
+    assert main([*command, *gin_flags(SMALL)]) == 0
+    plan, words = json.loads(record.read_text()), capsys.readouterr().out
+    assert plan["slice"]["name"] == slice_name
+    assert plan["fits"]
+    assert "It fits" in words
+    assert "an assumption" in words
+    assert {one["axes"] for one in plan["compiled"]["collectives"]} >= {"fsdp"}
+    assert (tmp_path / f"{name}_{slice_name}.png").stat().st_size > 10_000
+    # what arithmetic says of the state is what the compiler says of its arguments, but padding
+    state = plan["bytes_by_kind"]["parameters"] + plan["bytes_by_kind"]["optimizer"]
+    batch = 512 * 257 * 4 / min(64 * (4 if chips == "256" else 1), 256)
+    assert plan["compiled"]["arguments"] == pytest.approx(state + batch, rel=0.25)
+
+
+def test_a_batch_too_large_gets_a_verdict_and_not_a_trace(tmp_path, capsys):
+    flags = gin_flags(SMALL | {"train.batch": 2**17, "mesh.fsdp": 4, "compute.loss_block": 2**24})
+    file = RUNS / "polylm_1b7_v5e_256.gin"
+    assert main(["plan", f"--gin_file={file}", "--slice=v5e-4", f"--out={tmp_path}", *flags]) == 1
+    said = capsys.readouterr()
+    assert "It does not fit: the compiler needs" in said.out
+    assert "too few. What would help: train.microbatches = " in said.out
+    assert "does not fit v5e-4" in said.err
+    assert "Traceback" not in said.out + said.err
+
+
+def test_both_ways_in_which_the_compiler_refuses_are_understood():
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (38.36G) exceeds available HBM (15.75G)."
+    )
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.72G of 15.75G hbm."
+    assert too_large(temporaries) == (38.36 * 2**30, 15.75 * 2**30)
+    assert too_large(used) == (20.72 * 2**30, 15.75 * 2**30)
+    assert too_large("INVALID_ARGUMENT: no such thing") is None
+
+
+def test_layers_keep_what_their_policy_says():
+    size, length = Size(layers=3, heads=4, d_model=64, d_ff=256, vocabulary=512, context=128), 128
+    compute = config.BLOCKS["compute"]
+    stream = 3 * length * 64 * 4
+    assert estimate.kept_by_layers(size, compute(remat="full"), length, 1) == stream
+    assert estimate.kept_by_layers(size, compute(remat="full"), length, 2) == stream
+    every = estimate.kept_by_layers(size, compute(remat="none"), length, 1)
+    some = estimate.kept_by_layers(size, compute(remat="dots"), length, 1)
+    assert stream < some < every
+
+
+def test_recomputation_costs_no_more_than_a_forward_pass():
+    size, length = Size(layers=3, heads=4, d_model=64, d_ff=256, vocabulary=512, context=128), 128
+    compute = config.BLOCKS["compute"]
+    again = estimate.recomputed_flops(size, compute(remat="full"), length)
+    layers = flops_per_token(size, length) - 6 * size.vocabulary * size.d_model
+    assert 0.6 * layers / 3 < again <= layers / 3
+    assert estimate.recomputed_flops(size, compute(remat="none"), length) == 0
+
+
+def test_parameters_by_kind_are_twelve_bytes_each_over_all_chips():
+    run, where = parsed("polylm_13b_v5p_128", {}), slice_of("v5p-128")
+    kinds = estimate.memory_by_kind(run, where)
+    state = (kinds["parameters"] + kinds["optimizer"]) * where.chips
+    assert state == pytest.approx(12 * 13_906_790_400, rel=0.02)  # norms are whole on each
+
+
+def test_a_slice_is_named_as_its_cloud_names_it():
+    assert slice_of("v5p-128").chips == slice_of("v4-128").chips == 64
+    assert slice_of("v5p-128").topology == "4x4x4"
+    assert (slice_of("v5e-256").chips, slice_of("v5e-256").topology) == (256, "16x16")
+    assert slice_of("h100-64").topology == "1x8x8"
+    with pytest.raises(UserError, match=r'no slice "v5p-100"; the nearest is v5p-128'):
+        slice_of("v5p-100")
+
+
+def test_a_batch_that_the_mesh_cannot_split_is_refused_before_any_compilation():
+    run = parsed("polylm_1b7_v5e_256", {"train.batch": 100})
+    with pytest.raises(UserError, match=r"train.batch = 100 cannot be split"):
+        check(run, slice_of("v5e-256"))
+
+
+def test_without_its_compiler_a_gpu_is_planned_by_arithmetic_and_says_so(
+    monkeypatch, tmp_path, capsys
+):
+    sentence = "The compiler for h100 is not installed."
+    for module in ("compile", "report"):
+        monkeypatch.setattr(f"polylm_jax.plan.{module}.missing_compiler", lambda _: sentence)
+    file = RUNS / "polylm_13b_h100_64.gin"
+    assert main(["plan", f"--gin_file={file}", f"--out={tmp_path}"]) == 0
+    words = capsys.readouterr().out
+    assert sentence in words
+    assert "not of a compiled program" in words
+
+
+def test_a_search_proposes_only_what_divides_and_fits_the_fastest_first():
+    run, where = parsed("polylm_13b_v4_128", {}), slice_of("v4-128")
+    found = candidates(run, where)
+    bounds = [estimate.bound(one, where, estimate.least_sent(one, where)).seconds for one in found]
+    assert len(found) > 10
+    assert bounds == sorted(bounds)
+    for one in found:
+        check(one, where)
+        assert make_plan("x", one, where, None, 0.5).fits
+
+
+def test_a_search_writes_the_winner_as_a_gin_file_and_asks_the_compiler_once(tmp_path, capsys):
+    file = RUNS / "polylm_1b7_v5e_256.gin"
+    command = ["plan", "--search", "--best=1", "--slice=v5e-4", f"--gin_file={file}"]
+    command += [f"--out={tmp_path}", *gin_flags(SMALL | {"train.batch": 16})]
+    assert main(command) == 0
+    found = tmp_path / "polylm_1b7_v5e_256_v5e-4_found.gin"
+    config.parse([str(found)], [])
+    winner = settings()
+    assert winner.mesh.data * winner.mesh.fsdp * winner.mesh.tensor == 4
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(kept) == 1
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
