@@ -152,11 +152,17 @@ def _watched(say: Callable[[str], None]) -> Iterator[None]:
         if not over.wait(5):
             say(f"process {names} of {len(everyone)} was lost; {AGAIN}.")
             os._exit(1)
+        # process 0 leaves last: JAX aborts whoever is still there without it
+        while jax.process_index() == 0 and len(client.get_live_nodes(everyone)) > 1:
+            time.sleep(0.1)
 
-    threading.Thread(target=watch, daemon=True, name="watch").start()
+    thread = threading.Thread(target=watch, daemon=True, name="watch")
+    thread.start()
     try:
         yield
         client.wait_at_barrier("polylm_end", 60_000)
+        over.set()
+        thread.join(30)
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             # most likely the loss of another, which the watch knows in a moment and says better

@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 from polylm_jax import config
 from polylm_jax.__main__ import main
+from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.runs import deviation, of_kind, read_metrics, rows_read
-from polylm_jax.train import checkpoint
+from polylm_jax.train import checkpoint, loop
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags
 
@@ -74,6 +77,63 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, tiny, capsys):
     assert train(tiny, whole) == 0
     assert "Step 12 of 12 is done" in capsys.readouterr().err
     assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_every_record_says_where_the_time_went(whole):
+    for record in records(whole)[1:]:
+        seconds = record["seconds"]
+        assert {"step", "devices"} <= seconds.keys()
+        # a step that is validated is logged before the next batch is asked for
+        assert ("data" in seconds) == (record["step"] not in (6, 12))
+        assert sum(seconds.values()) <= 2 * seconds["step"]
+        assert record["slowest_host"] == 0
+        assert record["slowest_host_seconds"] >= 0
+        assert record["memory_gib"] is None  # a CPU does not say
+    saved = [record["step"] for record in records(whole) if "checkpoint" in record["seconds"]]
+    assert saved == [5, 10, 12]
+    validated = [record["step"] for record in records(whole) if "validation" in record["seconds"]]
+    assert validated == [1, 7]
+
+
+def test_no_step_waits_for_a_copy_to_the_host(tiny, tmp_path, monkeypatch):
+    """Whatever the loop reads of a device, the next step is on its way already."""
+    made, reads, calls, value = {}, [], [0], ArrayImpl._value.fget
+    make_update, make_exchange = loop.make_update, hosts.make_exchange
+
+    def remember(tree, call):
+        made.update((id(leaf), (call, leaf)) for leaf in jax.tree.leaves(tree))
+        return tree
+
+    def counting_update(*arguments):
+        update = make_update(*arguments)
+
+        def step(state, batch):
+            calls[0] += 1
+            # the state's buffers are donated on, so hold no hope of reading it in the loop
+            state, values = update(state, batch)
+            return state, remember(values, calls[0])
+
+        return step
+
+    def counting_exchange(mesh):
+        exchange = make_exchange(mesh)
+        # notes go out before the step of the same round
+        return lambda notes: remember(exchange(notes), calls[0])
+
+    def spy(array):
+        names = {frame.name for frame in traceback.extract_stack()}
+        if array._npy_value is None and not names & {"save", "validate"} and calls[0]:
+            reads.append((calls[0], made.get(id(array), (None,))[0]))
+        return value(array)
+
+    monkeypatch.setattr(loop, "make_update", counting_update)
+    monkeypatch.setattr(hosts, "make_exchange", counting_exchange)
+    monkeypatch.setattr(ArrayImpl, "_value", property(spy))
+    assert train(tiny, tmp_path / "run", train__validate_every=100) == 0
+    assert {call for call, _ in reads} == set(range(2, 13))
+    early = [(call, of) for call, of in reads if of is None or of >= call]
+    # at the end of a run there is no next step: its own metrics are read and its checkpoint made
+    assert {call for call, _ in early} <= {12}, early
 
 
 def test_microbatches_equal_the_whole_batch(whole, tiny, tmp_path):
