@@ -7,7 +7,7 @@ RUN := runs/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -34,6 +34,10 @@ lint: $(VENV)/ready
 
 test: lint
 	$(VENV)/bin/pytest -n 2
+
+# kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
+faults: $(VENV)/ready
+	FAULT_ROUNDS=32 $(VENV)/bin/pytest tests/faults
 
 clean:
 	rm -rf runs/demo data/demo

@@ -46,6 +46,7 @@ class Training:
     batch: rows of a step, over all devices. microbatches: parts a step is computed in.
     validate_every, checkpoint_every, log_every: in steps; validation and a checkpoint also
         come at the end. validate_rows: rows of each source. keep: checkpoints that stay.
+    data_timeout: seconds that a step waits for its rows before the run ends with an error.
     """
 
     folder: str = "runs/polylm"
@@ -58,6 +59,7 @@ class Training:
     validate_rows: int = 8
     checkpoint_every: int = 500
     keep: int = 3
+    data_timeout: float = 300.0
 
 
 def train(
@@ -75,7 +77,8 @@ def train(
     """Trains until training.steps, or until SIGINT or SIGTERM; returns the last step.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
-    Raises UserError for data, a mesh or a checkpoint that does not fit the configuration.
+    Raises UserError for data, a mesh or a checkpoint that does not fit the configuration, and
+    after optimizer.spike_patience skipped steps in a row, when all is saved.
     """
     mesh = make_mesh(mesh_shape)
     store = open_store(rows)
@@ -99,15 +102,18 @@ def train(
         Metrics(training.folder, writer) as metrics,
         _stop_signals() as stopped,
     ):
-        last = manager.latest_step()
-        if last is None:
+
+        def check(meta: checkpoint.Meta) -> None:
+            checkpoint.check_model(meta, size, training.folder)
+            checkpoint.check_fingerprints(meta, fingerprints, training.folder)
+
+        newest = checkpoint.restore_newest(manager, abstract, check, metrics.say)
+        if newest is None:
             fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
             state, step, row = fresh(jax.random.key(training.seed)), 0, 0
         else:
-            meta = checkpoint.read_meta(manager, last)
-            checkpoint.check_model(meta, size, training.folder)
-            checkpoint.check_fingerprints(meta, fingerprints, training.folder)
-            state, step, row = checkpoint.restore(manager, last, abstract), last, meta["rows"]
+            step, meta, state = newest
+            row = meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
         if writer:
             Path(training.folder, "tokenizer.model").write_bytes(tokenizer.model)
@@ -136,20 +142,30 @@ def train(
         report = _reporter(training, size, mesh, curriculum, metrics, row)
         if step == 0:
             validate()
+
+        def tell(pending: tuple[int, int, dict[str, jax.Array]]) -> bool:
+            """Logs a step; whether so many were skipped that the run must stop."""
+            in_a_row = report(*pending)
+            # a run that is started again may skip as many once more
+            return in_a_row > 0 and in_a_row % optimizer.spike_patience == 0
+
+        stuck = False
         pending = None  # metrics are fetched one step late, so that the devices never wait
-        feed = batches(store, curriculum, batch_sharding(mesh), training.batch, row)
+        feed = batches(
+            store, curriculum, batch_sharding(mesh), training.batch, row, training.data_timeout
+        )
         with contextlib.closing(feed):
-            while step < training.steps and not stopped.is_set():
+            while step < training.steps and not stopped.is_set() and not stuck:
                 state, values = update(state, next(feed))
                 step, row = step + 1, row + training.batch
                 if pending is not None:
-                    report(*pending)
+                    stuck = tell(pending)
                 pending = (step, row, values)
                 last_step = step == training.steps
                 if step % training.checkpoint_every == 0 or last_step:
                     save()
                 if step % training.validate_every == 0 or last_step:
-                    report(*pending)
+                    stuck |= tell(pending)
                     pending = None
                     validate()
         if pending is not None:
@@ -157,6 +173,13 @@ def train(
         if manager.latest_step() != step:
             save()
         checkpoint.finish(manager)
+        if stuck:
+            raise UserError(
+                f"{optimizer.spike_patience} steps in a row were skipped before step {step}, as "
+                "spikes or not finite; all is saved: lower optimizer.peak_learning_rate, or delete "
+                f"the newest of {training.folder}/checkpoints to go back, or run the same command "
+                "again to skip these rows and go on."
+            )
         if step < training.steps:
             metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
         return step
@@ -165,7 +188,10 @@ def train(
 def _reporter(
     training: Training, size: Size, mesh: Mesh, curriculum: Curriculum, metrics: Metrics, row: int
 ) -> Any:
-    """Function (step, row, values) that logs a step; it keeps the realised counts and the speed."""
+    """Function (step, row, values) that logs a step and returns how many were skipped in a row.
+
+    It keeps the realised counts and the speed.
+    """
     counts = consumed(curriculum, row).astype(float)
     names, speed = curriculum.sources, Speed()
     english = np.array([name == "en" for name in names])
@@ -178,7 +204,7 @@ def _reporter(
     def non_english(x: np.ndarray) -> float:
         return float(x[monolingual & ~english].sum() / max(x[monolingual].sum(), 1e-9))
 
-    def report(step: int, row: int, values: dict[str, jax.Array]) -> None:
+    def report(step: int, row: int, values: dict[str, jax.Array]) -> int:
         nonlocal counts
         fetched = jax.device_get(values)
         speed.tick()
@@ -221,6 +247,7 @@ def _reporter(
             if rate:
                 parts.append(f"ETA {format_duration((training.steps - step) / rate)}")
             metrics.line(" · ".join(parts), last=step == training.steps)
+        return int(fetched["skipped_in_a_row"])
 
     return report
 

@@ -15,6 +15,12 @@ class OptimizerSettings:
     peak_learning_rate: reached after warmup_steps, from start_learning_rate, linearly.
     final_share: the cosine ends at this share of the peak, decay_steps from the run's start.
     clip: largest global norm of a gradient.
+    spike_sigmas: a step whose loss or gradient norm lies more than this many standard deviations
+        above its running mean is skipped; 0 turns the rule off. 6 and a window of 128 are what
+        Levanter and MaxText offer.
+    spike_window: accepted steps that the running mean and deviation remember; as many must have
+        been seen before the rule acts.
+    spike_patience: skipped steps in a row, spiking or not finite, after which the run stops.
     """
 
     peak_learning_rate: float = 1e-4
@@ -27,6 +33,9 @@ class OptimizerSettings:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    spike_sigmas: float = 6.0
+    spike_window: int = 128
+    spike_patience: int = 10
 
     def __post_init__(self) -> None:
         if self.warmup_steps >= self.decay_steps:
@@ -34,6 +43,13 @@ class OptimizerSettings:
                 f"optimizer.warmup_steps = {self.warmup_steps} is not below "
                 f"optimizer.decay_steps = {self.decay_steps}; shorten the warm-up."
             )
+        if self.spike_sigmas < 0:
+            raise UserError(
+                f"optimizer.spike_sigmas = {self.spike_sigmas} is below 0; 0 turns the rule off."
+            )
+        for name in ("spike_window", "spike_patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} must be at least 1.")
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
