@@ -7,7 +7,7 @@ RUN := runs/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint certify clean
+.PHONY: demo test faults lint certify clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -38,6 +38,10 @@ test: lint
 # every run file of a slice, on the slice's compiler: an hour on two cores, seconds once cached
 certify: $(VENV)/ready
 	$(POLYLM) plan --certify=README.md
+
+# kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
+faults: $(VENV)/ready
+	FAULT_ROUNDS=32 $(VENV)/bin/pytest tests/faults
 
 clean:
 	rm -rf runs/demo data/demo

@@ -158,7 +158,7 @@ def parts(
     }
     rest = step_seconds - sum(seconds.values())
     seconds["collectives"] = collective_share * step_seconds
-    width = COMPUTE_DTYPES[compute.dtype].dtype.itemsize
+    width = COMPUTE_DTYPES[compute.dtype].itemsize
     rows = []
     for name, least in work(size, batch, length, width, moments, dict(mesh.shape)).items():
         bound, binds = least.bound(limits)

@@ -1,8 +1,9 @@
 """From the row store to the devices: each process reads just the rows that its devices hold."""
 
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Generator, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from polylm_jax.data.curriculum import Curriculum, locate
 from polylm_jax.data.rows import Store
+from polylm_jax.errors import UserError
 
 AHEAD = 2  # batches that are read and on their way to the devices before they are wanted
 
@@ -28,12 +30,18 @@ def read_rows(
 
 
 def batches(
-    store: Store, curriculum: Curriculum, sharding: NamedSharding, batch: int, first_row: int
+    store: Store,
+    curriculum: Curriculum,
+    sharding: NamedSharding,
+    batch: int,
+    first_row: int,
+    timeout: float = 300.0,
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Endless global batches from row first_row on: tokens [batch, length + 1], source [batch].
 
     The rows a process reads follow from the sharding's index map and never from its number:
-    with tensor parallelism several processes feed the same rows.
+    with tensor parallelism several processes feed the same rows. A UserError where a batch has
+    not come within `timeout` seconds of being wanted.
     """
     shape = (batch, store.length + 1)
 
@@ -57,9 +65,53 @@ def batches(
             ),
         }
 
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-        pending = deque(pool.submit(make, first_row + batch * i) for i in range(AHEAD))
-        while True:
-            first_row += batch
-            pending.append(pool.submit(make, first_row + batch * (AHEAD - 1)))
-            yield pending.popleft().result()
+    firsts: SimpleQueue[int | None] = SimpleQueue()
+    made: SimpleQueue[dict[str, jax.Array] | Exception] = SimpleQueue()
+
+    def work() -> None:
+        while (first := firsts.get()) is not None:
+            try:
+                made.put(make(first))
+            except Exception as error:
+                made.put(error)
+
+    # a daemon, unlike a pool's thread: a read that never returns must not keep the process alive
+    thread = threading.Thread(target=work, name="feed", daemon=True)
+    thread.start()
+    for i in range(AHEAD):
+        firsts.put(first_row + batch * i)
+    while True:
+        first_row += batch
+        firsts.put(first_row + batch * (AHEAD - 1))
+        try:
+            result = made.get(timeout=timeout)
+        except Empty:
+            files = [f"{store.path}/{name}/train-*" for name in silent(store, curriculum.sources)]
+            raise UserError(
+                f"no rows came from {', '.join(files) or store.path} within {timeout:g} s; see "
+                "whether that storage answers and run the same command again, or raise "
+                "train.data_timeout."
+            ) from None
+        if isinstance(result, Exception):
+            raise result
+        try:
+            yield result
+        except GeneratorExit:
+            firsts.put(None)
+            thread.join(timeout)
+            raise
+
+
+def silent(store: Store, sources: Sequence[str], seconds: float = 5.0) -> list[str]:
+    """The sources of which not even one row comes within so many seconds."""
+    first = np.array([0])
+    probes = {
+        name: threading.Thread(target=store.read, args=(name, first), daemon=True)
+        for name in sources
+    }
+    end = time.monotonic() + seconds
+    for probe in probes.values():
+        probe.start()
+    for probe in probes.values():
+        probe.join(max(0.0, end - time.monotonic()))
+    return [name for name, probe in probes.items() if probe.is_alive()]

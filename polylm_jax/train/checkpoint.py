@@ -2,17 +2,26 @@
 
 The one room that knows Orbax. A restore always goes to an abstract tree with the present
 shardings, so that a checkpoint of any mesh is read on any other.
+
+Orbax stores arrays without a checksum: a flipped bit of a file comes back as another number. So
+the meta holds a checksum of the state, taken on the devices, which is compared after a restore.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from polylm_jax.errors import UserError
@@ -21,6 +30,11 @@ from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
 
 Meta = dict[str, Any]
+
+# what Orbax and JSON raise for a file that is missing, cut off or altered
+DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotFoundError)
+# storage that cannot be reached has damaged nothing
+OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
 def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
@@ -66,10 +80,12 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     """Starts a save and returns while it is written; an earlier save's failure is raised here."""
     try:
         manager.check_for_errors()
+        whole = meta | {"state_checksum": int(_state_checksum(state))}
+        whole["meta_checksum"] = _meta_checksum(whole)
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(whole)
             ),
             force=True,
         )
@@ -113,8 +129,11 @@ def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Me
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
-    """The saved meta of a step."""
-    return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    """The saved meta of a step. Raises one of DAMAGE where it is not as it was saved."""
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta.pop("meta_checksum") != _meta_checksum(meta):
+        raise ValueError("the meta was altered after it was saved")
+    return meta
 
 
 def check_model(meta: Meta, size: Size, folder: str) -> None:
@@ -142,6 +161,84 @@ def check_fingerprints(meta: Meta, fingerprints: dict[str, str], folder: str) ->
             f"the checkpoint in {folder} was trained with another {' and another '.join(changed)}; "
             "put the former one back, or choose another train.folder."
         )
+
+
+def restore_newest(
+    manager: ocp.CheckpointManager,
+    load: Callable[[int, Meta], Any],
+    say: Callable[[str], None],
+) -> tuple[int, Meta, Any] | None:
+    """Step, meta and state of the newest whole checkpoint; None where there is no checkpoint.
+
+    A damaged one is told of with `say` and moved to the folder `damaged` beside the others, but
+    only once an older one has been restored. load: function (step, meta) -> state; it raises
+    UserError for a meta that does not fit. All processes take the same checkpoint.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        error = None
+        try:
+            meta = read_meta(manager, step)
+            state = load(step, meta)
+            imported = meta.get("imported")  # its arrays were written one by one, unsummed
+            if not imported and int(_state_checksum(state)) != meta["state_checksum"]:
+                raise ValueError("the state was altered after it was saved")
+        except DAMAGE as raised:
+            if any(word in str(raised) for word in OUT_OF_REACH):
+                raise
+            error = raised
+        if multihost_utils.process_allgather(np.array(error is None)).all():
+            for former, why in damaged.items():
+                place = _set_aside(manager, former)
+                say(f"The checkpoint of step {former} is damaged ({why}); it is now in {place}.")
+            return step, meta, state
+        damaged[step] = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
+    if damaged:
+        why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        raise UserError(
+            f"no checkpoint in {manager.directory} can be read ({why}); move that folder away to "
+            "begin anew, or go on with the program that wrote it."
+        )
+    return None
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> epath.Path:
+    """Moves a checkpoint out of the manager's sight and returns where it is now."""
+    folder = manager.directory.parent / "damaged"
+    taken = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    names = (f"{step}" if not again else f"{step}.{again}" for again in range(len(taken) + 1))
+    place = folder / next(name for name in names if name not in taken)
+    multihost_utils.sync_global_devices("damaged checkpoint named")
+    if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        (manager.directory / str(step)).rename(place)
+    multihost_utils.sync_global_devices("damaged checkpoint moved")
+    manager.reload()
+    return place
+
+
+def _meta_checksum(meta: Meta) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+@jax.jit
+def _state_checksum(state: Any) -> jax.Array:
+    """uint32 over all bits and places of a tree of arrays, the same on every mesh.
+
+    The sum of the words, each times an odd number that follows from its place, modulo 2^32: the
+    change of one word always shows, of several all but once in 2^32.
+    """
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    sums = [of_leaf(leaf) * (2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(state))]
+    return sum(sums, jnp.uint32(0))
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:

@@ -24,7 +24,7 @@ from polylm_jax.train.heartbeat import Heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.progress import make_report
-from polylm_jax.train.step import abstract_state, make_evaluate, make_state, make_update
+from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import validation
 
 
@@ -35,6 +35,7 @@ class Training:
     batch: rows of a step, over all devices. microbatches: parts a step is computed in.
     validate_every, checkpoint_every, log_every: in steps; validation and a checkpoint also
         come at the end. validate_rows: rows of each source. keep: checkpoints that stay.
+    data_timeout: seconds that a step waits for its rows before the run ends with an error.
     """
 
     folder: str = "runs/polylm"
@@ -47,6 +48,7 @@ class Training:
     validate_rows: int = 8
     checkpoint_every: int = 500
     keep: int = 3
+    data_timeout: float = 300.0
 
 
 def train(
@@ -90,19 +92,21 @@ def train(
         hosts.stop_signals() as stopped,
     ):
         fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
-        last = manager.latest_step()
-        if last is None:
-            state, step, row = fresh(jax.random.key(training.seed)), 0, 0
-        else:
-            meta = checkpoint.read_meta(manager, last)
+
+        def load(step: int, meta: checkpoint.Meta) -> State:
             checkpoint.check_model(meta, size, training.folder)
             checkpoint.check_fingerprints(meta, fingerprints, training.folder)
-            if meta.get("imported"):  # parameters alone; the optimizer starts afresh
-                params = checkpoint.restore_params(manager, last, size, mesh)
-                state = fresh(jax.random.key(training.seed)) | {"params": params}
-            else:
-                state = checkpoint.restore(manager, last, abstract)
-            step, row = last, meta["rows"]
+            if not meta.get("imported"):
+                return checkpoint.restore(manager, step, abstract)
+            params = checkpoint.restore_params(manager, step, size, mesh)
+            return fresh(jax.random.key(training.seed)) | {"params": params}
+
+        newest = checkpoint.restore_newest(manager, load, metrics.say)
+        if newest is None:
+            state, step, row = fresh(jax.random.key(training.seed)), 0, 0
+        else:
+            step, meta, state = newest
+            row = meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
         if writer:
             Path(training.folder, "tokenizer.model").write_bytes(tokenizer.model)
@@ -146,9 +150,22 @@ def train(
         )
         if step == 0:
             validate()
-        pending = None  # metrics are fetched one step late, so that the devices never wait
-        stop = False
-        feed = batches(store, curriculum, batch_sharding(mesh), training.batch, row)
+        # metrics are fetched one step late, so that the devices never wait
+        pending: tuple[int, int, dict[str, jax.Array]] | None = None
+        stop = stuck = False
+
+        def tell(notes: jax.Array) -> None:
+            """Logs the step that is pending, and looks whether the run must stop."""
+            nonlocal pending, stop, stuck
+            assert pending
+            asked, skipped = report(*pending, notes)
+            # a run that is started again may skip as many once more
+            stuck = skipped > 0 and skipped % optimizer.spike_patience == 0
+            pending, stop = None, asked or stuck
+
+        feed = batches(
+            store, curriculum, batch_sharding(mesh), training.batch, row, training.data_timeout
+        )
         with contextlib.closing(feed):
             while step < training.steps and not stop:
                 with clock.on("data"):
@@ -157,20 +174,26 @@ def train(
                 state, values = update(state, batch)
                 step, row = step + 1, row + training.batch
                 if pending is not None:
-                    stop = report(*pending, notes)
+                    tell(notes)
                 pending = (step, row, values)
                 last_step = step == training.steps
                 if step % training.checkpoint_every == 0 or last_step:
                     save()
                 if step % training.validate_every == 0 or last_step:
-                    stop = report(*pending, notes)
-                    pending = None
+                    tell(notes)
                     validate()
         if pending is not None:
-            report(*pending, notes)
+            tell(notes)
         if manager.latest_step() != step:
             save()
         checkpoint.finish(manager)
+        if stuck:
+            raise UserError(
+                f"{optimizer.spike_patience} steps in a row were skipped before step {step}, as "
+                "spikes or not finite; all is saved: lower optimizer.peak_learning_rate, or delete "
+                f"the newest of {training.folder}/checkpoints to go back, or run the same command "
+                "again to skip these rows and go on."
+            )
         heartbeat.tell(state="finished" if step == training.steps else "stopped")
         if step < training.steps:
             metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")

@@ -20,6 +20,12 @@ class OptimizerSettings:
     final_share: the cosine ends at this share of the peak, decay_steps from the run's start.
     clip: largest global norm of a gradient.
     moments: dtype in which the moments are kept, "float32" or "bfloat16".
+    spike_sigmas: a step whose loss or gradient norm lies more than this many standard deviations
+        above its running mean is skipped; 0 turns the rule off. 6 and a window of 128 are what
+        Levanter and MaxText offer.
+    spike_window: accepted steps that the running mean and deviation remember; as many must have
+        been seen before the rule acts.
+    spike_patience: skipped steps in a row, spiking or not finite, after which the run stops.
     """
 
     peak_learning_rate: float = 1e-4
@@ -33,6 +39,9 @@ class OptimizerSettings:
     weight_decay: float = 0.1
     clip: float = 1.0
     moments: str = "float32"
+    spike_sigmas: float = 6.0
+    spike_window: int = 128
+    spike_patience: int = 10
 
     def __post_init__(self) -> None:
         if self.warmup_steps >= self.decay_steps:
@@ -49,6 +58,13 @@ class OptimizerSettings:
                 f'optimizer.moments = "bfloat16" loses the updates of optimizer.beta1 or beta2 '
                 f"above {LARGEST_NARROW_BETA}; lower it, or keep the moments in float32."
             )
+        if self.spike_sigmas < 0:
+            raise UserError(
+                f"optimizer.spike_sigmas = {self.spike_sigmas} is below 0; 0 turns the rule off."
+            )
+        for name in ("spike_window", "spike_patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} must be at least 1.")
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:

@@ -28,7 +28,7 @@ Batch = dict[str, jax.Array]
 
 
 def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable[..., State]:
-    """Function (key) -> a fresh state: step, skipped, params and the optimizer's moments."""
+    """Function (key) -> a fresh state: step, skipped steps, params, moments, what is usual."""
     decoder = Decoder(size, initial=init)
     transformation = make_optimizer(optimizer, decay_mask(size))
 
@@ -37,8 +37,10 @@ def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable
         return {
             "step": jnp.zeros((), jnp.int32),
             "skipped": jnp.zeros((), jnp.int32),
+            "skipped_in_a_row": jnp.zeros((), jnp.int32),
             "params": params,
             "optimizer": transformation.init(params),
+            "usual": {"mean": jnp.zeros(2), "variance": jnp.zeros(2)},
         }
 
     return fresh
@@ -77,9 +79,10 @@ def make_update(
 
     batch: tokens int32 [batch, length + 1] and source int32 [batch], split over data x fsdp.
     Gradients are averaged over tokens, whatever the number of microbatches. A step whose loss
-    or gradient is not finite leaves params and optimizer as they were and counts as skipped.
-    Metrics, float32: loss, gradient_norm, learning_rate, skipped, and per source
-    loss_sum and row_count, both [sources].
+    or gradient norm is not finite, or spikes, leaves params, optimizer and what is usual as they
+    were and counts as skipped.
+    Metrics, float32: loss, gradient_norm, learning_rate, skipped, skipped_in_a_row, and per
+    source loss_sum and row_count, both [sources].
     """
     decoder = sharded_decoder(size, compute, mesh)
     transformation = make_optimizer(optimizer, decay_mask(size))
@@ -123,23 +126,27 @@ def make_update(
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         loss = losses.sum() / tokens
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        seen = state["step"] - state["skipped"]
+        accepted, usual = _accept(jnp.stack([loss, norm]), state["usual"], seen, optimizer)
 
         updates, moments = transformation.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        keep = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
         fresh = {
             "step": state["step"] + 1,
-            "skipped": state["skipped"] + ~finite,
+            "skipped": state["skipped"] + ~accepted,
+            "skipped_in_a_row": jnp.where(accepted, 0, state["skipped_in_a_row"] + 1),
             "params": jax.tree.map(keep, params, state["params"]),
             "optimizer": jax.tree.map(keep, moments, state["optimizer"]),
+            "usual": jax.tree.map(keep, usual, state["usual"]),
         }
         per_source = lambda x: jax.ops.segment_sum(x, batch["source"], sources)  # noqa: E731
         metrics = {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": rate(state["step"] - state["skipped"]),
+            "learning_rate": rate(seen),
             "skipped": fresh["skipped"],
+            "skipped_in_a_row": fresh["skipped_in_a_row"],
             "loss_sum": per_source(losses),
             "row_count": per_source(jnp.ones_like(losses)),
         }
@@ -153,6 +160,27 @@ def make_update(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _accept(
+    values: jax.Array, usual: dict[str, jax.Array], seen: jax.Array, optimizer: OptimizerSettings
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Whether a step may be made, and what is usual once it is.
+
+    values: loss and gradient norm, float32 [2]. usual: their running mean and variance, [2] each.
+    seen: accepted steps so far. The mean weighs all steps alike until spike_window are seen, then
+    forgets exponentially.
+    """
+    away = values - usual["mean"]
+    accepted = jnp.isfinite(values).all()
+    if optimizer.spike_sigmas:
+        spikes = away > optimizer.spike_sigmas * jnp.sqrt(usual["variance"])
+        accepted &= (seen < optimizer.spike_window) | ~spikes.any()
+    weight = 1 / jnp.minimum(seen + 1, optimizer.spike_window)
+    return accepted, {
+        "mean": usual["mean"] + weight * away,
+        "variance": (1 - weight) * (usual["variance"] + weight * away**2),
+    }
 
 
 def make_evaluate(size: Size, compute: Compute, mesh: Mesh) -> Callable[..., jax.Array]:

@@ -1,0 +1,88 @@
+"""The command line in a process of its own, with something gone wrong inside it.
+
+A fork server imports this module once, so that each process starts in a moment.
+"""
+
+import os
+import random
+import resource
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+
+from polylm_jax.__main__ import main
+from polylm_jax.data.rows import Store
+from polylm_jax.train import loop
+from polylm_jax.verbs import train  # noqa: F401
+
+
+def run(arguments, log, tamper, *values):
+    """Runs the command line with a fault; output goes to the file `log`."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if tamper:
+        globals()[tamper](*values)
+    sys.exit(main(arguments))
+
+
+def times_gradient(factors):
+    """Multiplies the gradient of step i (from 0) by factors[i], or by 1 where there is none."""
+    change_batches(lambda i: i, factors)
+
+
+def leave_out(steps):
+    """A run that never sees the batches of these steps."""
+    kept = [i for i in range(1000) if i not in steps]
+    change_batches(lambda i: kept[i], {})
+
+
+def change_batches(which, factors):
+    feed, differentiate = loop.batches, jax.value_and_grad
+
+    def batches(store, curriculum, sharding, batch, first_row, *rest):
+        for i in range(first_row // batch, 1000):
+            one = feed(store, curriculum, sharding, batch, which(i) * batch, *rest)
+            factor = np.full(batch, factors.get(which(i), 1), np.float32)
+            yield next(one) | {"factor": jax.device_put(factor, sharding)}
+            one.close()
+
+    def value_and_grad(function, **options):
+        def both(params, batch):
+            value, gradient = differentiate(function, **options)(params, batch)
+            return value, jax.tree.map(lambda g: g * batch["factor"][0], gradient)
+
+        return both
+
+    loop.batches, jax.value_and_grad = batches, value_and_grad
+
+
+def stalled_read(source, calls):
+    """Reading a source's rows never ends from this call on."""
+    read = Store.read_mixed
+    count = 0
+
+    def stalling(self, sources, which, indices, split="train"):
+        nonlocal count
+        wanted = split == "train" and source in {sources[index] for index in which}
+        count += wanted
+        if wanted and count > calls:
+            threading.Event().wait()
+        return read(self, sources, which, indices, split)
+
+    Store.read_mixed = stalling
+
+
+def jumping_clock(seed):
+    """The wall clock jumps by up to a year, both ways, whenever it is read."""
+    now, dice = time.time, random.Random(seed)
+    time.time = lambda: now() + dice.uniform(-3e7, 3e7)
+    time.time_ns = lambda: int(time.time() * 1e9)
+
+
+def full_disk(size):
+    """No file may pass `size` bytes, as on a disk with so much room."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -1,0 +1,332 @@
+"""Faults of a run, each in a process of its own, and that what comes after is what had come.
+
+FAULT_ROUNDS=N (make faults) tries each fault N times or in more forms; the default is a sample.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from polylm_jax import config
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.train import checkpoint
+from polylm_jax.train.step import abstract_state
+from tests.conftest import gin_flags
+from tests.faults import child
+
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+MANY = ROUNDS > 3
+STEPS = 30
+PATIENCE = 600  # seconds; only a hang takes so long
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.faults.child"])
+
+
+class Run:
+    """A run of 30 steps in a folder, with a checkpoint every third."""
+
+    def __init__(self, settings, folder):
+        self.folder = folder
+        self.settings = settings | {
+            "train.folder": folder,
+            "train.steps": STEPS,
+            "train.checkpoint_every": 3,
+            "train.validate_every": 1000,
+            "train.validate_rows": 1,
+            "optimizer.decay_steps": STEPS,
+            "optimizer.spike_window": 8,
+            "optimizer.spike_sigmas": 30,
+            "optimizer.spike_patience": 3,
+            **{f"mesh.{name}": 1 for name in ("data", "fsdp", "tensor", "cpu_devices")},
+        }
+        self.log = folder.with_suffix(".log")
+        self.metrics = folder / "metrics.jsonl"
+
+    def start(self, *fault, **changes):
+        changes = {name.replace("__", "."): value for name, value in changes.items()}
+        arguments = ["train", *gin_flags(self.settings | changes)]
+        self.log.unlink(missing_ok=True)
+        process = processes.Process(
+            target=child.run, args=(arguments, self.log, *(fault or ("",))), daemon=True
+        )
+        process.start()
+        return process
+
+    def ends(self, *fault, **changes):
+        """Exit status of the command with a fault, and what it said."""
+        process = self.start(*fault, **changes)
+        process.join(PATIENCE)
+        assert process.exitcode is not None, self.log.read_text()
+        return process.exitcode, self.log.read_text()
+
+    def finish(self, *fault, **changes):
+        status, said = self.ends(*fault, **changes)
+        assert status == 0, said
+        return said
+
+    def steps(self):
+        """The checkpoints that are whole."""
+        place = self.folder / "checkpoints"
+        return sorted(int(p.name) for p in place.glob("*") if p.name.isdigit())
+
+    def saving(self):
+        return any((self.folder / "checkpoints").glob("*tmp*"))
+
+    def logged(self):
+        return self.metrics.read_text().count('"train"') if self.metrics.exists() else 0
+
+    def state(self):
+        """The newest checkpoint's arrays, on the host."""
+        config.parse([], [flag.removeprefix("--gin.") for flag in gin_flags(self.settings)])
+        blocks = [config.get(name) for name in ("model", "init", "optimizer")]
+        mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+        manager = checkpoint.open_existing(str(self.folder))
+        state = checkpoint.restore(manager, manager.latest_step(), abstract_state(*blocks, mesh))
+        manager.close()
+        return jax.device_get(state)
+
+    def losses(self):
+        return [record["loss"] for record in of_kind(read_metrics(self.metrics), "train")]
+
+
+def same(one, other, *parts):
+    one, other = ({name: state[name] for name in parts or state} for state in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    return Run(tiny, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    run = Run(tiny, tmp_path_factory.mktemp("undisturbed") / "run")
+    run.finish()
+    run.final, run.all_losses = run.state(), run.losses()
+    assert len(run.all_losses) == STEPS
+    return run
+
+
+@pytest.fixture(scope="module")
+def half(tiny, tmp_path_factory):
+    """A run that has come to step 12."""
+    run = Run(tiny, tmp_path_factory.mktemp("half") / "run")
+    run.finish(train__steps=12)
+    assert run.steps() == [6, 9, 12]
+    return run
+
+
+@pytest.fixture
+def resumed(half, run):
+    shutil.copytree(half.folder, run.folder)
+    return run
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + PATIENCE
+    while not condition() and process.is_alive():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def announced(run):
+    return run.log.exists() and "Writing checkpoints" in run.log.read_text()
+
+
+def moments(dice):
+    """For each stage: function (run, steps logged before) -> condition, then seconds to wait."""
+    return {
+        "start": (lambda run, before: run.log.exists(), dice.uniform(0, 2)),
+        "restore": (lambda run, before: announced(run), dice.uniform(0, 1)),
+        "step": (lambda run, before: run.logged() > before + dice.randrange(3), 0),
+        "save": (lambda run, before: run.saving() and run.logged() > before, dice.random() / 10),
+    }
+
+
+def test_killed_at_random_moments_the_run_ends_bitwise_the_same(
+    undisturbed, tiny, tmp_path, outcome
+):
+    dice = random.Random(5)
+    kills, unfinished, finished = [], 0, 0
+    run = Run(tiny, tmp_path / "0")
+
+    def check():
+        same(run.state(), undisturbed.final)
+        assert run.losses() == undisturbed.all_losses
+
+    while len(kills) < ROUNDS:
+        stage = ["save", "restore", "step", "start"][len(kills) % 4]
+        condition, seconds = moments(dice)[stage]
+        before = run.logged()
+        process = run.start()
+        wait_for(lambda c=condition, r=run, b=before: c(r, b), process)
+        process.join(seconds)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            check()
+            finished += 1
+            run = Run(tiny, tmp_path / str(finished))
+        else:
+            kills.append(stage)
+            unfinished += run.saving()
+    run.finish()
+    check()
+    counts = ", ".join(f"{kills.count(stage)} {stage}" for stage in sorted(set(kills)))
+    outcome(
+        f"SIGKILL ({counts})", len(kills), f"bitwise the same; {unfinished} left half a checkpoint"
+    )
+
+
+def test_sigterm_with_any_grace_ends_bitwise_the_same(undisturbed, tiny, tmp_path, outcome):
+    dice = random.Random(6)
+    graces = [0.0, 2.0, *(dice.uniform(0, 1) for _ in range(ROUNDS // 4))][: 2 + ROUNDS // 4]
+    saved = 0
+    for number, grace in enumerate(graces):
+        run = Run(tiny, tmp_path / str(number))
+        process = run.start()
+        wait_for(lambda run=run: run.logged() >= 4, process)
+        process.terminate()
+        process.join(grace)
+        process.kill()
+        process.join()
+        saved += process.exitcode == 0
+        run.finish()
+        same(run.state(), undisturbed.final)
+        assert run.losses() == undisturbed.all_losses
+    outcome(
+        "SIGTERM, SIGKILL 0 to 2 s later", len(graces), f"bitwise the same; {saved} saved in time"
+    )
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest(step):
+    return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+DAMAGE = {
+    "a bit of the arrays flipped": lambda step: flip(largest(step)),
+    "a file gone": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+    "the arrays cut off": lambda step: cut(largest(step)),
+    "the state gone": lambda step: shutil.rmtree(step / "state"),
+    "the meta cut off": lambda step: cut(step / "meta" / "metadata"),
+    "a bit of the meta flipped": lambda step: flip(step / "meta" / "metadata"),
+    "an index altered": lambda step: flip(step / "state" / "manifest.ocdbt"),
+    "a description cut off": lambda step: cut(step / "state" / "_METADATA"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE if MANY else list(DAMAGE)[:2])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    undisturbed, resumed, outcome, damage
+):
+    DAMAGE[damage](resumed.folder / "checkpoints" / "12")
+    said = resumed.finish()
+    assert "The checkpoint of step 12 is damaged (" in said
+    assert "Going on from step 9" in said
+    assert (resumed.folder / "damaged" / "12").is_dir()
+    same(resumed.state(), undisturbed.final)
+    assert resumed.losses() == undisturbed.all_losses
+    outcome(f"newest checkpoint: {damage}", 1, "told, set aside; bitwise the same from step 9")
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_moved(resumed):
+    before = resumed.steps()
+    for step in before:
+        flip(largest(resumed.folder / "checkpoints" / str(step)))
+    status, said = resumed.ends()
+    assert status == 1
+    assert "can be read (step 12: the state was altered after it was saved; step 9:" in said
+    assert resumed.steps() == before
+
+
+def test_a_full_disk_is_told_and_loses_nothing(undisturbed, half, tiny, tmp_path, outcome):
+    log_size = half.metrics.stat().st_size
+    sizes = [log_size + 30_000, *range(1_000, log_size + 20_000, 9_000 if MANY else 100_000)]
+    for number, size in enumerate(sizes):
+        run = Run(tiny, tmp_path / str(number))
+        shutil.copytree(half.folder, run.folder)
+        status, said = run.ends("full_disk", size)
+        assert status == 1, said
+        assert "Traceback" not in said
+        assert "run the same command again" in said
+        run.finish()
+        same(run.state(), undisturbed.final)
+        assert run.losses() == undisturbed.all_losses
+    outcome("disk full while saving or logging", len(sizes), "one sentence; bitwise the same")
+
+
+@pytest.mark.parametrize(
+    ("fault", "factors"),
+    [
+        ("NaN in a gradient", {9: np.nan}),
+        ("infinite gradient", {17: np.inf}),
+        ("spike: gradient x 10,000", {15: 1e4}),
+    ][:: 1 if MANY else 2],
+)
+def test_a_bad_step_is_skipped_counted_and_leaves_no_trace(run, outcome, fault, factors):
+    run.finish("times_gradient", factors)
+    without = Run(run.settings, run.folder.with_name("without"))
+    without.settings["train.folder"] = without.folder
+    without.finish("leave_out", list(factors), train__steps=STEPS - 1)
+    same(run.state(), without.state(), "params", "optimizer", "usual")
+    counted = [record["skipped"] for record in of_kind(read_metrics(run.metrics), "train")]
+    (bad,) = factors
+    assert counted == [0] * bad + [1] * (STEPS - bad)
+    outcome(fault, 1, f"step {bad + 1} skipped; bitwise the run that never read its rows")
+
+
+def test_spikes_in_a_row_stop_the_run_with_advice_and_it_can_go_on(run, outcome):
+    factors = dict.fromkeys((12, 13, 14), 1e4)
+    status, said = run.ends("times_gradient", factors)
+    assert status == 1
+    assert "3 steps in a row were skipped before step 16" in said
+    assert "lower optimizer.peak_learning_rate" in said
+    assert run.steps()[-1] == 16
+    run.finish("times_gradient", factors)
+    without = Run(run.settings, run.folder.with_name("without"))
+    without.settings["train.folder"] = without.folder
+    without.finish("leave_out", list(factors), train__steps=STEPS - 3)
+    same(run.state(), without.state(), "params", "optimizer", "usual")
+    outcome("3 spikes in a row", 1, "stopped with advice, all saved; the same command went on")
+
+
+def test_a_stalled_read_is_named_and_the_run_goes_on(undisturbed, run, outcome):
+    status, said = run.ends("stalled_read", "zh", 12, train__data_timeout=3)
+    assert status == 1
+    assert "no rows came from" in said
+    assert "rows/zh/train-* within 3 s" in said
+    run.finish()
+    same(run.state(), undisturbed.final)
+    assert run.losses() == undisturbed.all_losses
+    outcome("data read that never ends", 1, "stopped, naming the file; bitwise the same after")
+
+
+def test_a_jumping_clock_changes_nothing(undisturbed, run, outcome):
+    seeds = range(1 + ROUNDS // 8)
+    for seed in seeds:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.finish("jumping_clock", seed, train__steps=15)
+        run.finish("jumping_clock", -seed)
+        same(run.state(), undisturbed.final)
+        speeds = [r["tokens_per_second"] for r in of_kind(read_metrics(run.metrics), "train")]
+        assert min(speed for speed in speeds if speed is not None) > 0
+    outcome("wall clock jumps, up to a year", len(seeds), "bitwise the same; speeds stay sane")
