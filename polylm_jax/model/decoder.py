@@ -8,6 +8,7 @@ the softmax are float32 whatever the compute dtype: that is what made the 13B ru
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +38,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
 COMPUTE_DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 Constrain = Callable[..., jax.Array]
-Cache = dict[str, jax.Array]
+Cache = tuple[dict[str, jax.Array], ...]
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, visible: jax.Array, positions: jax.Array
-    ) -> tuple[jax.Array, Cache | None]:
+        self,
+        x: jax.Array,
+        cache: dict[str, jax.Array] | None,
+        visible: jax.Array,
+        positions: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
         """x: float32 [batch, length, d_model]. Returns the same and the cache with new slots."""
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
@@ -120,10 +125,14 @@ class Layer(nn.Module):
         qkv = qkv + weight("qkv_bias")[:, None, None]
         query, key, value = self.constrain(qkv, None, "batch", None, "heads", None)
         if cache is not None:
-            rows = jnp.arange(x.shape[0])[:, None]
-            key = cache["key"].at[rows, positions].set(key.astype(cache["key"].dtype))
-            value = cache["value"].at[rows, positions].set(value.astype(cache["value"].dtype))
-            cache = {"key": key, "value": value}
+            cache = {
+                name: self.constrain(
+                    write(cache[name], new.swapaxes(1, 2), positions[:, 0]),
+                    *("batch", "heads", None, None),
+                )
+                for name, new in (("key", key), ("value", value))
+            }
+            key, value = cache["key"].swapaxes(1, 2), cache["value"].swapaxes(1, 2)
         mixed = attention(query, key.astype(dtype), value.astype(dtype), visible)
         out = jnp.einsum("blhe,hed->bld", mixed, weight("attention_out"))
         x = x + (out + weight("attention_out_bias"))
@@ -158,9 +167,10 @@ class Decoder(nn.Module):
         """Runs the decoder.
 
         tokens: int32 [batch, length].
-        cache: {"key", "value"}, each [layers, batch, slots, heads, head_size]; slot i belongs
-            to position i, so rows of different lengths live in one cache.
-        positions: int32 [batch, length]; 0, 1, 2, … if not given.
+        cache: of each layer {"key", "value"}, [batch, heads, slots, head_size]; slot i belongs
+            to position i, so rows of different lengths live in one cache. Together with it the
+            parameters are those of `polylm_jax.decode.weights`.
+        positions: int32 [batch, length], each row's in succession; 0, 1, 2, … if not given.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache with the tokens' keys and values written.
         """
@@ -170,29 +180,37 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
         # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
-        table = self.constrain(value_of("embedding").astype(dtype), "vocabulary", None)
-        places = self.constrain(value_of("positions").astype(dtype), None, None)
+        table, places = value_of("embedding"), value_of("positions")
+        if cache is None:
+            table, places = table.astype(dtype), places.astype(dtype)
+        table = self.constrain(table, "vocabulary", None)
+        places = self.constrain(places, None, None)
         x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
-        slots = tokens.shape[1] if cache is None else cache["key"].shape[2]
+        slots = tokens.shape[1] if cache is None else cache[0]["key"].shape[2]
         visible = causal(positions, slots)
         if not self.compute.attend_across_documents and cache is None:
             visible = visible & same_document(tokens, END_OF_DOCUMENT)
 
-        layer = nn.remat(
-            Layer, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False, static_argnums=()
-        )
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.size.layers,
-        )
-        x, cache = layers(self.size, self.compute, self.initial, self.constrain, name="layers")(
-            x, cache, visible, positions
-        )
+        settings = (self.size, self.compute, self.initial, self.constrain)
+        if cache is None:
+            policy = REMAT_POLICIES[self.compute.remat]
+            layers = nn.scan(
+                nn.remat(Layer, policy=policy, prevent_cse=False, static_argnums=()),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=self.size.layers,
+            )
+            x, _ = layers(*settings, name="layers")(x, None, visible, positions)
+        else:
+            # not a scan: it would copy every layer's weights and cache at every token
+            written: Any = []
+            for number, slot in enumerate(cache):
+                x, new = Layer(*settings, name=f"layer_{number}")(x, slot, visible, positions)
+                written.append(new)
+            cache = tuple(written)
         x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
         return x.astype(dtype), cache
 
@@ -208,6 +226,15 @@ def logits(hidden: jax.Array, embedding: jax.Array) -> jax.Array:
 
 
 def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
-    """A key-value cache of zeros, each [layers, batch, slots, heads, head_size]."""
-    shape = (size.layers, batch, slots, size.heads, size.head_size)
-    return {name: jnp.zeros(shape, COMPUTE_DTYPES[dtype]) for name in ("key", "value")}
+    """A key-value cache of zeros, of each layer [batch, heads, slots, head_size]."""
+    shape = (batch, size.heads, slots, size.head_size)
+    return tuple(
+        {name: jnp.zeros(shape, COMPUTE_DTYPES[dtype]) for name in ("key", "value")}
+        for _ in range(size.layers)
+    )
+
+
+def write(slots: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
+    """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on."""
+    put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(put)(slots, new.astype(slots.dtype), first)

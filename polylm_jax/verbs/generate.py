@@ -9,6 +9,7 @@ import jax
 from polylm_jax import config
 from polylm_jax.data import tokenizer
 from polylm_jax.decode.search import generate
+from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -40,6 +41,7 @@ def run(given: argparse.Namespace) -> None:
     with jax.set_mesh(mesh):
         params = checkpoint.restore_params(manager, step, size, mesh)
         decoder = Decoder(size, config.get("compute"), constrain=constrainer(mesh))
+        params = for_decoding(params, size, decoder.compute.dtype)
         prompts = vocabulary.encode(given.prompt)
         new = generate(decoder, params, prompts, sampling, rows=mesh.shape["data"])
     texts = vocabulary.decode(new)
