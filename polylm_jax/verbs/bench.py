@@ -8,6 +8,7 @@ from rich.console import Console
 
 from polylm_jax import config
 from polylm_jax.bench import data as bench_data
+from polylm_jax.bench import decode as bench_decode
 from polylm_jax.data import tokenizer
 
 
@@ -15,6 +16,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("part", choices=PARTS, help="what to measure")
     parser.add_argument("--json", default="", help="file for the figures")
+    parser.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
+    parser.add_argument("--peer_python", default="", help="interpreter that has torch")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -34,4 +37,13 @@ def _data(given: argparse.Namespace) -> dict:
     return result
 
 
-PARTS = {"data": _data}
+def _decode(given: argparse.Namespace) -> dict:
+    size, compute = config.get("model"), config.get("compute")
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
+    result = bench_decode.run(size, config.get("init"), compute, bool(given.vs), given.peer_python)
+    bench_decode.show(result, Console())
+    return result
+
+
+PARTS = {"data": _data, "decode": _decode}
