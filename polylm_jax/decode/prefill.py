@@ -61,11 +61,14 @@ def prefill(
 ) -> State:
     """Reads the prompts.
 
-    prompts: token ids, of any lengths. limits: most new tokens of each; sampling.new_tokens if
-    not given. stops: the ids that end each; </s> if not given. rows: the batch is padded to a
-    multiple of this, the number of ways in which the mesh splits a batch. slots: tokens of a
-    text, prompt and answer, that the cache has room for; what the prompts and limits need if
-    not given. UserError if a prompt is empty, or leaves no room in the model's context.
+    params: those of `weights.for_decoding`. prompts: token ids, of any lengths.
+    limits: most new tokens of each; sampling.new_tokens if not given.
+    stops: the ids that end each; </s> if not given.
+    rows: the batch is padded to a multiple of this, the number of ways in which the mesh splits
+        a batch.
+    slots: tokens of a text, prompt and answer, that the cache has room for; what the prompts
+        and limits need if not given.
+    UserError if a prompt is empty, or leaves no room in the model's context.
     """
     context = decoder.size.context
     for number, prompt in enumerate(prompts, 1):
@@ -138,6 +141,7 @@ def _read(
         return cache, jnp.where(here, hidden[rows, last % chunk], ends)
 
     cache = empty_cache(size, batch, slots, decoder.compute.cache_dtype or decoder.compute.dtype)
+    cache = jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
     ends = jnp.zeros((batch, size.d_model), decoder.compute.dtype)
     chunks = last.max() // chunk + 1
     cache, ends = jax.lax.fori_loop(0, chunks, read_chunk, (cache, ends))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from polylm_jax.errors import UserError
 
+ENDS = ("yes", "no", "never")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,6 +21,10 @@ class Sampling:
     repetition_penalty: divides positive scores of tokens seen before, multiplies negative ones
         (Keskar et al. 2019); 1 does nothing.
     seed: with the prompt's own ids, decides the draw, whatever else is in the batch.
+    beams: texts that a beam search follows; 1 is no search. The rules are Hugging Face's.
+    length_penalty: a beam's score is its log-probability / new tokens ** length_penalty.
+    early_stopping: a search ends "yes", once as many texts as beams have ended; "no", once no
+        running text would overtake them if it ended now; "never", unless it could at no length.
     """
 
     block: ClassVar[str] = "sampling"
@@ -29,6 +35,9 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: str = "no"
 
     def __post_init__(self) -> None:
         for name, right, rule in (
@@ -37,6 +46,9 @@ class Sampling:
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("beams", self.beams >= 1, "at least 1"),
+            ("early_stopping", self.early_stopping in ENDS, f"one of {', '.join(ENDS)}"),
+            ("temperature", self.beams == 1 or not self.temperature, "0 where beams are searched"),
         ):
             if not right:
                 raise UserError(f"{self.block}.{name} = {getattr(self, name)}; it must be {rule}.")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polylm_jax.decode.beam import beam_search
 from polylm_jax.decode.prefill import State, prefill
 from polylm_jax.decode.sampling import Sampling, choose
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
@@ -29,7 +30,10 @@ def generate(
     """
     state = prefill(decoder, sampling, params, prompts, limits, stops, rows)
     longest = max(limits or [sampling.new_tokens])
-    _, *found = decode_some(decoder, sampling, params, state, longest)
+    if sampling.beams > 1:
+        found = beam_search(decoder, rules(sampling), longest, params, state)
+    else:
+        found = decode_some(decoder, sampling, params, state, longest)[1:]
     new, counts = map(np.asarray, found)
     return [new[row, : counts[row]].tolist() for row in range(len(prompts))]
 
@@ -43,8 +47,12 @@ def decode_some(
     [batch]; a row's stop id does not. The state given is used up. Until `state.done.all()`
     more calls continue the same texts: however they are cut, the tokens are the same.
     """
-    rules = replace(sampling, seed=0, new_tokens=1)  # neither belongs to the program
-    return _decode(decoder, rules, tokens, params, state)
+    return _decode(decoder, rules(sampling), tokens, params, state)
+
+
+def rules(sampling: Sampling) -> Sampling:
+    """The settings less those that are no part of the compiled program."""
+    return replace(sampling, seed=0, new_tokens=1)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

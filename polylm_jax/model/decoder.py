@@ -9,6 +9,7 @@ the softmax are float32 whatever the compute dtype: that is what made the 13B ru
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -45,8 +46,9 @@ ATTENTION = ("auto", "plain", "cudnn", "splash")
 COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
-Cache = dict[str, jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+Slots = dict[str, jax.Array]
+Cache = tuple[Slots, ...]
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, scope: jax.Array | None, positions: jax.Array
-    ) -> tuple[jax.Array, Cache | None]:
-        """x: float32 [batch, length, d_model]. Returns the same and the cache with new slots.
+        self, x: jax.Array, slots: Slots | None, scope: jax.Array | None, positions: jax.Array
+    ) -> tuple[jax.Array, Slots | None]:
+        """x: float32 [batch, length, d_model]. Returns the same and the slots with new ones.
 
         scope: what the attention function takes as its last argument.
         """
@@ -168,11 +170,15 @@ class Layer(nn.Module):
         qkv = apply("bld,dkhe->blkhe", norm("attention_norm"), "qkv")
         qkv = self.constrain(qkv, "batch", None, None, "heads", None)
         query, key, value = (qkv[:, :, part] for part in range(3))
-        if cache is not None:
-            rows = jnp.arange(x.shape[0])[:, None]
-            key = cache["key"].at[rows, positions].set(key.astype(cache["key"].dtype))
-            value = cache["value"].at[rows, positions].set(value.astype(cache["value"].dtype))
-            cache = {"key": key, "value": value}
+        if slots is not None:
+            slots = {
+                name: self.constrain(
+                    write(slots[name], new.swapaxes(1, 2), positions[:, 0]),
+                    *("batch", "heads", None, None),
+                )
+                for name, new in (("key", key), ("value", value))
+            }
+            key, value = slots["key"].swapaxes(1, 2), slots["value"].swapaxes(1, 2)
         mixed = self.attend(query, key.astype(dtype), value.astype(dtype), scope)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)
@@ -180,7 +186,7 @@ class Layer(nn.Module):
         hidden = apply("bld,df->blf", norm("mlp_norm"), "mlp_in")
         hidden = self.constrain(hidden, "batch", None, "mlp")
         x = x + apply("blf,fd->bld", gelu(hidden), "mlp_out")
-        return self.constrain(x, "batch", "length", None), cache
+        return self.constrain(x, "batch", "length", None), slots
 
 
 class Decoder(nn.Module):
@@ -207,9 +213,10 @@ class Decoder(nn.Module):
         """Runs the decoder.
 
         tokens: int32 [batch, length].
-        cache: {"key", "value"}, each [layers, batch, slots, heads, head_size]; slot i belongs
-            to position i, so rows of different lengths live in one cache.
-        positions: int32 [batch, length]; 0, 1, 2, … if not given.
+        cache: of each layer {"key", "value"}, [batch, heads, slots, head_size]; slot i belongs
+            to position i, so rows of different lengths live in one cache. Together with it the
+            parameters are those of `polylm_jax.decode.weights`.
+        positions: int32 [batch, length], each row's in succession; 0, 1, 2, … if not given.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache with the tokens' keys and values written.
         """
@@ -220,37 +227,42 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
         # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
-        table = self.constrain(value_of("embedding").astype(dtype), "vocabulary", None)
-        places = self.constrain(value_of("positions").astype(dtype), None, None)
+        table, places = value_of("embedding"), value_of("positions")
+        if cache is None:
+            table, places = table.astype(dtype), places.astype(dtype)
+        table = self.constrain(table, "vocabulary", None)
+        places = self.constrain(places, None, None)
         x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
         apart = not self.compute.attend_across_documents and cache is None
         scope = documents_of(tokens, END_OF_DOCUMENT) if apart else None
         if attend is None:
-            slots = tokens.shape[1] if cache is None else cache["key"].shape[2]
-            visible = causal(positions, slots)
+            width = tokens.shape[1] if cache is None else cache[0]["key"].shape[2]
+            visible = causal(positions, width)
             scope = visible if scope is None else visible & same_document(scope)
 
-        layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
-        if kept is not None:
-            policy = jax.checkpoint_policies.save_only_these_names(*kept)
-            layer = nn.remat(Layer, policy=policy, prevent_cse=False)
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.size.layers,
-        )
-        x, cache = layers(
-            self.size,
-            self.compute,
-            self.initial,
-            self.constrain,
-            attention if attend is None else attend,
-            name="layers",
-        )(x, cache, scope, positions)
+        settings = (self.size, self.compute, self.initial, self.constrain, attend or attention)
+        if cache is None:
+            layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
+            if kept is not None:
+                policy = jax.checkpoint_policies.save_only_these_names(*kept)
+                layer = nn.remat(Layer, policy=policy, prevent_cse=False)
+            layers = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=self.size.layers,
+            )
+            x, _ = layers(*settings, name="layers")(x, None, scope, positions)
+        else:
+            # not a scan: it would copy every layer's weights and cache at every token
+            written: Any = []
+            for number, slots in enumerate(cache):
+                x, new = Layer(*settings, name=f"layer_{number}")(x, slots, scope, positions)
+                written.append(new)
+            cache = tuple(written)
         x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
         return x.astype(dtype), cache
 
@@ -266,6 +278,15 @@ def logits(hidden: jax.Array, embedding: jax.Array) -> jax.Array:
 
 
 def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
-    """A key-value cache of zeros, each [layers, batch, slots, heads, head_size]."""
-    shape = (size.layers, batch, slots, size.heads, size.head_size)
-    return {name: jnp.zeros(shape, COMPUTE_DTYPES[dtype]) for name in ("key", "value")}
+    """A key-value cache of zeros, of each layer [batch, heads, slots, head_size]."""
+    shape = (batch, size.heads, slots, size.head_size)
+    return tuple(
+        {name: jnp.zeros(shape, COMPUTE_DTYPES[dtype]) for name in ("key", "value")}
+        for _ in range(size.layers)
+    )
+
+
+def write(slots: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
+    """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on."""
+    put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+    return jax.vmap(put)(slots, new.astype(slots.dtype), first)

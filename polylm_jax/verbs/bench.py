@@ -10,6 +10,7 @@ from rich.console import Console
 
 from polylm_jax import config
 from polylm_jax.bench import data as bench_data
+from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import train as bench_train
 from polylm_jax.data import tokenizer
 
@@ -18,10 +19,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("part", choices=PARTS, help="what to measure")
     parser.add_argument("--json", default="", help="file for the figures")
+    parser.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
+    parser.add_argument("--peer_python", default="", help="interpreter that has torch")
     train = parser.add_argument_group("for bench train")
     train.add_argument("--steps", type=int, default=20, help="steps to time")
-    train.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
-    train.add_argument("--peer_python", default="", help="interpreter that has torch")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
     train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
 
@@ -71,4 +72,13 @@ def _train(given: argparse.Namespace) -> dict:
     return asdict(result)
 
 
-PARTS = {"data": _data, "train": _train}
+def _decode(given: argparse.Namespace) -> dict:
+    size, compute = config.get("model"), config.get("compute")
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
+    result = bench_decode.run(size, config.get("init"), compute, bool(given.vs), given.peer_python)
+    bench_decode.show(result, Console())
+    return result
+
+
+PARTS = {"data": _data, "train": _train, "decode": _decode}

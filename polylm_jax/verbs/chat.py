@@ -8,7 +8,7 @@ from polylm_jax import config
 from polylm_jax.decode.chat import ChatSettings, TextStream, converse
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.search import decode_some
-from polylm_jax.verbs.model_of import Model, model_of
+from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the host
 
@@ -16,12 +16,13 @@ TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the ho
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("--run", required=True, help="folder of a run")
+    parser.add_argument("--int8", action="store_true", help="weights of one byte")
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     with model_of(given) as model:
-        settings = config.get("chat")
+        model, settings = for_decoding(model, given.int8), config.get("chat")
         room = model.decoder.size.context
         print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
         turns = 0

@@ -11,7 +11,7 @@ from polylm_jax.decode.search import generate
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_file
 from polylm_jax.jsonl import read_records
-from polylm_jax.verbs.model_of import Model, model_of
+from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="", help='JSONL file of {"prompt": TEXT}')
     parser.add_argument("--batch", type=int, default=8, help="prompts of a file taken at once")
     parser.add_argument("--out", default="", help="file for the texts")
+    parser.add_argument("--int8", action="store_true", help="weights of one byte")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -33,6 +34,7 @@ def run(given: argparse.Namespace) -> None:
     if given.prompts:
         prompts = [record["prompt"] for record in read_records(given.prompts, ("prompt",))]
     with model_of(given) as model:
+        model = for_decoding(model, given.int8)
         print(f"Continuing {len(prompts)} prompts with step {model.step} of {given.run}.")
         if given.prompts:
             _to_file(model, prompts, given.batch, Path(given.out))

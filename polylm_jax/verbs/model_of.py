@@ -4,22 +4,26 @@ import argparse
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.decode import weights
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.parallel.sharding import constrainer
+from polylm_jax.parallel.sharding import attender, constrainer
 from polylm_jax.train import checkpoint
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint on the devices. rows: ways in which the mesh splits a batch."""
+    """A checkpoint on the devices.
+
+    params: the tree of training, float32. rows: ways in which the mesh splits a batch.
+    """
 
     step: int
     decoder: Decoder
@@ -35,15 +39,22 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
     step = manager.latest_step()
     meta = checkpoint.read_meta(manager, step)
     config.parse(given.gin_file, given.overrides, meta["gin"])
-    size = config.get("model")
+    size, compute = config.get("model"), config.get("compute")
     # as many ways over tensor as the model allows, so that each token reads the weights once
     ways = math.gcd(jax.device_count(), size.heads, size.d_ff, size.vocabulary)
     mesh = make_mesh(MeshShape(data=-1, fsdp=1, tensor=ways))
     with jax.set_mesh(mesh):
         yield Model(
             step,
-            Decoder(size, config.get("compute"), constrain=constrainer(mesh)),
+            Decoder(size, compute, constrain=constrainer(mesh), attend=attender(compute, mesh)),
             checkpoint.restore_params(manager, step, size, mesh),
             tokenizer.load(f"{given.run}/tokenizer.model"),
             mesh.shape["data"],
         )
+
+
+def for_decoding(model: Model, int8: bool) -> Model:
+    """The same with its weights as decoding wants them, of one byte if asked."""
+    decoder = model.decoder
+    params = weights.for_decoding(model.params, decoder.size, decoder.compute.dtype, int8)
+    return replace(model, params=params)

@@ -10,6 +10,7 @@ import pytest
 from polylm_jax.decode.prefill import _read, prefill
 from polylm_jax.decode.sampling import Sampling, choose
 from polylm_jax.decode.search import _decode, decode_some, generate
+from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
@@ -22,6 +23,11 @@ FLOAT32 = Compute(dtype="float32")
 SAMPLED = Sampling(new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1)
 
 
+def load(name):
+    size, params, content = golden.load(name)
+    return size, for_decoding(params, size, "float32"), content
+
+
 def prompts_and_answers(content):
     prompts = [p.tolist() for p in golden.select(content, "prompt_").values()]
     answers = [a.tolist() for a in golden.select(content, "greedy_").values()]
@@ -30,7 +36,7 @@ def prompts_and_answers(content):
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_greedy_equals_hugging_face_for_ragged_prompts_in_one_batch(name):
-    size, params, content = golden.load(name)
+    size, params, content = load(name)
     prompts, answers = prompts_and_answers(content)
     assert len({len(prompt) for prompt in prompts}) > 1
     found = generate(Decoder(size, FLOAT32), params, prompts, Sampling(new_tokens=12))
@@ -39,7 +45,7 @@ def test_greedy_equals_hugging_face_for_ragged_prompts_in_one_batch(name):
 
 @pytest.mark.parametrize("sampling", [Sampling(new_tokens=9), SAMPLED])
 def test_a_prompt_gives_in_company_what_it_gives_alone(sampling):
-    size, params, content = golden.load("b")
+    size, params, content = load("b")
     decoder = Decoder(size, FLOAT32)
     prompts, _ = prompts_and_answers(content)
     together = generate(decoder, params, prompts, sampling)
@@ -49,7 +55,7 @@ def test_a_prompt_gives_in_company_what_it_gives_alone(sampling):
 
 
 def test_seeds_decide_the_draw():
-    size, params, content = golden.load("a")
+    size, params, content = load("a")
     decoder, prompt = Decoder(size, FLOAT32), [content["prompt_1"].tolist()]
     draws = [
         generate(decoder, params, prompt, Sampling(new_tokens=8, temperature=2.0, seed=seed))
@@ -65,17 +71,25 @@ def test_a_mesh_generates_what_one_device_does(shape):
         jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
     )["params"]
     prompts = [[5, 6, 7], [9] * 11, [40, 41]]
-    expected = generate(Decoder(size, FLOAT32), params, prompts, SAMPLED)
+    whole = for_decoding(params, size, "float32")
+    expected = generate(Decoder(size, FLOAT32), whole, prompts, SAMPLED)
     mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
         decoder = Decoder(size, FLOAT32, constrain=constrainer(mesh))
         split = jax.device_put(params, parameter_shardings(size, mesh))
+        split = for_decoding(split, size, "float32")
         assert generate(decoder, split, prompts, SAMPLED, rows=8) == expected
+        state = prefill(decoder, SAMPLED, split, prompts, rows=8)
+        state, *_ = decode_some(decoder, SAMPLED, split, state, 2)
+    data, fsdp, tensor = shape
+    part = (8 // (data * fsdp), size.heads // tensor, 64, size.head_size)
+    for slots in jax.tree.leaves(state.cache):
+        assert {shard.data.shape for shard in slots.addressable_shards} == {part}
 
 
 @pytest.mark.parametrize("sampling", [Sampling(new_tokens=9), SAMPLED])
 def test_tokens_taken_a_few_at_a_time_are_those_taken_at_once(sampling):
-    size, params, content = golden.load("b")
+    size, params, content = load("b")
     decoder = Decoder(size, FLOAT32)
     prompts, _ = prompts_and_answers(content)
     state = prefill(decoder, sampling, params, prompts)
@@ -88,7 +102,7 @@ def test_tokens_taken_a_few_at_a_time_are_those_taken_at_once(sampling):
 
 
 def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once():
-    size, params, content = golden.load("b")
+    size, params, content = load("b")
     prompts, _ = prompts_and_answers(content)
     states = [
         prefill(Decoder(size, Compute("float32", prefill_chunk=chunk)), SAMPLED, params, prompts)
@@ -96,12 +110,12 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once():
     ]
     np.testing.assert_allclose(*(state.scores for state in states), atol=1e-5)
     for row, prompt in enumerate(prompts):
-        keys = [state.cache["key"][:, row, : len(prompt)] for state in states]
+        keys = [state.cache[1]["key"][row, :, : len(prompt)] for state in states]
         np.testing.assert_allclose(*keys, atol=1e-5)
 
 
 def test_each_row_has_its_own_limit_and_stops():
-    size, params, content = golden.load("a")
+    size, params, content = load("a")
     decoder = Decoder(size, FLOAT32)
     prompts, answers = prompts_and_answers(content)
     longest = max(range(len(answers)), key=lambda row: len(answers[row]))
@@ -112,7 +126,7 @@ def test_each_row_has_its_own_limit_and_stops():
 
 
 def test_a_prompt_of_another_length_needs_no_other_program():
-    size, params, _ = golden.load("b")
+    size, params, _ = load("b")
     decoder = Decoder(size, Compute("float32", prefill_chunk=16))
     generate(decoder, params, [[5] * 3], SAMPLED)
     compiled = _read._cache_size(), _decode._cache_size()
@@ -122,7 +136,7 @@ def test_a_prompt_of_another_length_needs_no_other_program():
 
 
 def test_generation_ends_at_the_context():
-    size, params, _ = golden.load("c")
+    size, params, _ = load("c")
     prompt = [5, 6, 7, 8, 9]
     (answer,) = generate(Decoder(size, FLOAT32), params, [prompt], Sampling(new_tokens=50))
     assert len(prompt) + len(answer) <= size.context
@@ -136,7 +150,7 @@ def test_generation_ends_at_the_context():
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_named(prompts, sentence):
-    size, params, _ = golden.load("a")
+    size, params, _ = load("a")
     with pytest.raises(UserError, match=sentence):
         generate(Decoder(size, FLOAT32), params, prompts, Sampling())
 

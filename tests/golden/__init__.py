@@ -9,11 +9,12 @@ from polylm_jax.interop.hugging_face import params_from
 from polylm_jax.sizes import Size
 
 NAMES = ("a", "b", "c")
+FILES = {name: f"gpt2_{name}" for name in NAMES}
 
 
 def load(name: str) -> tuple[Size, dict[str, Any], dict[str, np.ndarray]]:
     """(size, our parameters, everything in the file) of one Hugging Face GPT-2."""
-    with np.load(Path(__file__).parent / f"gpt2_{name}.npz") as file:
+    with np.load(Path(__file__).parent / f"{FILES.get(name, name)}.npz") as file:
         content = dict(file)
     size = Size(
         vocabulary=int(content["config/vocab_size"]),

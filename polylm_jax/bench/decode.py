@@ -1,0 +1,203 @@
+"""Decoding beside Hugging Face's generate and beside the bandwidth of memory.
+
+To try: polylm bench decode --gin_file=gin_configs/runs/demo.gin --vs=torch
+"""
+
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from polylm_jax.chips import chip_of
+from polylm_jax.decode.prefill import prefill
+from polylm_jax.decode.sampling import Sampling
+from polylm_jax.decode.search import decode_some
+from polylm_jax.decode.weights import for_decoding
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import Compute, Decoder, empty_cache, logits
+from polylm_jax.model.parameters import Init
+from polylm_jax.sizes import Size
+
+BATCHES = (1, 8, 64)
+NEW = 64  # tokens, or what the context leaves beside a prompt of a quarter of it
+ROUNDS = 4  # of ours and the peer in turn; the first is not counted
+COPIED = 2**28  # bytes, to measure bandwidth where no data sheet tells it
+
+
+def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -> dict:
+    """Measures one device; every figure is a median of rounds in which the peer took turns.
+
+    The weights are random. python: interpreter of the peer. Returns, by batch, tokens per second of
+    reading prompts and of adding tokens, ours, int8's and the peer's, with the share of the
+    bandwidth bound that ours reach.
+    """
+    decoder = Decoder(size, compute)
+    start = jax.jit(Decoder(size, compute, init).init)
+    params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    weights = {
+        "polylm_jax": for_decoding(params, size, compute.dtype),
+        "polylm_jax int8": for_decoding(params, size, compute.dtype, int8=True),
+    }
+    prompt, new = size.context // 4, min(NEW, size.context // 2)
+    bandwidth = bandwidth_here()
+    peer = Peer(size, compute, python) if vs_torch else None
+    batches = {}
+    try:
+        for batch in BATCHES:
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in weights}
+            rounds |= {"transformers": []} if peer else {}
+            for _ in range(ROUNDS):
+                for name, tree in weights.items():
+                    rounds[name].append(ours(decoder, tree, batch, prompt, new))
+                if peer:
+                    rounds["transformers"].append(peer.times(batch, prompt, new))
+            speeds = {}
+            for name, taken in rounds.items():
+                seconds = {key: statistics.median(t[key] for t in taken[1:]) for key in taken[0]}
+                speeds[name] = {
+                    "prefill": batch * prompt / seconds["prefill"],
+                    "decode": batch * new / seconds["decode"],
+                }
+            bound = (
+                batch
+                * bandwidth
+                / bytes_read(weights["polylm_jax"], size, compute, batch, prompt + new // 2)
+            )
+            batches[str(batch)] = {
+                "speeds": speeds,
+                "bound": bound,
+                "share of bound": speeds["polylm_jax"]["decode"] / bound,
+            }
+    finally:
+        if peer:
+            peer.close()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "dtype": compute.dtype,
+        "bandwidth": bandwidth,
+        "prompt": prompt,
+        "new": new,
+        "batches": batches,
+    }
+
+
+def ours(decoder: Decoder, params: Any, batch: int, prompt: int, new: int) -> dict[str, float]:
+    """Seconds to read random prompts, and then to add so many tokens to each."""
+    tokens = np.random.default_rng(0).integers(3, decoder.size.vocabulary, (batch, prompt))
+    greedy, unending = Sampling(new_tokens=new), [set[int]()] * batch
+    started = time.perf_counter()
+    state = prefill(decoder, greedy, params, tokens.tolist(), stops=unending)
+    jax.block_until_ready(state)
+    read = time.perf_counter()
+    jax.block_until_ready(decode_some(decoder, greedy, params, state, new))
+    return {"prefill": read - started, "decode": time.perf_counter() - read}
+
+
+def bytes_read(params: Any, size: Size, compute: Compute, batch: int, length: int) -> int:
+    """Bytes that one step must read: all weights but the positions, and the caches."""
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    weights -= sum(leaf.nbytes for leaf in jax.tree.leaves(params["positions"]))
+    dtype = compute.cache_dtype or compute.dtype
+    cache = jax.eval_shape(lambda: empty_cache(size, batch, length, dtype))
+    return weights + sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+
+
+def bandwidth_here() -> float:
+    """Bytes per second of the device's memory: the data sheet's, or a copy's, read and written."""
+    if chip := chip_of(jax.devices()[0].device_kind):
+        return chip.bandwidth
+    x = jnp.zeros(COPIED // 4)
+    copy = jax.jit(lambda x: x + 1)
+    jax.block_until_ready(copy(x))
+    taken = []
+    for _ in range(5):
+        started = time.perf_counter()
+        jax.block_until_ready(copy(x))
+        taken.append(time.perf_counter() - started)
+    return 2 * COPIED / min(taken)
+
+
+def perplexity(decoder: Decoder, params: Any, tokens: np.ndarray) -> float:
+    """Perplexity of token ids [rows, length], read as decoding reads them."""
+    rows, length = tokens.shape
+
+    @jax.jit
+    def nats(params: Any, tokens: jax.Array) -> jax.Array:
+        cache = empty_cache(decoder.size, rows, length, decoder.compute.dtype)
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        outputs: Any = decoder.apply({"params": params}, tokens, cache, positions)
+        scores = logits(outputs[0][:, :-1], params["embedding"])
+        of_next = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+        return (jax.nn.logsumexp(scores, axis=-1) - of_next).mean()
+
+    return math.exp(float(nats(params, jnp.asarray(tokens))))
+
+
+class Peer:
+    """decode_peer.py in a process of its own, which waits while others work."""
+
+    def __init__(self, size: Size, compute: Compute, python: str) -> None:
+        if not python:
+            if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+                raise UserError(
+                    "--vs=torch needs torch and transformers; install polylm_jax[peer], or name "
+                    "an interpreter that has them with --peer_python=PATH."
+                )
+            python = sys.executable
+        device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        told = {**asdict(size), "dtype": compute.dtype, "device": device}
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("decode_peer.py")), json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules beside the script are not its own
+        )
+        self.about = self._answer()
+
+    def times(self, batch: int, prompt: int, new: int) -> dict[str, float]:
+        """Seconds, as `ours` gives them."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{batch} {prompt} {new}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise UserError("the torch peer ended early; mend what it says or leave out --vs.")
+        return json.loads(line)
+
+
+def show(result: dict, console: Console) -> None:
+    """Prints the figures as a table, then as one line of JSON."""
+    table = Table(
+        *("batch", "who", "prefill tokens/s", "decode tokens/s", "of the bound"),
+        title=f"{result['device']}, {result['dtype']}, {result['bandwidth'] / 1e9:.1f} GB/s",
+    )
+    for batch, figures in result["batches"].items():
+        for name, speed in figures["speeds"].items():
+            share = f"{figures['share of bound']:.0%}" if name == "polylm_jax" else ""
+            table.add_row(batch, name, f"{speed['prefill']:,.0f}", f"{speed['decode']:,.0f}", share)
+    console.print(table)
+    print(json.dumps(result))

@@ -1,0 +1,81 @@
+"""Weights as decoding wants them: cast once, every layer's an array of its own, int8 if asked.
+
+A step of decoding reads every weight for one token, so it is bound by their bytes. Slices of
+stacked layers would be copied at every token, and so would float32 weights on their way to
+bfloat16. Int8 halves the bytes of bfloat16: a weight is an integer from -127 to 127 times the
+scale of its output channel (of its row, in the embedding and position tables).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polylm_jax.model.decoder import COMPUTE_DTYPES
+from polylm_jax.model.parameters import Parameter, layer_parameters, outer_parameters
+from polylm_jax.sizes import Size
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8:
+    """A quantised weight: int8 weights times float32 scales, 1 wide on the input axes."""
+
+    weights: jax.Array
+    scales: jax.Array
+
+    def astype(self, dtype: Any) -> jax.Array:
+        """The weight itself, rounded once."""
+        return (self.weights * self.scales).astype(dtype)
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        """Rows of a table, float32."""
+        return self.weights[rows] * self.scales[rows]
+
+
+def for_decoding(params: Any, size: Size, dtype: str, int8: bool = False) -> dict[str, Any]:
+    """The tree that the decoder takes together with a cache.
+
+    params: the tree of training, float32. dtype: of the products, "bfloat16" or "float32";
+    kernels and tables are cast to it, or quantised. Biases and norms stay float32. The layers'
+    stacked arrays become "layer_0", "layer_1", …
+    """
+    return _convert(size, dtype, int8, params)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _convert(size: Size, dtype: str, int8: bool, params: Any) -> dict[str, Any]:
+    def convert(parameter: Parameter, value: jax.Array, inputs: tuple[int, ...]) -> Any:
+        if not parameter.decays:
+            return value
+        return quantise(value, inputs) if int8 else value.astype(COMPUTE_DTYPES[dtype])
+
+    table = layer_parameters(size)
+    tree = {
+        name: convert(parameter, params[name], (1,))
+        for name, parameter in outer_parameters(size).items()
+    }
+    for layer in range(size.layers):
+        tree[f"layer_{layer}"] = {
+            name: convert(parameter, params["layers"][name][layer], input_axes(parameter))
+            for name, parameter in table.items()
+        }
+    return tree
+
+
+def input_axes(parameter: Parameter) -> tuple[int, ...]:
+    """The axes of a layer's kernel that a product sums over: those that Conv1D has first."""
+    inputs, axes = parameter.hugging_face_shape[0], 1
+    while math.prod(parameter.shape[:axes]) < inputs:
+        axes += 1
+    return tuple(range(axes))
+
+
+def quantise(weight: jax.Array, inputs: tuple[int, ...]) -> Int8:
+    """Rounds a float weight to int8, with one scale for all along the axes `inputs`."""
+    most = jnp.abs(weight).max(inputs, keepdims=True)
+    scales = jnp.where(most == 0, 1, most / 127).astype(jnp.float32)
+    return Int8(jnp.round(weight / scales).astype(jnp.int8), scales)
