@@ -1,0 +1,38 @@
+"""The step compiled ahead of time for a TPU: it holds no [length, length] of scores."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from polylm_jax.model.decoder import Compute
+from polylm_jax.model.parameters import Init
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.sizes import Size
+from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.train.step import abstract_state, make_update
+
+SIZE = Size(vocabulary=1024, context=1024, layers=2, heads=4, d_model=512, d_ff=1536)
+
+
+def test_on_a_tpu_no_scores_of_a_whole_row_are_held(monkeypatch):
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    mesh, settings = make_mesh(MeshShape(1, 2, 2), list(slice_.devices)), OptimizerSettings()
+    rows = batch_sharding(mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((4, 1025), np.int32, sharding=rows),
+        "source": jax.ShapeDtypeStruct((4,), np.int32, sharding=rows),
+    }
+    compute = Compute(attend_across_documents=False)
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        state = abstract_state(SIZE, Init(), settings, mesh)
+        update = make_update(SIZE, compute, settings, mesh, 1, 1)
+        text = update.lower(state, batch).compile().as_text()
+    assert "tpu_custom_call" in text
+    assert not re.findall(r"(?:f32|bf16)\[(?:\d+,)*1024,1024\]", text)
