@@ -50,7 +50,7 @@ def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(slice_name, tmp_p
     assert "It fits" in words
     assert "an assumption" in words
     assert {one["axes"] for one in plan["compiled"]["collectives"]} >= {"fsdp"}
-    assert (tmp_path / f"{name}_{slice_name}.png").stat().st_size > 10_000
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     # what arithmetic says of the state is what the compiler says of its arguments, but padding
     state = plan["bytes_by_kind"]["parameters"] + plan["bytes_by_kind"]["optimizer"]
     batch = 512 * 257 * 4 / min(64 * (4 if chips == "256" else 1), 256)
