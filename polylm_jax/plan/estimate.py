@@ -104,6 +104,7 @@ def kept_by_layers(size: Size, compute: Compute, length: int, tensor: int) -> fl
 _SQUARE = ((1, 1), (1, 2), (2, 1), (2, 2))
 
 
+@lru_cache
 def _residuals(size: Size, compute: Compute, length: int, rows: int) -> tuple[float, float]:
     """Bytes kept by a decoder's forward pass: with d_model as last dimension, and others."""
     decoder = Decoder(size, compute)

@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> None:
     where = slice_of(given.slice or slice_in(name))
     plan = _search(given, name, where) if given.search else _plan(given, name, where)
     print("\n".join(lines(plan)))
-    figure = draw(plan, out / f"{name}_{where.name}.png")
+    figure = draw(plan, out / f"{f'{name}_{where.name}' if given.slice else name}.png")
     if given.json:
         Path(given.json).write_text(json.dumps(record(plan), indent=1) + "\n")
     print(f"\nThe figure is {figure}{f', the numbers are in {given.json}' if given.json else ''}.")
