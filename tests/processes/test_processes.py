@@ -30,10 +30,14 @@ class Processes:
     every: list[subprocess.Popen]
     logs: list[Path]
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=600):
         """Exit status and stderr of each."""
         end = time.monotonic() + seconds
-        said = [p.communicate(timeout=max(1, end - time.monotonic()))[1] for p in self.every]
+        try:
+            said = [p.communicate(timeout=max(1, end - time.monotonic()))[1] for p in self.every]
+        finally:
+            for process in self.every:
+                process.kill()
         return [p.returncode for p in self.every], said
 
     def rows(self):
