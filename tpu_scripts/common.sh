@@ -4,7 +4,7 @@
 # The variables are read by the scripts that source this file.
 # shellcheck disable=SC2034
 
-name="" zone="" project="" type="" spot=false dry_run=false
+name="" zone="" project="" type="" tokenizer="" spot=false reserved=false dry_run=false
 others=() # what is not a flag of ours, in the order given
 
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
@@ -20,7 +20,9 @@ while (($#)); do
     --zone=*) zone=${1#*=} ;;
     --project=*) project=${1#*=} ;;
     --type=*) type=${1#*=} ;;
+    --tokenizer=*) tokenizer=${1#*=} ;;
     --spot) spot=true ;;
+    --reserved) reserved=true ;;
     --dry_run) dry_run=true ;;
     *) others+=("$1") ;;
   esac

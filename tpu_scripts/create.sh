@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ask for a TPU slice and wait until it is ours:
-#   tpu_scripts/create.sh --name=polylm --type=v5p-128 --zone=us-east5-a [--project=P] [--spot]
+#   tpu_scripts/create.sh --name=polylm --type=v5p-128 [--spot | --reserved] [--zone=Z] [--project=P]
 # Interrupt the waiting freely: the request stays in the queue, and the same command waits on.
 set -euo pipefail
 # shellcheck source=common.sh source-path=SCRIPTDIR
@@ -19,6 +19,7 @@ esac
 
 request=(create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$image")
 [[ $spot == false ]] || request+=(--spot)
+[[ $reserved == false ]] || request+=(--reserved)
 look=(describe "$name" --format="value(state.state)")
 
 if [[ $dry_run == true ]]; then

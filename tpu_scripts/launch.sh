@@ -2,7 +2,8 @@
 # Start `polylm train` on every worker of a slice; it goes on when this terminal closes:
 #   tpu_scripts/launch.sh --name=polylm --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z]
 # What is not a flag of these scripts is handed to `polylm train` as it stands.
-# The log is ~/polylm.log on each worker. A run is stopped by SIGTERM, upon which it saves:
+# The log is ~/polylm.log on each worker; ~/polylm.exit is the exit status, once the run has ended.
+# It is stopped by SIGTERM, upon which it saves:
 #   gcloud compute tpus tpu-vm ssh polylm --worker=all --command='kill "$(cat ~/polylm.pid)"'
 set -euo pipefail
 # shellcheck source=common.sh source-path=SCRIPTDIR
@@ -18,6 +19,11 @@ if kill -0 \"\$(cat ~/polylm.pid 2>/dev/null)\" 2>/dev/null; then
   echo \"\$(hostname) is training already: see ~/polylm.log\" >&2
   exit 1
 fi
-nohup .venv/bin/polylm train$arguments >>~/polylm.log 2>&1 </dev/null &
-echo \$! >~/polylm.pid"
+rm -f ~/polylm.exit
+{
+  nohup .venv/bin/polylm train$arguments &
+  echo \$! >~/polylm.pid
+  wait \$!
+  echo \$? >~/polylm.exit
+} >>~/polylm.log 2>&1 </dev/null &"
 [[ $dry_run == true ]] || echo "$name is training; look on with tpu_scripts/watch.sh --name=$name"

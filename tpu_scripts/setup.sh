@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Put the committed tree and its requirements on every worker of a slice:
-#   tpu_scripts/setup.sh --name=polylm [--zone=Z] [--project=P]
+#   tpu_scripts/setup.sh --name=polylm [--tokenizer=FILE.model] [--zone=Z] [--project=P]
+# A tokenizer, which is not committed, comes to lie in ~/polylm_jax under the name given here.
 # Run it again after a commit: the code is replaced, installed packages are kept.
 set -euo pipefail
 # shellcheck source=common.sh source-path=SCRIPTDIR
@@ -13,7 +14,13 @@ git -C "$root" diff --quiet HEAD || say "note: changes that are not committed ar
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 archive=$folder/polylm_jax.tar.gz
-run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+more=()
+if [[ -n $tokenizer ]]; then
+  [[ $tokenizer != /* && -f $root/$tokenizer ]] ||
+    stop "there is no $tokenizer in $root; give --tokenizer=FILE.model as seen from there."
+  more=(--prefix="$(dirname "$tokenizer")/" --add-file="$tokenizer" --prefix=)
+fi
+run git -C "$root" archive --format=tar.gz --output="$archive" "${more[@]}" HEAD
 tpus tpu-vm scp "$archive" "$name:" --worker=all
 
 # The Ubuntu 22.04 of the machine images has Python 3.10, which is too old: uv fetches 3.11.
@@ -27,6 +34,6 @@ if [ ! -x .venv/bin/pip ]; then
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --clear --seed --python 3.11 .venv
 fi
-.venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
+.venv/bin/pip install --quiet -r requirements.txt "jax[tpu]" gcsfs
 .venv/bin/pip install --quiet --no-deps --editable .'
 [[ $dry_run == true ]] || echo "next: tpu_scripts/launch.sh --name=$name --gin_file=FILE"

@@ -177,10 +177,14 @@ def train(
                     tell(notes)
                 pending = (step, row, values)
                 last_step = step == training.steps
-                if step % training.checkpoint_every == 0 or last_step:
-                    save()
-                if step % training.validate_every == 0 or last_step:
+                saves = step % training.checkpoint_every == 0 or last_step
+                validates = step % training.validate_every == 0 or last_step
+                if saves or validates:
+                    # before the save, so that no step lies behind a checkpoint without a record
                     tell(notes)
+                if saves:
+                    save()
+                if validates:
                     validate()
         if pending is not None:
             tell(notes)
@@ -189,7 +193,7 @@ def train(
         checkpoint.finish(manager)
         if stuck:
             raise UserError(
-                f"{optimizer.spike_patience} steps in a row were skipped before step {step}, as "
+                f"{optimizer.spike_patience} steps in a row were skipped up to step {step}, as "
                 "spikes or not finite; all is saved: lower optimizer.peak_learning_rate, or delete "
                 f"the newest of {training.folder}/checkpoints to go back, or run the same command "
                 "again to skip these rows and go on."

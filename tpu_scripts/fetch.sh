@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Copy a run's folder here: checkpoints, metrics and figures.
+#   tpu_scripts/fetch.sh --name=polylm --folder=gs://BUCKET/runs/x [--to=runs/x] [--project=P]
+#   tpu_scripts/fetch.sh --name=polylm --folder=runs/x [--to=runs/x] [--zone=Z] [--project=P]
+# A folder without gs:// lies on worker 0, in ~/polylm_jax.
+set -euo pipefail
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$(dirname "$0")/common.sh"
+
+folder="" to=""
+for flag in ${others[@]+"${others[@]}"}; do
+  case $flag in
+    --folder=*) folder=${flag#*=} ;;
+    --to=*) to=${flag#*=} ;;
+    *) stop "does not know '$flag'; flags are written --flag=value." ;;
+  esac
+done
+[[ -n $folder ]] || stop "say what to fetch with --folder=FOLDER, the run's train.folder."
+to=${to:-runs/$(basename "$folder")}
+
+run mkdir -p "$to"
+if [[ $folder == gs://* ]]; then
+  run gcloud storage rsync --recursive "$folder" "$to" ${project:+--project="$project"}
+else
+  [[ $folder == /* ]] || folder="polylm_jax/$folder"
+  tpus tpu-vm scp --recurse "$name:$folder/*" "$to" --worker=0
+fi
+[[ $dry_run == true ]] || echo "The run is in $to; \`polylm report --run=$to\` shows it."
