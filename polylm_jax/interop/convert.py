@@ -154,9 +154,9 @@ def _write_arrays(
 
 
 def _rows(parameter: Parameter, held: int) -> int:
-    """Leading rows of a part: those a device holds, cut evenly until they are at most PART."""
-    row = 4 * math.prod(parameter.shape[1:])
-    return math.ceil(held / math.ceil(held * row / PART))
+    """Leading rows of a part: those a device holds, cut evenly into parts of PART bytes or less."""
+    most = max(1, PART // (4 * math.prod(parameter.shape[1:])))
+    return math.ceil(held / math.ceil(held / most))
 
 
 def _read(stored: Stored, parameter: Parameter, start: int, stop: int) -> np.ndarray:

@@ -54,6 +54,9 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 def _normalizers(spec: Any) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
+    if "nfkc" in spec.name:
+        # `tokenizers` maps letters with two or more accents apart only one by one
+        steps.append({"type": "NFC"})
     if spec.precompiled_charsmap:
         charsmap = b64encode(spec.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.interop.hugging_face import params_from
+from polylm_jax.interop.hugging_face import params_from, size_of
 from polylm_jax.sizes import Size
 
 NAMES = ("a", "b", "c")
@@ -16,17 +16,15 @@ def load(name: str) -> tuple[Size, dict[str, Any], dict[str, np.ndarray]]:
     """(size, our parameters, everything in the file) of one Hugging Face GPT-2."""
     with np.load(Path(__file__).parent / f"{FILES.get(name, name)}.npz") as file:
         content = dict(file)
-    size = Size(
-        vocabulary=int(content["config/vocab_size"]),
-        context=int(content["config/n_positions"]),
-        layers=int(content["config/n_layer"]),
-        heads=int(content["config/n_head"]),
-        d_model=int(content["config/n_embd"]),
-        d_ff=int(content["config/n_inner"]),
-    )
+    size = size_in(content)
     return size, params_from(select(content, "weights/"), size), content
 
 
 def select(content: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The entries under a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+
+
+def size_in(content: dict[str, np.ndarray]) -> Size:
+    """The size that a golden file's config/ entries describe."""
+    return size_of({name: int(v) for name, v in select(content, "config/").items()}, "golden")

@@ -1,0 +1,65 @@
+"""A folder as Hugging Face has it, made from what a real GPT-2 answered, and runs read back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.train import checkpoint
+from tests import golden
+
+# As in the release: its activation, and its wrong ids.
+RELEASE = {
+    "model_type": "gpt2",
+    "architectures": ["PolyLMHeadModel"],
+    "activation_function": "gelu_fast",
+    "layer_norm_epsilon": 1e-05,
+    "bos_token_id": 255999,
+    "eos_token_id": 255999,
+}
+RELEASE_GOLDEN = Path(golden.__file__).parent / "release.npz"
+
+
+@pytest.fixture(scope="session")
+def release():
+    """(size, everything in the file) of the golden model that has the tiny tokenizer's size."""
+    with np.load(RELEASE_GOLDEN) as file:
+        content = dict(file)
+    return golden.size_in(content), content
+
+
+@pytest.fixture(scope="session")
+def weights(release):
+    return golden.select(release[1], "weights/")
+
+
+@pytest.fixture
+def hugging_face(release, tiny, tmp_path):
+    """Function (weights or {file name: weights}, config changes) -> a Hugging Face folder."""
+
+    def make(files, **changes):
+        folder = tmp_path / "hugging_face"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        config = {k: int(v) for k, v in golden.select(release[1], "config/").items()}
+        (folder / "config.json").write_text(json.dumps(RELEASE | config | changes))
+        shutil.copy(Path(tiny["tokenizer.path"]) / "tokenizer.model", folder)
+        if not all(name.endswith(".safetensors") for name in files):
+            files = {"model.safetensors": files}
+        for name, content in files.items():
+            save_file({k: np.ascontiguousarray(v) for k, v in content.items()}, folder / name)
+        return folder
+
+    return make
+
+
+def params_of(run, size, shape=(2, 2, 2)):
+    """The parameters of a run's newest checkpoint, restored on a mesh."""
+    manager = checkpoint.open_existing(str(run))
+    mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+    return checkpoint.restore_params(manager, manager.latest_step(), size, mesh)
