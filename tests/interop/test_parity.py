@@ -15,6 +15,7 @@ import pytest
 from polylm_jax.__main__ import main
 from polylm_jax.data import tokenizer
 from polylm_jax.decode.search import Sampling, generate
+from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder, logits
 from tests import golden
 from tests.data.sentences import SENTENCES
@@ -67,6 +68,11 @@ def scores_of(size, params, tokens):
     return logits(hidden, params["embedding"])
 
 
+def generated(size, params, prompts, penalty):
+    sampling = Sampling(new_tokens=NEW_TOKENS, repetition_penalty=penalty)
+    return generate(Decoder(size, FLOAT32), for_decoding(params, size, "float32"), prompts, sampling)
+
+
 def test_logits_and_answers_equal_the_checked_in_ones(imported, release):
     size, content = release
     _, params = imported
@@ -78,9 +84,7 @@ def test_logits_and_answers_equal_the_checked_in_ones(imported, release):
     assert len(prompts) >= 50
     assert len({len(prompt) for prompt in prompts}) > 20
     for name, penalty in (("greedy", 1.0), ("penalty", PENALTY)):
-        sampling = Sampling(new_tokens=NEW_TOKENS, repetition_penalty=penalty)
-        ours = generate(Decoder(size, FLOAT32), params, prompts, sampling)
-        assert ours == answers(content, name)
+        assert generated(size, params, prompts, penalty) == answers(content, name)
 
 
 @pytest.mark.skipif(
@@ -105,6 +109,5 @@ def test_the_peer_reads_our_export_and_agrees(imported, release, tiny, tmp_path)
         scores_of(size, params, content["tokens"]), theirs["logits"], atol=1e-4
     )
     for name, penalty in (("greedy", 1.0), ("penalty", PENALTY)):
-        sampling = Sampling(new_tokens=NEW_TOKENS, repetition_penalty=penalty)
-        ours = generate(Decoder(size, FLOAT32), params, prompts, sampling)
+        ours = generated(size, params, prompts, penalty)
         assert ours == [without_end(ids) for ids in theirs[name]]
