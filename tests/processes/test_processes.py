@@ -21,6 +21,7 @@ from tests.train.test_loop import losses, records, train
 
 LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
 DEVICES = 8
+pytestmark = pytest.mark.xdist_group("processes")  # they share a run that is dear
 
 
 @dataclass
@@ -160,5 +161,5 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(four
     codes, said = processes.wait()
     assert codes == [0] * 4, said
     assert losses(folder) == losses(four[0])
-    valid = [of_kind(read_metrics(run / "metrics.jsonl"), "valid")[-1] for run in (folder, four[0])]
+    valid = [of_kind(read_metrics(run), "valid")[-1] for run in (folder, four[0])]
     assert valid[0] == valid[1]

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,7 +29,7 @@ def train(settings, folder, **changes):
 
 
 def records(folder, kind="train"):
-    return of_kind(read_metrics(Path(folder) / "metrics.jsonl"), kind)
+    return of_kind(read_metrics(folder), kind)
 
 
 def losses(folder):
