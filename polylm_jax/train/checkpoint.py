@@ -12,8 +12,10 @@ import hashlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint._src.futures import future, signaling_client
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
@@ -40,6 +43,7 @@ OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTH
 def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     """Manager of FOLDER/checkpoints: asynchronous, keeps the newest `keep`."""
     _one_sentence_for_a_failed_save()
+    _timeouts_by_the_steady_clock()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, create=True
     )
@@ -64,6 +68,13 @@ def _one_sentence_for_a_failed_save() -> None:
             former(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _timeouts_by_the_steady_clock() -> None:
+    """Orbax counts the seconds of a save by the wall clock, whose jump would fail it."""
+    steady = SimpleNamespace(time=time.monotonic, sleep=time.sleep)
+    for module in (future, signaling_client):
+        vars(module)["time"] = steady
 
 
 def open_existing(folder: str) -> ocp.CheckpointManager:
