@@ -53,6 +53,12 @@ def gin_flags(settings):
     return [f"--gin.{name}={value}" for name, value in settings.items()]
 
 
+def pytest_collection_modifyitems(items):
+    """The folders that take long come first, so that no worker is left with one at the end."""
+    slow = ("tests/processes", "tests/faults", "tests/plan", "tests/train")
+    items.sort(key=lambda item: not item.nodeid.startswith(slow))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Settings of a run of seconds: a corpus, tokenizer and rows in 18 languages are there."""

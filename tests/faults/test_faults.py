@@ -25,7 +25,6 @@ ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 MANY = ROUNDS > 3
 STEPS = 30
 PATIENCE = 600  # seconds; only a hang takes so long
-pytestmark = pytest.mark.xdist_group("faults")  # they share runs that are dear
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.faults.child"])

@@ -21,7 +21,6 @@ from tests.train.test_loop import losses, records, train
 
 LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
 DEVICES = 8
-pytestmark = pytest.mark.xdist_group("processes")  # they share a run that is dear
 
 
 @dataclass
