@@ -91,7 +91,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     """Starts a save and returns while it is written; an earlier save's failure is raised here."""
     try:
         manager.check_for_errors()
-        whole = meta | {"state_checksum": int(_state_checksum(state))}
+        whole = meta | {
+            "state_checksum": int(_state_checksum(state)),
+            "params_checksum": int(_state_checksum(state["params"])),
+        }
         whole["meta_checksum"] = _meta_checksum(whole)
         manager.save(
             step,
@@ -261,15 +264,32 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
 
 
 def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: Mesh) -> Any:
-    """Only the parameters of a step, float32, split over the mesh; no optimizer is read."""
+    """Only the parameters of a step, float32, split over the mesh; no optimizer is read.
+
+    UserError where they are not as they were saved.
+    """
     place = lambda shape, sharding: jax.ShapeDtypeStruct(  # noqa: E731
         shape.shape, shape.dtype, sharding=sharding
     )
     item = {"params": jax.tree.map(place, shapes(size), parameter_shardings(size, mesh))}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     path = manager.directory / str(step) / "state"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restored = reader.restore(
-            path, ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        )
-    return restored["params"]
+    try:
+        meta = read_meta(manager, step)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(
+                path,
+                ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
+            )
+        params = restored["params"]
+        if not meta.get("imported") and int(_state_checksum(params)) != meta["params_checksum"]:
+            raise ValueError("the parameters were altered after they were saved")
+    except DAMAGE as error:
+        if any(word in str(error) for word in OUT_OF_REACH):
+            raise
+        reason = f"{error}".strip().split("\n")[0][:100]
+        raise UserError(
+            f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); move "
+            "that step's folder away to take the one before."
+        ) from error
+    return params
