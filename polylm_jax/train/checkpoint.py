@@ -7,13 +7,14 @@ Orbax stores arrays without a checksum: a flipped bit of a file comes back as an
 the meta holds a checksum of the state, taken on the devices, which is compared after a restore.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,11 +42,18 @@ OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTH
 
 
 def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
-    """Manager of FOLDER/checkpoints: asynchronous, keeps the newest `keep`."""
+    """Manager of FOLDER/checkpoints: asynchronous.
+
+    keep: for a run that goes on; the newest so many stay, and what killed saves left is deleted.
+    """
     _one_sentence_for_a_failed_save()
     _timeouts_by_the_steady_clock()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, create=True
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        create=True,
+        # never by a reader: the save of a run that is alive looks the same
+        cleanup_tmp_directories=keep is not None,
     )
     path = epath.Path(folder)
     if "://" not in str(folder):
@@ -257,10 +265,22 @@ def _state_checksum(state: Any) -> jax.Array:
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     """The state of a step, placed as the abstract tree's shardings say."""
-    restored = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )
+    with _plain_errors():
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )
     return restored["state"]
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raises what was wrong with a read, which Orbax hides behind an `Exception` of no class."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception and error.__cause__:
+            raise error.__cause__ from None
+        raise
 
 
 def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: Mesh) -> Any:
@@ -276,7 +296,7 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
     path = manager.directory / str(step) / "state"
     try:
         meta = read_meta(manager, step)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _plain_errors():
             restored = reader.restore(
                 path,
                 ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
