@@ -33,7 +33,7 @@ lint: $(VENV)/ready
 	$(VENV)/bin/mypy
 
 test: lint
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # every run file of a slice, on the slice's compiler: an hour on two cores, seconds once cached
 certify: $(VENV)/ready

@@ -89,7 +89,7 @@ def run_figures(run: str | Path) -> list[Path]:
     Before the first validation of a trained model there is no picture of bits per byte. Raises
     UserError if the metrics are missing, broken or hold no training step.
     """
-    metrics, folder = read_metrics(Path(run) / "metrics.jsonl"), Path(run) / "figures"
+    metrics, folder = read_metrics(run), Path(run) / "figures"
     if not of_kind(metrics, "train"):
         raise UserError(f"{run}/metrics.jsonl holds no training step: train for one step first.")
     drawn = [curriculum(metrics, folder / "curriculum.png"), loss(metrics, folder / "loss.png")]

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
 from polylm_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -79,6 +82,19 @@ def new_file(path: Path, scratch: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put(path: str, content: bytes) -> None:
+    """Writes a small file that is whole or not there, locally or on a path that fsspec knows."""
+    files, place = url_to_fs(path)
+    if not isinstance(files, LocalFileSystem):
+        files.pipe_file(place, content)  # an object is whole or not there
+        return
+    target = Path(place)
+    temporary = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(content)
+    os.replace(temporary, target)
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -29,9 +29,11 @@ def report(run: str, console: Console) -> None:
     missing, broken or hold no training step.
     """
     folder = Path(run)
+    if "://" in run:
+        raise UserError(f"{run} is not on this machine: copy it (tpu_scripts/fetch.sh) to draw it.")
     if not folder.is_dir():
         raise UserError(f"{run} is no folder: give --run the folder that `polylm train` wrote.")
-    metrics, figures = read_metrics(folder / "metrics.jsonl"), run_figures(folder)
+    metrics, figures = read_metrics(folder), run_figures(folder)
     pair = untrained_and_trained(metrics)
     console.print(bits_table(*pair) if pair else "No validation of the trained model yet.")
     for line in (*(mean_lines(*pair) if pair else ()), curriculum_line(rows_read(metrics))):

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 
 from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.errors import UserError
@@ -29,29 +31,37 @@ class Rows(NamedTuple):
     scheduled: np.ndarray
 
 
-def read_metrics(path: str | Path) -> Metrics:
-    """The records of a `metrics.jsonl`, the last one of each (kind, step), ordered by step.
+def read_metrics(folder: str | Path) -> Metrics:
+    """The records that a run has logged, the last one of each (kind, step), ordered by step.
 
-    A resumed run logs some steps twice and a killed one may leave its last line half written;
-    both are expected. Raises UserError if the file is missing or another line is not a record.
+    folder: the run's, local or on a path that fsspec knows. A resumed run logs some steps twice
+    and a killed one may leave its last line half written; both are expected. Raises UserError if
+    there is no log or another line is not a record.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError:
-        raise UserError(f"{path} cannot be read: give the folder of a run that trained.") from None
+    files, paths = logs(folder)
+    if not paths:
+        raise UserError(f"{folder} has no metrics.jsonl: give the folder of a run that trained.")
     records = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            key = record["kind"], int(record["step"])
-            whole = FIELDS.get(record["kind"], set()) <= record.keys()
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if whole:
-            records[key] = record
-        elif number < len(lines):
-            raise UserError(f"{path}:{number} is not a record of a run: delete that line.")
+    for path in paths:
+        lines = files.cat_file(path).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                key = record["kind"], int(record["step"])
+                whole = FIELDS.get(record["kind"], set()) <= record.keys()
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if whole:
+                records[key] = record
+            elif number < len(lines):
+                raise UserError(f"{path}:{number} is not a record of a run: delete that line.")
     return [records[key] for key in sorted(records, key=lambda key: key[1])]
+
+
+def logs(folder: str | Path) -> tuple[AbstractFileSystem, list[str]]:
+    """The file system of a run's folder and the logs there, oldest first; perhaps none."""
+    files, place = url_to_fs(str(folder))
+    return files, sorted(files.glob(f"{place}/metrics*.jsonl"))
 
 
 def of_kind(metrics: Metrics, kind: str) -> Metrics:

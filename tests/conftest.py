@@ -1,8 +1,14 @@
-"""All tests run on 8 fake CPU devices; a test that needs them fails where they are missing."""
+"""All tests run on 8 fake CPU devices; a test that needs them fails where they are missing.
+
+What is compiled is kept in .pytest_cache, for the other tests, workers and child processes.
+"""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
@@ -45,6 +51,12 @@ TINY = {
 def gin_flags(settings):
     """Command-line flags for a dict of gin settings."""
     return [f"--gin.{name}={value}" for name, value in settings.items()]
+
+
+def pytest_collection_modifyitems(items):
+    """The folders that take long come first, so that no worker is left with one at the end."""
+    slow = ("tests/processes", "tests/faults", "tests/plan", "tests/train")
+    items.sort(key=lambda item: not item.nodeid.startswith(slow))
 
 
 @pytest.fixture(scope="session")

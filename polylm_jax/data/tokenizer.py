@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from fsspec.core import url_to_fs
 
 from polylm_jax.data import corpus
 from polylm_jax.data.languages import is_bilingual
@@ -152,15 +152,17 @@ def train(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
 
 
 def load(path: str) -> Tokenizer:
-    """Open a tokenizer, given its folder or its `.model` file.
+    """Open a tokenizer, given its folder or its `.model` file, local or where fsspec reads.
 
     Raises a UserError where there is none, or where `</s>` is not id 2; says so on stderr
     where text would not survive encoding and decoding.
     """
-    file = Path(path, MODEL) if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UserError(f"There is no tokenizer at {path}; run polylm tokenizer first.")
-    tokenizer = Tokenizer(file.read_bytes())
+    files, file = url_to_fs(path)
+    file = f"{file}/{MODEL}" if files.isdir(file) else file
+    try:
+        tokenizer = Tokenizer(files.cat_file(file))
+    except FileNotFoundError:
+        raise UserError(f"There is no tokenizer at {path}; run polylm tokenizer first.") from None
     try:
         # SentencePiece takes an empty file for a model, and then crashes the process.
         eos = tokenizer.processor.eos_id() if tokenizer.model else None

@@ -101,9 +101,7 @@ def splash(
     if documents is not None:
         segments = splash_attention_kernel.SegmentIds(documents, documents)
     rows = [x.swapaxes(1, 2) for x in (query * size**-0.5, key, value)]
-    # the kernel sums in float32 by itself; Mosaic refuses bfloat16 operands of a higher precision
-    with jax.default_matmul_precision("default"):
-        return jax.vmap(kernel)(*rows, segments).swapaxes(1, 2)
+    return jax.vmap(kernel)(*rows, segments).swapaxes(1, 2)
 
 
 def cudnn(

@@ -125,7 +125,8 @@ def _compile(run: Run, where: Slice) -> Compiled:
         "tokens": jax.ShapeDtypeStruct((rows, run.length + 1), jnp.int32, sharding=sharding),
         "source": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
     }
-    with jax.set_mesh(mesh):
+    # the precision of a run, whatever this process has: Mosaic refuses a higher one in bfloat16
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         lowered = update.trace(state, batch).lower()  # type: ignore[attr-defined]
     try:
         compiled = lowered.compile()

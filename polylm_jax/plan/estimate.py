@@ -136,7 +136,7 @@ def recomputed_flops(size: Size, compute: Compute, length: int) -> float:
 
 
 def _products(jaxpr: Any) -> float:
-    """FLOPs of all dot_general in a jaxpr, those in scans times their length."""
+    """FLOPs of all dot_general in a jaxpr: in scans times their length, of branches the most."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -144,13 +144,14 @@ def _products(jaxpr: Any) -> float:
             shape = equation.invars[0].aval.shape
             out = prod(equation.outvars[0].aval.shape)
             total += 2 * out * prod(shape[axis] for axis in contracted)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in jax.tree.leaves(
+        values = jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda node: hasattr(node, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += times * _products(inner)
+        )
+        inner = [getattr(value, "jaxpr", value) for value in values]
+        parts = [_products(one) for one in inner if hasattr(one, "eqns")]
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        # one product has a branch for each platform
+        total += max(parts) if equation.primitive.name == "cond" else times * sum(parts)
     return total
 
 

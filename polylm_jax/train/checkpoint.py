@@ -12,8 +12,10 @@ import hashlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint._src.futures import future, signaling_client
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
@@ -40,6 +43,7 @@ OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTH
 def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
     """Manager of FOLDER/checkpoints: asynchronous, keeps the newest `keep`."""
     _one_sentence_for_a_failed_save()
+    _timeouts_by_the_steady_clock()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True, create=True
     )
@@ -66,6 +70,13 @@ def _one_sentence_for_a_failed_save() -> None:
     sys.unraisablehook = hook
 
 
+def _timeouts_by_the_steady_clock() -> None:
+    """Orbax counts the seconds of a save by the wall clock, whose jump would fail it."""
+    steady = SimpleNamespace(time=time.monotonic, sleep=time.sleep)
+    for module in (future, signaling_client):
+        vars(module)["time"] = steady
+
+
 def open_existing(folder: str) -> ocp.CheckpointManager:
     """Manager of a run that must have a checkpoint."""
     if "://" not in folder and not (Path(folder) / "checkpoints").is_dir():
@@ -80,7 +91,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     """Starts a save and returns while it is written; an earlier save's failure is raised here."""
     try:
         manager.check_for_errors()
-        whole = meta | {"state_checksum": int(_state_checksum(state))}
+        whole = meta | {
+            "state_checksum": int(_state_checksum(state)),
+            "params_checksum": int(_state_checksum(state["params"])),
+        }
         whole["meta_checksum"] = _meta_checksum(whole)
         manager.save(
             step,
@@ -250,15 +264,32 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
 
 
 def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: Mesh) -> Any:
-    """Only the parameters of a step, float32, split over the mesh; no optimizer is read."""
+    """Only the parameters of a step, float32, split over the mesh; no optimizer is read.
+
+    UserError where they are not as they were saved.
+    """
     place = lambda shape, sharding: jax.ShapeDtypeStruct(  # noqa: E731
         shape.shape, shape.dtype, sharding=sharding
     )
     item = {"params": jax.tree.map(place, shapes(size), parameter_shardings(size, mesh))}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     path = manager.directory / str(step) / "state"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restored = reader.restore(
-            path, ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        )
-    return restored["params"]
+    try:
+        meta = read_meta(manager, step)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(
+                path,
+                ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
+            )
+        params = restored["params"]
+        if not meta.get("imported") and int(_state_checksum(params)) != meta["params_checksum"]:
+            raise ValueError("the parameters were altered after they were saved")
+    except DAMAGE as error:
+        if any(word in str(error) for word in OUT_OF_REACH):
+            raise
+        reason = f"{error}".strip().split("\n")[0][:100]
+        raise UserError(
+            f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); move "
+            "that step's folder away to take the one before."
+        ) from error
+    return params

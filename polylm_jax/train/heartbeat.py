@@ -1,16 +1,17 @@
 """The heartbeat file: what a run is doing, rewritten while it does it, for others to read."""
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+
+from polylm_jax.files import put
 
 NAME = "heartbeat.json"
 EVERY = 10  # seconds between two heartbeats
@@ -65,17 +66,9 @@ class Heartbeat:
     def _write(self) -> None:
         with self._lock:
             content = json.dumps(self._beat | {"time": time.time()}).encode()
-        files, folder = url_to_fs(self._folder)
-        if not isinstance(files, LocalFileSystem):
-            files.pipe_file(f"{folder}/{NAME}", content)  # an object is whole or not there
-            return
-        temporary = Path(folder, f".{NAME}.tmp")
-        try:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, Path(folder, NAME))
-        except OSError:
-            pass  # a full disk must not end the run here: saving says it better
+        # neither a full disk nor a store out of reach may end the run here: saving says it better
+        with contextlib.suppress(Exception):
+            put(f"{self._folder}/{NAME}", content)
 
 
 def read_heartbeat(folder: str) -> Beat | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,8 +10,9 @@ from jax.sharding import Mesh
 from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
-from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.files import put
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts
@@ -109,7 +109,7 @@ def train(
             row = meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
         if writer:
-            Path(training.folder, "tokenizer.model").write_bytes(tokenizer.model)
+            put(f"{training.folder}/{MODEL}", tokenizer.model)
         if step >= training.steps:
             metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
             return step
@@ -135,6 +135,7 @@ def train(
             meta = checkpoint.meta_of(size, row, gin, fingerprints)
             with clock.on("checkpoint"):
                 checkpoint.save(manager, step, state, meta)
+                metrics.publish()
 
         report = make_report(
             training.steps,

@@ -2,37 +2,79 @@
 
 import contextlib
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from polylm_jax.console import LiveLine
 
 
 class Metrics:
-    """Writes records to FOLDER/metrics.jsonl and FOLDER/tensorboard; only process 0 does."""
+    """Writes records to FOLDER/metrics.jsonl and FOLDER/tensorboard; only process 0 does.
+
+    folder: local, or a path that fsspec knows, such as gs://bucket/run. An object store appends
+    to nothing: there the records wait on this machine's disk, and `publish` makes files of
+    those that are new, FOLDER/metrics-STEP.jsonl.
+    """
 
     def __init__(self, folder: str, active: bool) -> None:
-        self._active = active
-        self._line = LiveLine()
+        self._active, self._line = active, LiveLine()
+        self._files, self._folder = url_to_fs(folder)
+        self._local = isinstance(self._files, LocalFileSystem)
         if active:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            path = Path(folder) / "metrics.jsonl"
-            _drop_half_line(path)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
-            self._board = SummaryWriter(f"{folder}/tensorboard")
+            place = self._folder if self._local else tempfile.mkdtemp(prefix="polylm-metrics-")
+            self._place, self._last = Path(place), 0
+            self._open()
+
+    def _open(self) -> None:
+        path = self._place / "metrics.jsonl"
+        (self._place / "tensorboard").mkdir(parents=True, exist_ok=True)
+        _drop_half_line(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        # the plain writer: SummaryWriter's thread waits by the wall clock, which may jump
+        self._board = EventsWriter(f"{self._place}/tensorboard/events")
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
         if not self._active:
             return
+        self._last = record["step"]
         self._file.write(json.dumps(record) + "\n")
-        for name, value in _flat(record):
-            self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        values = [
+            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+            for name, value in _flat(record)
+        ]
+        self._board.write_event(
+            Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
+        )
+        self._board.flush()
+
+    def publish(self) -> None:
+        """Brings what was written since the last call to a folder in an object store."""
+        if self._local or not self._active or not (self._place / "metrics.jsonl").stat().st_size:
+            return
+        self._close()
+        name = f"metrics-{self._last:09d}.jsonl"
+        self._files.put_file(str(self._place / "metrics.jsonl"), f"{self._folder}/{name}")
+        for events in (self._place / "tensorboard").iterdir():
+            target = f"{self._folder}/tensorboard/{events.name}.{self._last}"
+            self._files.put_file(str(events), target)
+        shutil.rmtree(self._place)
+        self._open()
+
+    def _close(self) -> None:
+        self._file.close()
+        self._board.close()
 
     def line(self, text: str, last: bool = False) -> None:
         """Shows the run's state: one line redrawn on a terminal, one line a call elsewhere."""
@@ -60,8 +102,10 @@ class Metrics:
     ) -> None:
         if self._active:
             self._line.close()
-            self._file.close()
-            self._board.close()
+            self.publish()
+            self._close()
+            if not self._local:
+                shutil.rmtree(self._place)
 
 
 class Clock:

@@ -10,7 +10,7 @@ from polylm_jax.files import new_folder
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.orbax_files import arrays_of
-from polylm_jax.runs import read_metrics, untrained_and_trained
+from polylm_jax.runs import logs, read_metrics, untrained_and_trained
 from polylm_jax.sizes import Size
 from polylm_jax.train import checkpoint
 
@@ -36,9 +36,9 @@ def run(given: argparse.Namespace) -> None:
     meta = checkpoint.read_meta(manager, step)
     config.parse(given.gin_file, given.overrides, meta["gin"])
     size = Size(**meta["model"])
-    vocabulary = tokenizer.load(str(Path(given.run, tokenizer.MODEL)))
-    metrics = Path(given.run, "metrics.jsonl")
-    bits = untrained_and_trained(read_metrics(metrics)) if metrics.is_file() else None
+    vocabulary = tokenizer.load(f"{given.run}/{tokenizer.MODEL}")
+    # a run that was imported and never trained has no log
+    bits = untrained_and_trained(read_metrics(given.run)) if logs(given.run)[1] else None
     print(f"Exporting step {step} of {given.run} in {given.dtype}.", flush=True)
     with new_folder(given.to) as folder:
         export_weights(arrays_of(manager, step), size, folder, given.dtype)

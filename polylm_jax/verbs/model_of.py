@@ -48,7 +48,7 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
             step,
             Decoder(size, compute, constrain=constrainer(mesh), attend=attender(compute, mesh)),
             checkpoint.restore_params(manager, step, size, mesh),
-            tokenizer.load(f"{given.run}/tokenizer.model"),
+            tokenizer.load(f"{given.run}/{tokenizer.MODEL}"),
             mesh.shape["data"],
         )
 

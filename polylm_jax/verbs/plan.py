@@ -46,6 +46,7 @@ def run(given: argparse.Namespace) -> None:
     if not 0 < given.efficiency <= 1:
         raise UserError(f"--efficiency={given.efficiency:g} must lie above 0 and be at most 1.")
     jax.config.update("jax_platforms", "cpu")  # whatever is here, it is not what is planned for
+    jax.config.update("jax_enable_compilation_cache", False)  # a slice's programs cannot be read
     if given.certify:
         _certify(given)
         return

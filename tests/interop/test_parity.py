@@ -70,7 +70,9 @@ def scores_of(size, params, tokens):
 
 def generated(size, params, prompts, penalty):
     sampling = Sampling(new_tokens=NEW_TOKENS, repetition_penalty=penalty)
-    return generate(Decoder(size, FLOAT32), for_decoding(params, size, "float32"), prompts, sampling)
+    return generate(
+        Decoder(size, FLOAT32), for_decoding(params, size, "float32"), prompts, sampling
+    )
 
 
 def test_logits_and_answers_equal_the_checked_in_ones(imported, release):

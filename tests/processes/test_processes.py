@@ -160,5 +160,5 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(four
     codes, said = processes.wait()
     assert codes == [0] * 4, said
     assert losses(folder) == losses(four[0])
-    valid = [of_kind(read_metrics(run / "metrics.jsonl"), "valid")[-1] for run in (folder, four[0])]
+    valid = [of_kind(read_metrics(run), "valid")[-1] for run in (folder, four[0])]
     assert valid[0] == valid[1]

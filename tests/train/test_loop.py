@@ -2,12 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def train(settings, folder, **changes):
 
 
 def records(folder, kind="train"):
-    return of_kind(read_metrics(Path(folder) / "metrics.jsonl"), kind)
+    return of_kind(read_metrics(folder), kind)
 
 
 def losses(folder):
@@ -251,3 +251,17 @@ def test_every_checkpoint_holds_the_gin_that_made_it(whole):
     config.parse([], [], meta["gin"])
     assert config.resolved() == meta["gin"]
     assert json.dumps(meta["fingerprints"])
+
+
+def test_text_is_never_made_of_altered_parameters(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    command = ["generate", f"--run={run}", "--prompt=a", "--gin.sampling.new_tokens=1"]
+    for path in (run / "checkpoints" / "12" / "state").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[::1001] = bytes(byte ^ 1 for byte in content[::1001])
+        path.write_bytes(content)
+    assert main(command) == 1
+    assert "the checkpoint of step 12 in" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints" / "12")
+    assert main(command) == 0
