@@ -1,6 +1,7 @@
 """Decoding beside Hugging Face's generate and beside the bandwidth of memory.
 
 To try: polylm bench decode --gin_file=gin_configs/runs/demo.gin --vs=torch
+And what int8 costs a run in perplexity: polylm bench decode --run=runs/demo
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ from polylm_jax.sizes import Size
 BATCHES = (1, 8, 64)
 NEW = 64  # tokens, or what the context leaves beside a prompt of a quarter of it
 ROUNDS = 4  # of ours and the peer in turn; the first is not counted
-COPIED = 2**28  # bytes, to measure bandwidth where no data sheet tells it
+SUMMED = 2**28  # bytes, to measure bandwidth where no data sheet tells it
 
 
 def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -> dict:
@@ -116,34 +117,55 @@ def bytes_read(params: Any, size: Size, compute: Compute, batch: int, length: in
 
 
 def bandwidth_here() -> float:
-    """Bytes per second of the device's memory: the data sheet's, or a copy's, read and written."""
+    """Bytes per second of the device's memory: the data sheet's, or those that a sum reads."""
     if chip := chip_of(jax.devices()[0].device_kind):
         return chip.bandwidth
-    x = jnp.zeros(COPIED // 4)
-    copy = jax.jit(lambda x: x + 1)
-    jax.block_until_ready(copy(x))
+    x = jnp.zeros(SUMMED // 4)
+    read = jax.jit(jnp.sum)
+    jax.block_until_ready(read(x))
     taken = []
     for _ in range(5):
         started = time.perf_counter()
-        jax.block_until_ready(copy(x))
+        jax.block_until_ready(read(x))
         taken.append(time.perf_counter() - started)
-    return 2 * COPIED / min(taken)
+    return SUMMED / min(taken)
 
 
-def perplexity(decoder: Decoder, params: Any, tokens: np.ndarray) -> float:
-    """Perplexity of token ids [rows, length], read as decoding reads them."""
-    rows, length = tokens.shape
+def cost_of_int8(decoder: Decoder, params: Any, tokens: np.ndarray, rows: int) -> dict:
+    """Perplexity of tokens with the weights of training and with int8, and the change, a share.
 
-    @jax.jit
-    def nats(params: Any, tokens: jax.Array) -> jax.Array:
+    params: the tree of training. Other arguments: see `perplexity`.
+    """
+    plain, small = (
+        perplexity(
+            decoder, for_decoding(params, decoder.size, decoder.compute.dtype, int8), tokens, rows
+        )
+        for int8 in (False, True)
+    )
+    return {
+        "tokens": tokens[:, 1:].size,
+        "float": plain,
+        "int8": small,
+        "change": small / plain - 1,
+    }
+
+
+def perplexity(decoder: Decoder, params: Any, tokens: np.ndarray, rows: int = 1) -> float:
+    """Perplexity of token ids [n, length + 1], read as decoding reads a prompt's first chunk.
+
+    rows: read at a time, a multiple of the ways in which the mesh splits a batch; n is one of it.
+    """
+    length = tokens.shape[1] - 1
+
+    def nats(tokens: jax.Array) -> jax.Array:
         cache = empty_cache(decoder.size, rows, length, decoder.compute.dtype)
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        outputs: Any = decoder.apply({"params": params}, tokens, cache, positions)
-        scores = logits(outputs[0][:, :-1], params["embedding"])
+        outputs: Any = decoder.apply({"params": params}, tokens[:, :-1], cache)
+        scores = logits(outputs[0], params["embedding"])
         of_next = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
         return (jax.nn.logsumexp(scores, axis=-1) - of_next).mean()
 
-    return math.exp(float(nats(params, jnp.asarray(tokens))))
+    parts = jnp.asarray(tokens).reshape(-1, rows, length + 1)
+    return math.exp(float(jax.jit(lambda parts: jax.lax.map(nats, parts))(parts).mean()))
 
 
 class Peer:

@@ -24,8 +24,8 @@ def beam_search(
 ) -> tuple[jax.Array, jax.Array]:
     """The best text of each row: ids int32 [batch, tokens], and how many count [batch].
 
-    tokens: the largest of the rows' limits. state: from `prefill`. A text's score is its summed
-    log-probability / (new tokens, a stop id included) ** length_penalty. Of each step's
+    tokens: no less than the largest of the rows' limits. state: from `prefill`. A text's score is
+    its summed log-probability / (new tokens, a stop id included) ** length_penalty. Of each step's
     candidates only the best `beams` may end, the rest are there to go on.
     """
     batch, beams = state.lengths.shape[0], sampling.beams

@@ -97,7 +97,7 @@ def prefill(
         ends[row, : len(stop)] = sorted(stop)
         lengths[row], left[row] = len(prompt), min(limit, context - len(prompt))
         draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes())
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(draws)
+    keys = _keys(jax.random.key(sampling.seed), draws)
     remember = sampling.repetition_penalty != 1
     cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
     return State(
@@ -116,6 +116,12 @@ def prefill(
 def power_of_two(number: int) -> int:
     """The least power of two that is not below the number."""
     return 1 << (number - 1).bit_length()
+
+
+@jax.jit
+def _keys(key: jax.Array, draws: jax.Array) -> jax.Array:
+    """A random key [batch] for each number, uint32 [batch]."""
+    return jax.vmap(partial(jax.random.fold_in, key))(draws)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -142,9 +148,13 @@ def _read(
 
     cache = empty_cache(size, batch, slots, decoder.compute.cache_dtype or decoder.compute.dtype)
     cache = jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
-    ends = jnp.zeros((batch, size.d_model), decoder.compute.dtype)
-    chunks = last.max() // chunk + 1
-    cache, ends = jax.lax.fori_loop(0, chunks, read_chunk, (cache, ends))
+    # The first chunk looks at no slots; most prompts end in it.
+    outputs: Any = decoder.apply({"params": params}, tokens[:, :chunk], cache)
+    hidden, cache = outputs
+    ends = hidden[rows, jnp.minimum(last, chunk - 1)]
+    if chunk < slots:
+        chunks = last.max() // chunk + 1
+        cache, ends = jax.lax.fori_loop(1, chunks, read_chunk, (cache, ends))
     seen = None
     if remember:
         real = jnp.arange(slots) < lengths[:, None]

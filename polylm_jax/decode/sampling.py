@@ -64,6 +64,13 @@ def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.A
     return jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
+def best(scores: jax.Array) -> jax.Array:
+    """The first index of the greatest, int32 [batch]; a CPU takes argmax an entry at a time."""
+    places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    greatest = scores == scores.max(-1, keepdims=True)
+    return jnp.where(greatest, places, scores.shape[-1]).min(-1)
+
+
 def choose(
     scores: jax.Array, seen: jax.Array | None, keys: jax.Array, drawn: jax.Array, sampling: Sampling
 ) -> jax.Array:
@@ -75,7 +82,7 @@ def choose(
     """
     scores = penalise(scores, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return scores.argmax(-1).astype(jnp.int32)
+        return best(scores)
     scores = scores / sampling.temperature
     if sampling.top_k:
         least = jax.lax.top_k(scores, min(sampling.top_k, scores.shape[-1]))[0][:, -1:]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polylm_jax.decode.beam import beam_search
-from polylm_jax.decode.prefill import State, prefill
+from polylm_jax.decode.prefill import State, power_of_two, prefill
 from polylm_jax.decode.sampling import Sampling, choose
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
@@ -29,7 +29,7 @@ def generate(
     The arguments and errors are those of `prefill`.
     """
     state = prefill(decoder, sampling, params, prompts, limits, stops, rows)
-    longest = max(limits or [sampling.new_tokens])
+    longest = power_of_two(max(limits or [sampling.new_tokens]))
     if sampling.beams > 1:
         found = beam_search(decoder, rules(sampling), longest, params, state)
     else:

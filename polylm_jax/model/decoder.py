@@ -75,7 +75,7 @@ class Compute:
     loss_block: int = 1024
     attend_across_documents: bool = True
     cache_dtype: str | None = None
-    prefill_chunk: int = 512
+    prefill_chunk: int = 128
     compile_cache: str = "~/.cache/polylm_jax/xla"
 
     def __post_init__(self) -> None:
@@ -140,13 +140,17 @@ def declare(module: nn.Module, table: dict[str, Parameter], init: Init, layers: 
 
 
 class Layer(nn.Module):
-    """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    fresh: the slots, if any, hold nothing yet: the tokens look at themselves alone.
+    """
 
     size: Size
     compute: Compute
     initial: Init
     constrain: Constrain
     attend: Attend
+    fresh: bool
 
     @nn.compact
     def __call__(
@@ -178,8 +182,12 @@ class Layer(nn.Module):
                 )
                 for name, new in (("key", key), ("value", value))
             }
-            key, value = slots["key"].swapaxes(1, 2), slots["value"].swapaxes(1, 2)
-        mixed = self.attend(query, key.astype(dtype), value.astype(dtype), scope)
+        if slots is not None and not self.fresh:
+            # in the wider dtype: to narrow the cache would copy all of it at every token
+            wide = jnp.promote_types(dtype, slots["key"].dtype)
+            key, value = (slots[name].swapaxes(1, 2).astype(wide) for name in ("key", "value"))
+            query = query.astype(wide)
+        mixed = self.attend(query, key, value, scope).astype(dtype)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)
 
@@ -194,7 +202,7 @@ class Decoder(nn.Module):
 
     constrain: function (x, *logical axes) -> x that pins an activation to the mesh.
     attend: a kernel for whole rows, function (query, key, value, documents) -> mixed; None, and
-        a call with positions or a cache, takes the plain formula.
+        a call with positions, takes the plain formula.
     """
 
     size: Size
@@ -216,13 +224,15 @@ class Decoder(nn.Module):
         cache: of each layer {"key", "value"}, [batch, heads, slots, head_size]; slot i belongs
             to position i, so rows of different lengths live in one cache. Together with it the
             parameters are those of `polylm_jax.decode.weights`.
-        positions: int32 [batch, length], each row's in succession; 0, 1, 2, … if not given.
+        positions: int32 [batch, length], each row's in succession; if not given, the texts
+            begin here: 0, 1, 2, …, and nothing that the cache held is looked at.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache with the tokens' keys and values written.
         """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, outer_parameters(self.size), self.initial, self.size.layers)
-        attend = self.attend if positions is None and cache is None else None
+        fresh = positions is None
+        attend = self.attend if fresh else None
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
@@ -238,11 +248,12 @@ class Decoder(nn.Module):
         apart = not self.compute.attend_across_documents and cache is None
         scope = documents_of(tokens, END_OF_DOCUMENT) if apart else None
         if attend is None:
-            width = tokens.shape[1] if cache is None else cache[0]["key"].shape[2]
+            width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
             visible = causal(positions, width)
             scope = visible if scope is None else visible & same_document(scope)
 
-        settings = (self.size, self.compute, self.initial, self.constrain, attend or attention)
+        attend = attend or attention
+        settings = (self.size, self.compute, self.initial, self.constrain, attend, fresh)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
             if kept is not None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from polylm_jax import config
@@ -13,6 +14,8 @@ from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import train as bench_train
 from polylm_jax.data import tokenizer
+from polylm_jax.data.rows import open_store
+from polylm_jax.verbs.model_of import model_of
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +24,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", default="", help="file for the figures")
     parser.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
     parser.add_argument("--peer_python", default="", help="interpreter that has torch")
+    decode = parser.add_argument_group("for bench decode")
+    decode.add_argument("--run", default="", help="what int8 costs this run in perplexity")
     train = parser.add_argument_group("for bench train")
     train.add_argument("--steps", type=int, default=20, help="steps to time")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
@@ -73,11 +78,32 @@ def _train(given: argparse.Namespace) -> dict:
 
 
 def _decode(given: argparse.Namespace) -> dict:
+    if given.run:
+        return _int8(given)
     size, compute = config.get("model"), config.get("compute")
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
     result = bench_decode.run(size, config.get("init"), compute, bool(given.vs), given.peer_python)
     bench_decode.show(result, Console())
+    return result
+
+
+def _int8(given: argparse.Namespace) -> dict:
+    with model_of(given) as model:
+        store, most = open_store(config.get("rows").path), config.get("train").validate_rows
+        rows = np.concatenate(
+            [
+                store.read(source, np.arange(min(most, store.rows(source, "valid"))), "valid")
+                for source in store.sources
+            ]
+        )
+        rows = rows[: len(rows) // model.rows * model.rows]
+        print(f"Reading {len(rows)} validation rows with step {model.step} of {given.run}, twice.")
+        result = bench_decode.cost_of_int8(model.decoder, model.params, rows, model.rows)
+    print(
+        f"Perplexity of {result['tokens']:,} tokens: {result['float']:.3f}; with int8 weights "
+        f"{result['int8']:.3f}, {result['change']:+.2%}."
+    )
     return result
 
 

@@ -45,7 +45,9 @@ def run(given: argparse.Namespace) -> None:
 def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
     """The answer to a prompt, in parts of whole characters."""
     ids, text = model.tokenizer.encode([prompt]), TextStream(model.tokenizer)
-    state = prefill(model.decoder, settings, model.params, ids, rows=model.rows)
+    # room for all that can come, so that a longer talk needs no other program
+    room = model.decoder.size.context
+    state = prefill(model.decoder, settings, model.params, ids, rows=model.rows, slots=room)
     while not state.done.all():
         state, new, counts = decode_some(
             model.decoder, settings, model.params, state, TOKENS_AT_ONCE

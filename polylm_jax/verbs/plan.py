@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.errors import UserError
+from polylm_jax.plan import decode
 from polylm_jax.plan.compile import Run, check, compile_step
 from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
 from polylm_jax.plan.search import as_gin, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
 
+WEIGHTS = ("int8", "float")  # float: of compute.dtype
 MARKS = ("<!-- made by polylm plan --certify -->\n", "<!-- end -->\n")
 
 
@@ -30,6 +33,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/plans", help="folder for figures and the cache")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and microbatches"
+    )
+    parser.add_argument(
+        "--decode", choices=WEIGHTS, help="decoding on one chip, with weights of this type"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=0, help="GB of the device to decode on (the chip's)"
     )
     parser.add_argument("--best", type=int, default=6, help="how many a search compiles (6)")
     parser.add_argument(
@@ -52,6 +61,9 @@ def run(given: argparse.Namespace) -> None:
         return
     out, name = Path(given.out), Path(given.gin_file[-1]).stem if given.gin_file else "run"
     where = slice_of(given.slice or slice_in(name))
+    if given.decode:
+        _decode(given, name, where)
+        return
     plan = _search(given, name, where) if given.search else _plan(given, name, where)
     print("\n".join(lines(plan)))
     figure = draw(plan, out / f"{f'{name}_{where.name}' if given.slice else name}.png")
@@ -102,6 +114,19 @@ def _search(given: argparse.Namespace, name: str, where: Slice) -> Plan:
     file.write_text(as_gin(given.gin_file, plans[0]))
     print(f"The first is written to {file}.\n")
     return plans[0]
+
+
+def _decode(given: argparse.Namespace, name: str, where: Slice) -> None:
+    size, compute = config.get("model"), config.get("compute")
+    print(f"Compiling {given.decode} decoding for one chip of {where.name}.", flush=True)
+    plan = decode.plan_decode(
+        size, compute, given.decode == "int8", where, given.memory * decode.GB
+    )
+    print("\n".join(decode.lines(plan, name, size, where)))
+    if given.json:
+        Path(given.json).write_text(json.dumps(asdict(plan), indent=1) + "\n")
+    if not plan.fits:
+        raise UserError(f"{name} does not fit; int8 weights or a smaller model.context would help.")
 
 
 def _certify(given: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ while True:
 def test_the_bench_tells_every_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(decode, "ROUNDS", 2)
     monkeypatch.setattr(decode, "BATCHES", (3,))
-    monkeypatch.setattr(decode, "COPIED", 2**20)
+    monkeypatch.setattr(decode, "SUMMED", 2**20)
     python = tmp_path / "python"
     python.write_text(PEER.format(python=sys.executable))
     python.chmod(0o755)

@@ -54,15 +54,15 @@ def test_the_settings_differ_in_what_they_find():
 def test_each_row_has_its_own_limit_and_stops():
     size, params, prompts, _ = load()
     decoder, params = Decoder(size, FLOAT32), for_decoding(params, size, "float32")
-    limits, stops = [3, 16, 9], [{2}, {2, 40, 41, 42, 43}, set()]
+    limits, stops = [9, 16, 11], [{2}, {2, 40, 41}, set()]
     together = generate(decoder, params, prompts[:3], SETTINGS["late"], 1, limits, stops)
     alone = [
         generate(decoder, params, [prompts[row]], SETTINGS["late"], 1, [limits[row]], [stops[row]])
         for row in range(3)
     ]
     assert together == [found for (found,) in alone]
-    assert len(together[0]) <= 3
-    assert len(together[2]) == 9
+    assert len(together[0]) <= 9
+    assert len(together[2]) == 11
 
 
 def test_a_mesh_finds_what_one_device_does():

@@ -2,11 +2,20 @@
 
 from io import BytesIO
 
+import jax
+import jax.numpy as jnp
 import pytest
 import sentencepiece
 
 from polylm_jax.data.tokenizer import Tokenizer, load
 from polylm_jax.decode.chat import FORMATS, ChatSettings, TextStream, Turn, converse, until
+from polylm_jax.decode.prefill import _read
+from polylm_jax.decode.search import _decode
+from polylm_jax.decode.weights import for_decoding
+from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.sizes import Size
+from polylm_jax.verbs.chat import stream
+from polylm_jax.verbs.model_of import Model
 from tests.data.sentences import SENTENCES
 
 SENTENCE = "héllo 你好 👩‍👧 ไทย\nnew line"
@@ -98,3 +107,23 @@ def test_an_answer_ends_where_the_model_takes_the_users_part():
     said, _ = dialogue(["a"], [parts], format="chat")
     assert said == "fine\n"
     assert "".join(until("<|user|>", ["a<|", "x"])) == "a<|x"
+
+
+def test_a_talk_that_grows_needs_no_other_program(tiny):
+    tokenizer = load(str(tiny["tokenizer.path"]))
+    size = Size(vocabulary=tokenizer.size, context=512, layers=1, heads=2, d_model=16, d_ff=32)
+    decoder = Decoder(size, Compute("float32"))
+    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    model = Model(0, decoder, for_decoding(params, size, "float32"), tokenizer, 1)
+    compiled = _read._cache_size(), _decode._cache_size()
+    prompts = []
+
+    def answer(prompt):
+        prompts.append(len(tokenizer.encode([prompt])[0]))
+        return stream(model, prompt, ChatSettings(new_tokens=6, top_p=1.0))
+
+    questions = [" ".join(SENTENCES["en"][:n]) for n in (1, 2, 3)]
+    converse(questions, answer, lambda prompt: True, ChatSettings(), lambda text: None)
+    assert prompts[0] < 64 < 128 < prompts[-1]
+    assert _read._cache_size() == compiled[0] + 1
+    assert _decode._cache_size() == compiled[1] + 1

@@ -1,5 +1,6 @@
 """Generation against Hugging Face's greedy search, and each prompt against itself alone."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from polylm_jax.decode.prefill import _read, prefill
 from polylm_jax.decode.sampling import Sampling, choose
-from polylm_jax.decode.search import _decode, decode_some, generate
+from polylm_jax.decode.search import _decode, decode_some, generate, rules
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
@@ -64,23 +65,22 @@ def test_seeds_decide_the_draw():
     assert draws[0] == draws[1] != draws[2]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4), (1, 8, 1), (2, 2, 2)])
-def test_a_mesh_generates_what_one_device_does(shape):
-    size = Size(vocabulary=96, context=64, layers=2, heads=4, d_model=32, d_ff=64)
-    params = Decoder(size, FLOAT32, Init(std=0.3)).init(
-        jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-    )["params"]
+def test_a_mesh_generates_what_one_device_does():
+    shape = (2, 2, 2)
+    size = Size(vocabulary=96, context=64, layers=1, heads=4, d_model=32, d_ff=64)
+    start = jax.jit(Decoder(size, FLOAT32, Init(std=0.3)).init)
+    params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     prompts = [[5, 6, 7], [9] * 11, [40, 41]]
     whole = for_decoding(params, size, "float32")
     expected = generate(Decoder(size, FLOAT32), whole, prompts, SAMPLED)
-    mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+    mesh = make_mesh(MeshShape(*shape), jax.devices())
     with jax.set_mesh(mesh):
         decoder = Decoder(size, FLOAT32, constrain=constrainer(mesh))
         split = jax.device_put(params, parameter_shardings(size, mesh))
         split = for_decoding(split, size, "float32")
         assert generate(decoder, split, prompts, SAMPLED, rows=8) == expected
         state = prefill(decoder, SAMPLED, split, prompts, rows=8)
-        state, *_ = decode_some(decoder, SAMPLED, split, state, 2)
+        state, *_ = decode_some(decoder, SAMPLED, split, state, 16)
     data, fsdp, tensor = shape
     part = (8 // (data * fsdp), size.heads // tensor, 64, size.head_size)
     for slots in jax.tree.leaves(state.cache):
@@ -112,6 +112,18 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once():
     for row, prompt in enumerate(prompts):
         keys = [state.cache[1]["key"][row, :, : len(prompt)] for state in states]
         np.testing.assert_allclose(*keys, atol=1e-5)
+
+
+def test_a_token_copies_no_cache_be_it_wider_than_the_products():
+    size, params, _ = golden.load("c")
+    decoder = Decoder(size, Compute("bfloat16", cache_dtype="float32"))
+    params = for_decoding(params, size, "bfloat16")
+    state = prefill(decoder, Sampling(new_tokens=2), params, [[5, 6], [7]])
+    program = _decode.lower(decoder, rules(Sampling()), 2, params, state).compile().as_text()
+    shape = r"\[2,1,64,16\]"
+    assert re.search(rf"f32{shape}.* scatter\(", program)
+    assert not re.search(rf"f32{shape}\S* copy\(", program)
+    assert not re.search(rf"bf16{shape}", program)
 
 
 def test_each_row_has_its_own_limit_and_stops():

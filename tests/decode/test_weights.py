@@ -38,9 +38,9 @@ def test_a_column_of_zeros_stays_zero():
 
 
 def test_int8_and_bfloat16_generate_through_the_same_decoder():
-    size, params, content = golden.load("a")
-    prompts = [content["prompt_1"].tolist(), content["prompt_3"].tolist()]
-    for dtype, int8 in (("float32", True), ("bfloat16", True), ("bfloat16", False)):
+    size, params, _ = golden.load("c")
+    prompts = [[5, 6, 7], [9]]
+    for dtype, int8 in (("bfloat16", True), ("bfloat16", False)):
         tree = for_decoding(params, size, dtype, int8)
         kinds = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Int8))
         assert any(isinstance(kind, Int8) for kind in kinds) == int8

@@ -8,6 +8,7 @@ import pytest
 from polylm_jax import config
 from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
+from polylm_jax.model.parameters import count
 from polylm_jax.plan import estimate
 from polylm_jax.plan.compile import check, too_large
 from polylm_jax.plan.report import make_plan
@@ -173,3 +174,20 @@ def test_a_search_writes_the_winner_as_a_gin_file_and_asks_the_compiler_once(tmp
     assert len(kept) == 1
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+
+
+def test_decoding_on_one_chip_is_compiled_and_compared(tmp_path, capsys):
+    record = tmp_path / "decode.json"
+    command = ["plan", "--decode=int8", f"--gin_file={RUNS}/polylm_1b7.gin", "--slice=v6e-4"]
+    command += [f"--json={record}", *gin_flags(SMALL)]
+    assert main(command) == 0
+    plan, words = json.loads(record.read_text()), capsys.readouterr().out
+    size = Size(**{name[6:]: n for name, n in SMALL.items() if name.startswith("model.")})
+    # a byte for each kernel's and table's weight, four for the few others and the scales
+    assert 1 < plan["weights"] / count(size) < 1.2
+    assert plan["cache"] == 2 * size.layers * size.context * size.d_model * 2
+    for part in ("reading", "adding"):
+        assert plan["weights"] + plan["cache"] < plan[part] < 3 * plan["weights"]
+    assert "It fits" in words
+    assert main([*command, "--memory=0.001"]) == 1
+    assert "It does not fit" in capsys.readouterr().out
