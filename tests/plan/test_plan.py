@@ -48,8 +48,8 @@ def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(
 ):
     file, record = RUNS / f"polylm_1b7_{ending}.gin", tmp_path / "plan.json"
     command = ["plan", f"--gin_file={file}", f"--json={record}", f"--out={tmp_path}"]
-    rows = 2 * slice_of(slice_name).chips
-    flags = gin_flags(SMALL | {"train.batch": rows})
+    chips = slice_of(slice_name).chips
+    flags = gin_flags(SMALL | {"train.batch": 2 * chips, "mesh.fsdp": min(chips, 32)})
     assert main([*command, f"--slice={slice_name}", *flags]) == 0
     plan, words = json.loads(record.read_text()), capsys.readouterr().out
     assert plan["slice"]["name"] == slice_name
@@ -107,7 +107,8 @@ def test_recomputation_costs_no_more_than_a_forward_pass():
 
 
 def test_parameters_by_kind_are_twelve_bytes_each_over_all_chips():
-    run, where = parsed("polylm_13b_v5p_128", {}), slice_of("v5p-128")
+    one_copy = {"mesh.data": 1, "mesh.fsdp": 64}
+    run, where = parsed("polylm_13b_v5p_128", one_copy), slice_of("v5p-128")
     kinds = estimate.memory_by_kind(run, where)
     state = (kinds["parameters"] + kinds["optimizer"]) * where.chips
     assert state == pytest.approx(12 * 13_906_790_400, rel=0.02)  # norms are whole on each
@@ -164,7 +165,7 @@ def test_a_search_proposes_only_what_divides_and_fits_the_fastest_first():
 def test_a_search_writes_the_winner_as_a_gin_file_and_asks_the_compiler_once(tmp_path, capsys):
     file = RUNS / "polylm_1b7_v5e_256.gin"
     command = ["plan", "--search", "--best=1", "--slice=v5e-4", f"--gin_file={file}"]
-    command += [f"--out={tmp_path}", *gin_flags(SMALL | {"train.batch": 16})]
+    command += [f"--out={tmp_path}", *gin_flags(SMALL | {"train.batch": 16, "mesh.fsdp": 4})]
     assert main(command) == 0
     found = tmp_path / "polylm_1b7_v5e_256_v5e-4_found.gin"
     config.parse([str(found)], [])
