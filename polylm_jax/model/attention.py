@@ -50,19 +50,23 @@ def _forward(query, key, value, visible):
 
 
 def _backward(residuals, gradient):
+    # Scores are made again as [keys, queries], as the gradients of key and value want them.
     query, key, value, visible, normalizer, mixed = residuals
     dtype = value.dtype
-    weights = jnp.exp(_scores(query, key, visible) - normalizer)
-    along = (gradient.astype(FLOAT32) * mixed).sum(-1).swapaxes(1, 2)[..., None]
-    slope = dot("bqhd,bkhd->bhqk", gradient, value, FLOAT32) - along
+    weights = jnp.exp(_scores(key, query, visible.swapaxes(1, 2)) - normalizer.swapaxes(2, 3))
+    along = (gradient.astype(FLOAT32) * mixed).sum(-1).swapaxes(1, 2)[:, :, None]
+    slope = dot("bkhd,bqhd->bhkq", value, gradient, FLOAT32) - along
     slope = (slope * weights * query.shape[-1] ** -0.5).astype(dtype)
-    query_gradient = dot("bhqk,bkhd->bhqd", slope, key, FLOAT32).swapaxes(1, 2)
-    # Written transposed: [size, queries] x [queries, keys] moves the small operand, not the large.
-    key_gradient = dot("bhdq,bhqk->bhdk", query.transpose(0, 2, 3, 1), slope, FLOAT32)
-    across = gradient.transpose(0, 2, 3, 1)
-    value_gradient = dot("bhdq,bhqk->bhdk", across, weights.astype(dtype), FLOAT32)
-    back = lambda x: x.transpose(0, 3, 1, 2).astype(dtype)  # noqa: E731
-    return query_gradient.astype(dtype), back(key_gradient), back(value_gradient), None
+    key_gradient = dot("bhkq,bqhd->bhkd", slope, query, FLOAT32).swapaxes(1, 2)
+    value_gradient = dot("bhkq,bqhd->bhkd", weights.astype(dtype), gradient, FLOAT32).swapaxes(1, 2)
+    # [size, keys] x [keys, queries] moves the small operand, not the large
+    query_gradient = dot("bhdk,bhkq->bhdq", key.transpose(0, 2, 3, 1), slope, FLOAT32)
+    return (
+        query_gradient.transpose(0, 3, 1, 2).astype(dtype),
+        key_gradient.astype(dtype),
+        value_gradient.astype(dtype),
+        None,
+    )
 
 
 attention.defvjp(_forward, _backward)
