@@ -4,16 +4,11 @@ To try: polylm bench decode --gin_file=gin_configs/runs/demo.gin --vs=torch
 And what int8 costs a run in perplexity: polylm bench decode --run=runs/demo
 """
 
-import importlib.util
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from polylm_jax.bench.peer import PeerProcess, peer_python, torch_device
 from polylm_jax.chips import chip_of
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import decode_some
 from polylm_jax.decode.weights import for_decoding
-from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder, empty_cache, logits
 from polylm_jax.model.parameters import Init
 from polylm_jax.sizes import Size
@@ -54,7 +49,10 @@ def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -
     }
     prompt, new = size.context // 4, min(NEW, size.context // 2)
     bandwidth = bandwidth_here()
-    peer = Peer(size, compute, python) if vs_torch else None
+    peer = None
+    if vs_torch:
+        told = {"dtype": compute.dtype, "device": torch_device(jax.default_backend())}
+        peer = PeerProcess(peer_python(python), "decode_peer.py", asdict(size) | told)
     batches = {}
     try:
         for batch in BATCHES:
@@ -64,7 +62,7 @@ def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -
                 for name, tree in weights.items():
                     rounds[name].append(ours(decoder, tree, batch, prompt, new))
                 if peer:
-                    rounds["transformers"].append(peer.times(batch, prompt, new))
+                    rounds["transformers"].append(peer.ask(batch, prompt, new))
             speeds = {}
             for name, taken in rounds.items():
                 seconds = {key: statistics.median(t[key] for t in taken[1:]) for key in taken[0]}
@@ -166,49 +164,6 @@ def perplexity(decoder: Decoder, params: Any, tokens: np.ndarray, rows: int = 1)
 
     parts = jnp.asarray(tokens).reshape(-1, rows, length + 1)
     return math.exp(float(jax.jit(lambda parts: jax.lax.map(nats, parts))(parts).mean()))
-
-
-class Peer:
-    """decode_peer.py in a process of its own, which waits while others work."""
-
-    def __init__(self, size: Size, compute: Compute, python: str) -> None:
-        if not python:
-            if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-                raise UserError(
-                    "--vs=torch needs torch and transformers; install polylm_jax[peer], or name "
-                    "an interpreter that has them with --peer_python=PATH."
-                )
-            python = sys.executable
-        device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-        told = {**asdict(size), "dtype": compute.dtype, "device": device}
-        self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name("decode_peer.py")), json.dumps(told)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules beside the script are not its own
-        )
-        self.about = self._answer()
-
-    def times(self, batch: int, prompt: int, new: int) -> dict[str, float]:
-        """Seconds, as `ours` gives them."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{batch} {prompt} {new}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.close()
-            raise UserError("the torch peer ended early; mend what it says or leave out --vs.")
-        return json.loads(line)
 
 
 def show(result: dict, console: Console) -> None:

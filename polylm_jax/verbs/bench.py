@@ -12,9 +12,12 @@ from rich.console import Console
 from polylm_jax import config
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
+from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
+from polylm_jax.bench.step import Work
 from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import open_store
+from polylm_jax.parallel import platform
 from polylm_jax.verbs.model_of import model_of
 
 
@@ -50,10 +53,11 @@ def _data(given: argparse.Namespace) -> dict:
 
 
 def _train(given: argparse.Namespace) -> dict:
+    platform.prepare(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training, rows = config.get("train"), config.get("rows")
-    work = bench_train.Work(
+    work = Work(
         config.get("model"),
         config.get("init"),
         config.get("compute"),
@@ -73,7 +77,7 @@ def _train(given: argparse.Namespace) -> dict:
     )
     if trace:
         print(f"The trace is in {trace}.")
-    bench_train.show(result, Console())
+    tables.show(result, Console())
     return asdict(result)
 
 
