@@ -22,14 +22,6 @@ def texts_of(capsys, prompts, *flags):
     return out[out.index(f"[{prompts[0]}]") :]
 
 
-def test_each_prompt_gives_in_company_what_it_gives_alone(run, capsys):
-    flags = [f"--run={run}", "--gin.sampling.temperature=1.0"]
-    flags += ["--gin.sampling.new_tokens=8"]
-    prompts = ["El sol y la luna", "猫"]
-    together = texts_of(capsys, prompts, *flags)
-    assert together == "\n".join(texts_of(capsys, [prompt], *flags) for prompt in prompts)
-
-
 def test_texts_go_to_a_file(run, tmp_path, capsys):
     shown = texts_of(capsys, ["Die"], f"--run={run}", f"--out={tmp_path}/texts.txt")
     written = (tmp_path / "texts.txt").read_text(encoding="utf-8")
@@ -83,11 +75,11 @@ def test_a_run_without_a_whole_checkpoint_is_one_sentence(tmp_path, capsys):
     assert "no whole checkpoint" in capsys.readouterr().err
 
 
-def test_a_file_of_prompts_gives_what_they_give_one_by_one(run, tmp_path, capsys):
+def test_a_file_of_prompts_gives_what_they_give_in_other_company(run, tmp_path, capsys):
     prompts = ["El sol y la luna", "猫", "Das", "a", "b"]
     asked, out = tmp_path / "prompts.jsonl", tmp_path / "texts.jsonl"
     asked.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    flags = [f"--run={run}", "--gin.sampling.new_tokens=6"]
+    flags = [f"--run={run}", "--gin.sampling.new_tokens=6", "--gin.sampling.temperature=1.0"]
     assert main(["generate", *flags, f"--prompts={asked}", f"--out={out}", "--batch=4"]) == 0
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [record["prompt"] for record in records] == prompts
