@@ -35,6 +35,7 @@ from polylm_jax.files import MANIFEST
 BATCH = 512  # rows
 TEXT = 30_000_000  # bytes to work on: a small corpus is taken several times, or files' costs show
 RUN_LENGTH = 2048  # tokens in a row of the paper's runs, of four bytes each for 256,000 pieces
+LARGE = 2**29  # bytes of such a store, more than any cache holds
 ROUNDS = 4  # of tokenizing, ours and bare in turn
 WARM = 6  # seconds before seqio is timed: it fills a shuffle buffer for each source
 TURNS, SECONDS = 20, 0.3  # of the feeds, and how long each
@@ -56,7 +57,7 @@ def run(corpus_path: str, tokenizer: Tokenizer, schedule: Schedule, length: int)
         packed = packing_speed(text, tokenizer, f"{folder}/rows", length)
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             build(RowSettings(f"{folder}/long", RUN_LENGTH), text, tokenizer)
-        _widen(Path(folder, "long"))
+        _like_a_runs(Path(folder, "long"))
         fed = {}
         for name in ("rows", "long"):
             store = open_store(f"{folder}/{name}")
@@ -110,15 +111,28 @@ def _enough(corpus_path: str, path: str) -> str:
     return path
 
 
-def _widen(path: Path) -> None:
-    """Give a store ids of four bytes, which a vocabulary of more than 65,536 pieces has."""
+def _like_a_runs(path: Path) -> None:
+    """Give a store what a run's has: ids of four bytes, and rows that no cache holds.
+
+    A vocabulary of more than 65,536 pieces needs the former; for the latter each source of one
+    shard has its rows several times.
+    """
     manifest = json.loads((path / MANIFEST).read_text())
-    for source, splits in manifest["sources"].items():
-        for entry in splits.values():
-            for shard in entry["shards"]:
-                file = path / source / shard["file"]
-                np.fromfile(file, manifest["dtype"]).astype("<u4").tofile(file)
-                shard["bytes"] = file.stat().st_size
+    entries = [
+        (source, entry)
+        for source, splits in manifest["sources"].items()
+        for entry in splits.values()
+    ]
+    size = 4 * sum(entry["tokens"] for _, entry in entries)
+    most = max(entry["rows"] for _, entry in entries)
+    times = max(1, min(LARGE // size, manifest["made_from"]["shard_rows"] // most))
+    for source, entry in entries:
+        for shard in entry["shards"]:
+            file = path / source / shard["file"]
+            ids = np.fromfile(file, manifest["dtype"]).astype("<u4")
+            np.append(np.tile(ids[:-1], times), ids[-1]).tofile(file)
+            shard["bytes"] = file.stat().st_size
+        entry["rows"] *= times
     (path / MANIFEST).write_text(json.dumps(manifest | {"dtype": "uint32"}))
 
 

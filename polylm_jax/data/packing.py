@@ -16,9 +16,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from struct import pack
 from typing import NamedTuple
 
 import numpy as np
@@ -204,24 +205,24 @@ def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
     The file holds the number of documents, the size of their text in bytes, the documents as in
     the store but with tokens counted from the part's first, and the tokens.
     """
-    batches, lengths, places, size = [np.empty(0, job.dtype)], [0], [], 0
+    packed, lengths, places, size = [], [0], [], 0
     begin = part.number * job.part_bytes
     text = job.text(part.source, part.split)
     for batch in _batches(_documents(text, begin, begin + job.part_bytes)):
-        texts = [text for _, text in batch]
+        texts = [text.encode() for _, text in batch]
         ids = job.tokenizer.processor.encode(texts, add_eos=True, num_threads=1)
-        batches.append(np.fromiter(chain.from_iterable(ids), job.dtype))
+        # half as dear again through NumPy, an integer at a time
+        packed += [pack(f"{len(some)}{job.dtype.char}", *some) for some in ids]
         lengths += map(len, ids)
         places += [place for place, _ in batch]
-        size += sum(len(text.encode()) for text in texts)
-    tokens = np.concatenate(batches)
+        size += sum(map(len, texts))
     documents = np.empty(len(places), DOCUMENT)
     documents["token"], documents["byte"] = np.cumsum(lengths)[:-1], places
     with new_file(job.tokens(part), job.scratch) as file:
         np.array([len(documents), size], "<i8").tofile(file)
         documents.tofile(file)
-        tokens.tofile(file)
-    return part, len(tokens)
+        file.write(b"".join(packed))
+    return part, sum(lengths)
 
 
 def _documents(file: Path, begin: int, end: int) -> Iterator[tuple[int, str]]:
@@ -231,14 +232,18 @@ def _documents(file: Path, begin: int, end: int) -> Iterator[tuple[int, str]]:
             # the line that the part's first byte may lie in belongs to the part before
             lines.seek(begin - 1)
             lines.readline()
-        while (place := lines.tell()) < end and (line := lines.readline()):
+        place = lines.tell()
+        for line in lines:
+            if place >= end:
+                return
             try:
-                text = json.loads(line)["text"]
+                text = json.loads(line.decode())["text"]
             except (ValueError, LookupError, TypeError):
                 raise UserError(
                     f"{file} is damaged at its byte {place:,}; run polylm corpus again."
                 ) from None
             yield place, text
+            place += len(line)
 
 
 def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
