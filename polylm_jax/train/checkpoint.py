@@ -153,7 +153,7 @@ def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Me
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     """The saved meta of a step. Raises one of DAMAGE where it is not as it was saved."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.pop("meta_checksum") != _meta_checksum(meta):
+    if meta.pop("meta_checksum", None) != _meta_checksum(meta):
         raise ValueError("the meta was altered after it was saved")
     return meta
 
@@ -302,7 +302,7 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
                 ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
             )
         params = restored["params"]
-        if not meta.get("imported") and int(_state_checksum(params)) != meta["params_checksum"]:
+        if not meta.get("imported") and int(_state_checksum(params)) != meta.get("params_checksum"):
             raise ValueError("the parameters were altered after they were saved")
     except DAMAGE as error:
         if any(word in str(error) for word in OUT_OF_REACH):

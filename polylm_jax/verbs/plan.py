@@ -129,12 +129,17 @@ def _decode(given: argparse.Namespace, name: str, where: Slice) -> None:
         raise UserError(f"{name} does not fit; int8 weights or a smaller model.context would help.")
 
 
-def _certify(given: argparse.Namespace) -> None:
-    text = Path(given.certify).read_text()
+def _around_the_table(path: str) -> tuple[str, str, str]:
+    text = Path(path).read_text()
     if not all(text.count(mark) == 1 for mark in MARKS):
-        raise UserError(f"{given.certify} has no table between the marks {' and '.join(MARKS)}.")
+        raise UserError(f"{path} has no table between the marks {' and '.join(MARKS)}.")
     before, rest = text.split(MARKS[0])
-    former, after = rest.split(MARKS[1])
+    table, after = rest.split(MARKS[1])
+    return before, table, after
+
+
+def _certify(given: argparse.Namespace) -> None:
+    _, former, _ = _around_the_table(given.certify)
     rows, failed = {}, []
     for file in sorted(Path("gin_configs/runs").glob("*.gin")):
         if not re.search(rf"_({'|'.join(FAMILIES)})_\d+$", file.stem):
@@ -151,6 +156,7 @@ def _certify(given: argparse.Namespace) -> None:
         print(rows[file.stem], "" if rows[file.stem] == old else "(new)", flush=True)
         failed += [] if plan.fits else [file.stem]
     made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
+    before, _, after = _around_the_table(given.certify)  # again: it may have been edited meanwhile
     Path(given.certify).write_text(before + MARKS[0] + made + MARKS[1] + after)
     print(f"The table is in {given.certify}.")
     if failed:
