@@ -40,7 +40,7 @@ from polylm_jax.errors import UserError
 
 Points = tuple[tuple[float, float], ...]
 MOST_EPOCHS = 4  # reading a source again is nearly as good as new text, Muennighoff et al. 2023
-BLOCK = 1 << 12  # rows that are ordered at once
+BLOCK = 1 << 14  # rows that are ordered at once
 HORIZON = 1 << 40  # rows after which a run has no order
 UNIT = 1_000_000  # F is compared in millionths of a row, so that whole rows are met exactly
 MARGIN = UNIT // 4  # by which a cap is met, far above the rounding of F summed over sources
@@ -378,22 +378,26 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     before, after = _boundary(curriculum, first), _boundary(curriculum, first + BLOCK)
     source = np.repeat(every, after - before)
     unit = np.arange(BLOCK) + (after - np.cumsum(after - before))[source]
-    released = _last(curriculum, source, unit * UNIT, first, first + BLOCK) - first
-    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1) - first
+    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1)
+    # A unit is released when the one before is overdue, unless F rests on the whole number between.
+    released = np.roll(deadline, 1)
+    rests = _due(curriculum, released + 1, source) == unit * UNIT
+    alone = np.flatnonzero(rests | (unit == before[source]))
+    released[alone] = _last(curriculum, source[alone], unit[alone] * UNIT, first, first + BLOCK)
     # Units are named by their place from the latest deadline on; a later source yields.
-    latest = np.argsort(deadline.astype(np.uint16), kind="stable")[::-1]
-    released = released[latest].astype(np.uint16)
-    arrivals = np.argsort(released, kind="stable").tolist()
+    latest = np.argsort((deadline - first).astype(np.uint16), kind="stable")[::-1]
+    released = (released[latest] - first).astype(np.uint16)
+    arrivals = np.argsort(released, kind="stable")
     ready: list[int] = []
-    order, arrived = [], 0
-    for arrive in np.cumsum(np.bincount(released, minlength=BLOCK)).tolist():
-        while arrived < arrive:
-            insort(ready, arrivals[arrived])
-            arrived += 1
-        order.append(ready.pop())
+    order: list[int] = []
+    for arrival, row in zip(arrivals.tolist(), released[arrivals].tolist(), strict=True):
+        while len(order) < row:
+            order.append(ready.pop())
+        insort(ready, arrival)
+    order += ready[::-1]
     epoch, place = np.divmod(unit, curriculum.rows[source])
-    row = _visited(curriculum, source, epoch, place)
-    return np.stack([source, epoch, row])[:, latest[order]]
+    visited = _visited(curriculum, source, epoch, place)
+    return np.stack([source, epoch, visited])[:, latest[order]]
 
 
 def _visited(

@@ -179,7 +179,7 @@ def test_a_new_process_finds_the_same_rows():
     plan = make(Schedule(non_english=((0, 0.3), (1e9, 0.6)), weights=((0, names),)))
     sources, rows = locate(plan, 100_000_000, 100_000_012)
     assert sources.tolist() == [0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 1]
-    assert rows.tolist() == [596, 952, 638, 312, 812, 944, 589, 409, 743, 683, 706, 471]
+    assert rows.tolist() == [382, 254, 371, 775, 348, 230, 387, 575, 604, 385, 315, 757]
 
 
 def test_to_start_anywhere_touches_as_little_as_to_start_at_the_beginning(realistic):

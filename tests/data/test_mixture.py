@@ -9,7 +9,7 @@ import pytest
 import seqio
 
 from polylm_jax.__main__ import main
-from polylm_jax.data.curriculum import Schedule, consumed, make_curriculum, share
+from polylm_jax.data.curriculum import BLOCK, Schedule, consumed, make_curriculum, share
 from polylm_jax.data.feed import read_rows
 from polylm_jax.data.mixture import register
 from polylm_jax.data.rows import open_store
@@ -19,7 +19,7 @@ from tests.data.sentences import SENTENCES
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 16
-FAR = 3 * 4096 - 50  # the rows after it cross from one of the curriculum's blocks to the next
+FAR = 3 * BLOCK - 50  # the rows after it cross from one of the curriculum's blocks to the next
 TEXTS = {code: SENTENCES[code] * 8 for code in ("en", "de", "th")} | {
     # too little to hold any out
     "en-de": [f"Good morning, {number}.\nGuten Morgen, {number}." for number in range(60)]
