@@ -20,6 +20,7 @@ from polylm_jax.chips import chip_of
 from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import count, decay_mask, shapes
+from polylm_jax.model.products import dot
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
     batch_sharding,
@@ -127,8 +128,9 @@ def limits_of(mesh: Mesh, dtype: str) -> Limits:
     chip = chip_of(mesh.devices.flat[0].device_kind)
     if chip:
         return Limits(chip.flops, chip.bandwidth, chip.links, measured=False)
-    square = jnp.ones((2048, 2048), COMPUTE_DTYPES[dtype])
-    flops = 2 * 2048**3 / min(_seconds(jax.jit(jnp.matmul), square, square))
+    kind = COMPUTE_DTYPES[dtype]
+    square, product = jnp.ones((2048, 2048), kind), jax.jit(lambda x: dot("ij,jk->ik", x, x, kind))
+    flops = 2 * 2048**3 / min(_seconds(product, square))
     vector = jnp.ones(2**25, jnp.float32)
     bandwidth = 2 * vector.nbytes / min(_seconds(jax.jit(lambda x: x + 1), vector))
     # fake devices share one processor and one memory, which is their link too

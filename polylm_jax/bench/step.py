@@ -96,16 +96,16 @@ def memory_of(compiled: Any) -> Memory:
 
 
 class Step:
-    """A compiled step with its state and a batch, on the devices."""
+    """A step with its state and a batch, on the devices. compiled: of work, set before a step."""
 
-    def __init__(self, compiled: Any, work: Work, mesh: Mesh) -> None:
-        self.compiled = compiled
+    compiled: Any
+
+    def __init__(self, work: Work, mesh: Mesh) -> None:
         self.batch = random_batch(work, mesh)
         abstract = abstract_state(work.size, work.init, work.optimizer, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         fresh = jax.jit(make_state(work.size, work.init, work.optimizer), out_shardings=shardings)
         self.state = fresh(jax.random.key(0))
-        self.times(WARM_UP)
 
     def once(self) -> None:
         """One step, from devices at rest to devices at rest."""

@@ -1,4 +1,4 @@
-"""What `polylm bench train` found, as tables."""
+"""What `polylm bench train` and `polylm bench choices` found, as tables."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from polylm_jax.bench import tracing
+from polylm_jax.bench.choices import Choice
 from polylm_jax.bench.step import Pace
 from polylm_jax.bench.train import FORMULA, Result
 
@@ -54,6 +55,17 @@ def show(result: Result, console: Console) -> None:
     if result.roofline:
         console.print(_roofline_table(result))
     print(json.dumps(asdict(result)))
+
+
+def show_choices(choices: list[Choice], console: Console) -> None:
+    """Prints the choices as a table, and as JSON on the last line."""
+    right = [Column(name, justify="right") for name in ("temporary memory", "median")]
+    table = Table("part", "choice", *right, title="What each choice costs")
+    for choice in choices:
+        took = "does not fit" if choice.seconds is None else f"{choice.seconds * 1e3:,.1f} ms"
+        table.add_row(choice.part, choice.name, _bytes(choice.temporary), took)
+    console.print(table)
+    print(json.dumps([asdict(choice) for choice in choices]))
 
 
 def _operations_table(operations: list[tracing.Operation]) -> Table:

@@ -20,7 +20,16 @@ from jax.sharding import Mesh
 
 from polylm_jax.bench import roofline, tracing
 from polylm_jax.bench.peer import PeerProcess, peer_python, torch_device
-from polylm_jax.bench.step import Memory, Pace, Step, Work, compile_step, memory_of, pace_of
+from polylm_jax.bench.step import (
+    WARM_UP,
+    Memory,
+    Pace,
+    Step,
+    Work,
+    compile_step,
+    memory_of,
+    pace_of,
+)
 from polylm_jax.data.curriculum import make_curriculum
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import open_store
@@ -156,7 +165,9 @@ def run(
         if feed:
             stack.enter_context(contextlib.closing(feed))
         compiled, compile_seconds = compile_step(work, mesh, sources)
-        step = Step(compiled, work, mesh)
+        step = Step(work, mesh)
+        step.compiled = compiled
+        step.times(WARM_UP)
         ours = []
         for n in rounds:
             if peer and not alone:

@@ -4,6 +4,7 @@ All have one meaning; `polylm_jax.parallel.sharding.attender` chooses by platfor
 take whole rows and the numbers of their documents; only the plain formula serves a cache.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -70,6 +71,25 @@ def _backward(residuals, gradient):
 
 
 attention.defvjp(_forward, _backward)
+
+
+def halves(
+    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
+) -> jax.Array:
+    """The plain formula on whole rows; arguments as of splash, of any length.
+
+    The first half of a long row's queries leaves out the keys behind it, a quarter of all scores:
+    3% of a small step on a CPU, where quarters of a row lost what they left out.
+    """
+    length = query.shape[1]
+    ends = [0, length // 2, length] if length >= 2 * LANES else [0, length]
+    mixed = []
+    for start, stop in pairwise(ends):
+        visible = causal(jnp.arange(start, stop)[None], stop)
+        if documents is not None:
+            visible = visible & same_document(documents)[:, start:stop, :stop]
+        mixed.append(attention(query[:, start:stop], key[:, :stop], value[:, :stop], visible))
+    return jnp.concatenate(mixed, axis=1)
 
 
 def splash(

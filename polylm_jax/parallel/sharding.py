@@ -5,12 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import LANES, attention, causal, cudnn, same_document, splash
+from polylm_jax.model.attention import LANES, cudnn, halves, splash
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.loss import LossAxes
 from polylm_jax.model.parameters import logical_axes
@@ -111,13 +110,11 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
     """
     name = compute.attention
     if name == "auto":
-        name = KERNELS.get(mesh.devices.flat[0].platform, "plain")
+        name = KERNELS.get(mesh.devices.flat[0].platform, "halves")
         if name == "cudnn" and compute.dtype != "bfloat16":
-            name = "plain"
-    if name == "plain":
-        return None
-    if name == "cudnn":
-        return cudnn
+            name = "halves"
+    if name != "splash":
+        return {"plain": None, "halves": halves, "cudnn": cudnn}[name]
 
     heads = spec(("batch", None, "heads", None))
 
@@ -131,10 +128,7 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
                     f'compute.attention = "splash" needs rows of a multiple of {LANES} tokens, '
                     f'not {length}; set rows.length so, or compute.attention = "plain".'
                 )
-            visible = causal(jnp.arange(length)[None], length)
-            if documents is not None:
-                visible = visible & same_document(documents)
-            return attention(query, key, value, visible)
+            return halves(query, key, value, documents)
         return jax.shard_map(
             partial(splash, interpret=interpret),
             mesh=mesh,

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from polylm_jax import config
+from polylm_jax.bench import choices as bench_choices
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import tables
@@ -29,7 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer_python", default="", help="interpreter that has torch")
     decode = parser.add_argument_group("for bench decode")
     decode.add_argument("--run", default="", help="what int8 costs this run in perplexity")
-    train = parser.add_argument_group("for bench train")
+    train = parser.add_argument_group("for bench train and bench choices")
     train.add_argument("--steps", type=int, default=20, help="steps to time")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
     train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
@@ -52,12 +53,13 @@ def _data(given: argparse.Namespace) -> dict:
     return result
 
 
-def _train(given: argparse.Namespace) -> dict:
+def _work() -> Work:
+    """The run's step, with the platform made ready for it."""
     platform.prepare(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training, rows = config.get("train"), config.get("rows")
-    work = Work(
+    return Work(
         config.get("model"),
         config.get("init"),
         config.get("compute"),
@@ -69,7 +71,11 @@ def _train(given: argparse.Namespace) -> dict:
         config.get("curriculum"),
         rows.path,
     )
-    trace = str(Path(training.folder, "profile")) if given.profile else ""
+
+
+def _train(given: argparse.Namespace) -> dict:
+    work = _work()
+    trace = str(Path(config.get("train").folder, "profile")) if given.profile else ""
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
     result = bench_train.run(
@@ -79,6 +85,14 @@ def _train(given: argparse.Namespace) -> dict:
         print(f"The trace is in {trace}.")
     tables.show(result, Console())
     return asdict(result)
+
+
+def _choices(given: argparse.Namespace) -> dict:
+    work = _work()
+    print(f"Timing {given.steps} calls of each, {work.batch} rows of {work.length} tokens.")
+    result = bench_choices.run(work, given.steps)
+    tables.show_choices(result, Console())
+    return {"choices": [asdict(choice) for choice in result]}
 
 
 def _decode(given: argparse.Namespace) -> dict:
@@ -111,4 +125,4 @@ def _int8(given: argparse.Namespace) -> dict:
     return result
 
 
-PARTS = {"data": _data, "train": _train, "decode": _decode}
+PARTS = {"data": _data, "train": _train, "choices": _choices, "decode": _decode}

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import attention, causal, documents_of, same_document, splash
+from polylm_jax.model.attention import (
+    attention,
+    causal,
+    documents_of,
+    halves,
+    same_document,
+    splash,
+)
 from polylm_jax.model.decoder import Compute
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender
@@ -67,8 +74,17 @@ def test_splash_attention_on_a_mesh_equals_the_formula():
     assert_equal(found, with_gradients(formula, DOCUMENTS))
 
 
-def test_automatic_attention_is_plain_on_a_cpu():
-    assert attender(Compute(), make_mesh(MeshShape(1, 8, 1))) is None
+@pytest.mark.parametrize("lanes", [32, 128], ids=["long", "short"])
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "documents"])
+def test_attention_in_halves_equals_the_formula(documents, lanes, monkeypatch):
+    monkeypatch.setattr("polylm_jax.model.attention.LANES", lanes)
+    assert_equal(with_gradients(halves, documents), with_gradients(formula, documents))
+
+
+def test_automatic_attention_is_in_halves_on_a_cpu_and_plain_where_asked():
+    mesh = make_mesh(MeshShape(1, 8, 1))
+    assert attender(Compute(), mesh) is halves
+    assert attender(Compute(attention="plain"), mesh) is None
 
 
 def test_splash_attention_refuses_other_lengths_than_its_blocks():

@@ -1,0 +1,125 @@
+"""What a run's choices cost: each remat policy's step, and the blocked loss beside the plain one.
+
+The programs take turns in one process, so that noise meets all.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from polylm_jax.bench.step import Step, Work, compile_step, memory_of, random_batch
+from polylm_jax.errors import UserError
+from polylm_jax.model.decoder import COMPUTE_DTYPES, REMAT_POLICIES
+from polylm_jax.model.loss import cross_entropy
+from polylm_jax.model.products import FLOAT32, dot
+from polylm_jax.parallel.mesh import make_mesh
+from polylm_jax.parallel.sharding import LOSS_AXES, batch_sharding, parameter_shardings
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice. temporary: bytes the compiler plans on a device beside arguments and results.
+
+    seconds: median of the calls; None where the device has not the memory to run it.
+    """
+
+    part: str
+    name: str
+    temporary: int
+    seconds: float | None
+
+
+def run(work: Work, steps: int) -> list[Choice]:
+    """Each remat policy's step, then the head's loss with its gradients, blocked and plain.
+
+    steps: calls of each program. Raises UserError for a batch that the mesh cannot split.
+    """
+    if steps < 1:
+        raise UserError(f"--steps={steps} measures nothing; give 20 or more.")
+    mesh = make_mesh(work.mesh)
+    with jax.set_mesh(mesh):
+        return _remat(work, steps, mesh) + _loss(work, steps, mesh)
+
+
+def _remat(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
+    programs = {}
+    for policy in REMAT_POLICIES:
+        compute = replace(work.compute, remat=policy)
+        programs[policy] = compile_step(replace(work, compute=compute), mesh, 1)[0]
+    step = Step(work, mesh)
+
+    def call(program: Any) -> None:
+        step.compiled = program
+        step.once()
+
+    return _in_turn("remat", programs, call, steps)
+
+
+def _loss(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
+    """Of one microbatch. The plain loss is optax's, of the same narrow product in float32."""
+    batch, kind = replace(work, batch=work.batch // work.microbatches, microbatches=1), FLOAT32
+    targets = random_batch(batch, mesh)["tokens"][:, 1:]
+    weights = jnp.ones(targets.shape)
+    split = batch_sharding(mesh), parameter_shardings(work.size, mesh)["embedding"]
+    shapes = (*targets.shape, work.size.d_model), (work.size.vocabulary, work.size.d_model)
+    dtypes = COMPUTE_DTYPES[work.compute.dtype], kind
+    normal = lambda: tuple(  # noqa: E731
+        jax.random.normal(jax.random.key(0), *of) for of in zip(shapes, dtypes, strict=True)
+    )
+    operands = jax.jit(normal, out_shardings=split)()
+
+    def blocked(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        block = work.compute.loss_block
+        return cross_entropy(hidden, table, targets, weights, block, LOSS_AXES)[0]
+
+    def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        scores = dot("bld,vd->blv", hidden, table.astype(hidden.dtype), kind)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, targets).sum()
+
+    programs = {
+        name: jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, split))
+        .lower(*operands)
+        .compile()
+        for name, loss in (("blocked", blocked), ("plain", plain))
+    }
+    return _in_turn("loss", programs, lambda p: jax.block_until_ready(p(*operands)), steps)
+
+
+def _in_turn(
+    part: str, programs: dict[str, Any], call: Callable[[Any], Any], steps: int
+) -> list[Choice]:
+    taken: dict[str, list[float]] = {
+        name: [] for name, program in programs.items() if _fits(memory_of(program).planned)
+    }
+    for name in taken:  # the first call warms
+        call(programs[name])
+    for calls in [n for i in range(ROUNDS) if (n := (steps + i) // ROUNDS)]:
+        for name, seconds in taken.items():
+            for _ in range(calls):
+                started = time.perf_counter()
+                call(programs[name])
+                seconds.append(time.perf_counter() - started)
+    return [
+        Choice(
+            part,
+            name,
+            memory_of(program).temporary,
+            statistics.median(taken[name]) if name in taken else None,
+        )
+        for name, program in programs.items()
+    ]
+
+
+def _fits(planned: int) -> bool:
+    """Whether a device has so many bytes; a CPU does not say how many it has."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or planned <= limit
