@@ -117,7 +117,8 @@ def _share_panel(ax: Axes, rows: Rows) -> None:
     ax.set(title="Non-English share of rows", ylim=(0, 1.25 * max(scheduled.max(), single.max())))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _token_axis(ax, rows.tokens[-1])
-    words = f"batches (faint), means of {edges[1]}" if edges[1] > 1 else "batches"
+    sizes = " or ".join(map(str, np.unique(np.diff(edges))))
+    words = "batches" if sizes == "1" else f"batches (faint), means of {sizes}"
     _key(ax, "left", [("schedule", "#86a8bf"), (words, BLUE)])
 
 
@@ -223,8 +224,8 @@ def _group(source: str) -> str:
 
 
 def _windows(steps: int) -> np.ndarray:
-    """Step indices that cut a run into at most 30 windows of one size, the last maybe shorter."""
-    return np.append(np.arange(0, steps, -(-steps // 30)), steps)
+    """Step indices that cut a run into at most 30 windows, whose sizes differ by one at most."""
+    return np.linspace(0, steps, min(steps, 30) + 1).astype(int)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

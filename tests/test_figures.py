@@ -198,3 +198,10 @@ def test_a_skipped_step_leaves_the_running_mean_of_its_neighbours():
     values = np.full(90, 2.0)
     values[40] = np.inf
     assert figures._smooth(values).tolist() == [2.0] * 90
+
+
+@pytest.mark.parametrize("steps", [1, 29, 30, 31, 59, 320])
+def test_windows_cover_a_run_and_none_is_of_few_steps(steps):
+    sizes = np.diff(figures._windows(steps))
+    assert (sizes.sum(), len(sizes)) == (steps, min(steps, 30))
+    assert 1 <= sizes.min() >= sizes.max() - 1
