@@ -14,15 +14,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from polylm_jax.bench.step import Step, Work, compile_step, memory_of, random_batch
-from polylm_jax.errors import UserError
+from polylm_jax.bench.step import (
+    Step,
+    Work,
+    compile_step,
+    memory_of,
+    random_batch,
+    rounds_of,
+)
 from polylm_jax.model.decoder import COMPUTE_DTYPES, REMAT_POLICIES
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.products import FLOAT32, dot
 from polylm_jax.parallel.mesh import make_mesh
 from polylm_jax.parallel.sharding import LOSS_AXES, batch_sharding, parameter_shardings
-
-ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,15 @@ class Choice:
 def run(work: Work, steps: int) -> list[Choice]:
     """Each remat policy's step, then the head's loss with its gradients, blocked and plain.
 
-    steps: calls of each program. Raises UserError for a batch that the mesh cannot split.
+    steps: calls of each program. Raises UserError for none, or a batch that the mesh cannot split.
     """
-    if steps < 1:
-        raise UserError(f"--steps={steps} measures nothing; give 20 or more.")
+    rounds = rounds_of(steps)
     mesh = make_mesh(work.mesh)
     with jax.set_mesh(mesh):
-        return _remat(work, steps, mesh) + _loss(work, steps, mesh)
+        return _remat(work, rounds, mesh) + _loss(work, rounds, mesh)
 
 
-def _remat(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
+def _remat(work: Work, rounds: list[int], mesh: Mesh) -> list[Choice]:
     programs = {}
     for policy in REMAT_POLICIES:
         compute = replace(work.compute, remat=policy)
@@ -61,20 +64,24 @@ def _remat(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
         step.compiled = program
         step.once()
 
-    return _in_turn("remat", programs, call, steps)
+    return _in_turn("remat", programs, call, rounds)
 
 
-def _loss(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
+def _loss(work: Work, rounds: list[int], mesh: Mesh) -> list[Choice]:
     """Of one microbatch. The plain loss is optax's, of the same narrow product in float32."""
-    batch, kind = replace(work, batch=work.batch // work.microbatches, microbatches=1), FLOAT32
-    targets = random_batch(batch, mesh)["tokens"][:, 1:]
+    once = replace(work, batch=work.batch // work.microbatches, microbatches=1)
+    targets = random_batch(once, mesh)["tokens"][:, 1:]
     weights = jnp.ones(targets.shape)
     split = batch_sharding(mesh), parameter_shardings(work.size, mesh)["embedding"]
-    shapes = (*targets.shape, work.size.d_model), (work.size.vocabulary, work.size.d_model)
-    dtypes = COMPUTE_DTYPES[work.compute.dtype], kind
-    normal = lambda: tuple(  # noqa: E731
-        jax.random.normal(jax.random.key(0), *of) for of in zip(shapes, dtypes, strict=True)
-    )
+
+    def normal() -> tuple[jax.Array, jax.Array]:
+        size, key = work.size, jax.random.key(0)
+        dtype = COMPUTE_DTYPES[work.compute.dtype]
+        return (
+            jax.random.normal(key, (*targets.shape, size.d_model), dtype),
+            jax.random.normal(key, (size.vocabulary, size.d_model), FLOAT32),
+        )
+
     operands = jax.jit(normal, out_shardings=split)()
 
     def blocked(hidden: jax.Array, table: jax.Array) -> jax.Array:
@@ -82,7 +89,7 @@ def _loss(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
         return cross_entropy(hidden, table, targets, weights, block, LOSS_AXES)[0]
 
     def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
-        scores = dot("bld,vd->blv", hidden, table.astype(hidden.dtype), kind)
+        scores = dot("bld,vd->blv", hidden, table.astype(hidden.dtype), FLOAT32)
         return optax.softmax_cross_entropy_with_integer_labels(scores, targets).sum()
 
     programs = {
@@ -91,18 +98,17 @@ def _loss(work: Work, steps: int, mesh: Mesh) -> list[Choice]:
         .compile()
         for name, loss in (("blocked", blocked), ("plain", plain))
     }
-    return _in_turn("loss", programs, lambda p: jax.block_until_ready(p(*operands)), steps)
+    return _in_turn("loss", programs, lambda p: jax.block_until_ready(p(*operands)), rounds)
 
 
 def _in_turn(
-    part: str, programs: dict[str, Any], call: Callable[[Any], Any], steps: int
+    part: str, programs: dict[str, Any], call: Callable[[Any], Any], rounds: list[int]
 ) -> list[Choice]:
-    taken: dict[str, list[float]] = {
-        name: [] for name, program in programs.items() if _fits(memory_of(program).planned)
-    }
+    memory = {name: memory_of(program) for name, program in programs.items()}
+    taken: dict[str, list[float]] = {name: [] for name in programs if _fits(memory[name].planned)}
     for name in taken:  # the first call warms
         call(programs[name])
-    for calls in [n for i in range(ROUNDS) if (n := (steps + i) // ROUNDS)]:
+    for calls in rounds:
         for name, seconds in taken.items():
             for _ in range(calls):
                 started = time.perf_counter()
@@ -112,10 +118,10 @@ def _in_turn(
         Choice(
             part,
             name,
-            memory_of(program).temporary,
+            memory[name].temporary,
             statistics.median(taken[name]) if name in taken else None,
         )
-        for name, program in programs.items()
+        for name in programs
     ]
 
 

@@ -269,8 +269,8 @@ def hugging_face(store: Store, curriculum: Curriculum) -> Iterator[np.ndarray]:
 
     everything = [store.read(s, np.arange(store.rows(s))) for s in curriculum.sources]
     first_of = np.cumsum([0, *map(len, everything)])
-    rows = [row for part in everything for row in part]
-    rows = datasets.Dataset.from_dict({"tokens": rows}).with_format("numpy")
+    tokens = [row for part in everything for row in part]
+    rows = datasets.Dataset.from_dict({"tokens": tokens}).with_format("numpy")
     for first in _first_rows():
         source, place = locate(curriculum, first, first + BATCH)
         yield np.asarray(rows[first_of[source] + place]["tokens"])[:, :-1]

@@ -20,6 +20,7 @@ from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state, make_state, make_update
 
 WARM_UP = 2  # steps
+ROUNDS = 5  # in which programs take turns, so that noise meets all
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ def pace_of(seconds: list[float], tokens: int) -> Pace:
     """The pace of steps of so many tokens."""
     low, median, high = np.percentile(seconds, [10, 50, 90]).tolist()
     return Pace(len(seconds), median, low, high, tokens / median)
+
+
+def rounds_of(steps: int) -> list[int]:
+    """Steps of each round, which are so many together. UserError for none."""
+    if steps < 1:
+        raise UserError(f"--steps={steps} measures nothing; give 20 or more.")
+    return [n for i in range(ROUNDS) if (n := (steps + i) // ROUNDS)]
 
 
 def compile_step(work: Work, mesh: Mesh, sources: int) -> tuple[Any, float]:

@@ -29,6 +29,7 @@ from polylm_jax.bench.step import (
     compile_step,
     memory_of,
     pace_of,
+    rounds_of,
 )
 from polylm_jax.data.curriculum import make_curriculum
 from polylm_jax.data.feed import batches
@@ -40,7 +41,6 @@ from polylm_jax.parallel.mesh import make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import flops_per_token
 
-ROUNDS = 5  # of ours and the peer in turn, so that noise meets both
 TRACED = 3  # steps
 SHOWN = 10  # operations
 FORMULA = (
@@ -145,10 +145,8 @@ def run(
     python: interpreter of the peer. trace: folder for a trace of some steps; empty for none.
     Raises UserError for a batch that the mesh cannot split, or a peer that is not there.
     """
-    if steps < 1:
-        raise UserError(f"--steps={steps} measures nothing; give 20 or more.")
+    rounds = rounds_of(steps)
     tokens = work.batch * work.length
-    rounds = [n for i in range(ROUNDS) if (n := (steps + i) // ROUNDS)]
     peer, theirs, alone = None, [], False
     with contextlib.ExitStack() as stack:
         if vs_torch:
