@@ -42,7 +42,7 @@ REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
     "dots": PRODUCTS,
     "none": None,
 }
-ATTENTION = ("auto", "plain", "halves", "cudnn", "splash")
+ATTENTION = ("auto", "plain", "staircase", "cudnn", "splash")
 COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
@@ -57,9 +57,9 @@ class Compute:
 
     dtype: of matrix products, "bfloat16" or "float32".
     remat: what a layer keeps for the backward pass, a name in REMAT_POLICIES.
-    attention: "plain", "halves" (plain, without a quarter of the scores), "cudnn" (GPU, bfloat16
-        only), "splash" (TPU, lengths that are multiples of 128), or "auto", the kernel of the
-        platform where it serves, else halves.
+    attention: "plain", "staircase" (plain, but leaves out up to three eighths of the scores, all
+        masked), "cudnn" (GPU, bfloat16 only), "splash" (TPU, lengths that are multiples of 128),
+        or "auto", the kernel of the platform where it serves, else staircase.
     shard_length: split the residual stream between the layers along the length over mesh
         axis tensor, too (Megatron's sequence parallelism): less memory, the same traffic.
     unroll: layers in one turn of the loop over them: more of them compile longer. All

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import LANES, cudnn, halves, splash
+from polylm_jax.model.attention import LANES, cudnn, splash, staircase
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.loss import LossAxes
 from polylm_jax.model.parameters import logical_axes
@@ -110,11 +110,11 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
     """
     name = compute.attention
     if name == "auto":
-        name = KERNELS.get(mesh.devices.flat[0].platform, "halves")
+        name = KERNELS.get(mesh.devices.flat[0].platform, "staircase")
         if name == "cudnn" and compute.dtype != "bfloat16":
-            name = "halves"
+            name = "staircase"
     if name != "splash":
-        return {"plain": None, "halves": halves, "cudnn": cudnn}[name]
+        return {"plain": None, "staircase": staircase, "cudnn": cudnn}[name]
 
     heads = spec(("batch", None, "heads", None))
 
@@ -128,7 +128,7 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
                     f'compute.attention = "splash" needs rows of a multiple of {LANES} tokens, '
                     f'not {length}; set rows.length so, or compute.attention = "plain".'
                 )
-            return halves(query, key, value, documents)
+            return staircase(query, key, value, documents)
         return jax.shard_map(
             partial(splash, interpret=interpret),
             mesh=mesh,

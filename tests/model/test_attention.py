@@ -12,9 +12,9 @@ from polylm_jax.model.attention import (
     attention,
     causal,
     documents_of,
-    halves,
     same_document,
     splash,
+    staircase,
 )
 from polylm_jax.model.decoder import Compute
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -76,14 +76,14 @@ def test_splash_attention_on_a_mesh_equals_the_formula():
 
 @pytest.mark.parametrize("lanes", [32, 128], ids=["long", "short"])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["row", "documents"])
-def test_attention_in_halves_equals_the_formula(documents, lanes, monkeypatch):
+def test_attention_in_steps_equals_the_formula(documents, lanes, monkeypatch):
     monkeypatch.setattr("polylm_jax.model.attention.LANES", lanes)
-    assert_equal(with_gradients(halves, documents), with_gradients(formula, documents))
+    assert_equal(with_gradients(staircase, documents), with_gradients(formula, documents))
 
 
-def test_automatic_attention_is_in_halves_on_a_cpu_and_plain_where_asked():
+def test_automatic_attention_is_in_steps_on_a_cpu_and_plain_where_asked():
     mesh = make_mesh(MeshShape(1, 8, 1))
-    assert attender(Compute(), mesh) is halves
+    assert attender(Compute(), mesh) is staircase
     assert attender(Compute(attention="plain"), mesh) is None
 
 
