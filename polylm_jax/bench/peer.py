@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from polylm_jax.errors import UserError
+from polylm_jax.parallel.platform import malloc_tunables
 
 
 class PeerProcess:
     """A script of this folder, told a dict at its start; it answers a line with a line of JSON.
 
-    about: the line that it says first, of itself.
+    On a CPU its allocator is told what ours is. about: the line that it says first, of itself.
     """
 
     def __init__(self, python: str, script: str, told: dict[str, Any]) -> None:
+        # modules beside the script are not its own
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        if told.get("device") == "cpu":
+            tunables = [os.environ.get("GLIBC_TUNABLES"), malloc_tunables()]
+            environment["GLIBC_TUNABLES"] = ":".join(filter(None, tunables))
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name(script)), json.dumps(told)],
@@ -26,7 +32,7 @@ class PeerProcess:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules beside the script are not its own
+            env=environment,
         )
         self.about = self._answer()
 

@@ -30,8 +30,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer_python", default="", help="interpreter that has torch")
     decode = parser.add_argument_group("for bench decode")
     decode.add_argument("--run", default="", help="what int8 costs this run in perplexity")
-    train = parser.add_argument_group("for bench train and bench choices")
-    train.add_argument("--steps", type=int, default=20, help="steps to time")
+    step = parser.add_argument_group("for bench train and bench choices")
+    step.add_argument("--steps", type=int, default=20, help="steps to time")
+    train = parser.add_argument_group("for bench train")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
     train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
 
@@ -54,8 +55,8 @@ def _data(given: argparse.Namespace) -> dict:
 
 
 def _work() -> Work:
-    """The run's step, with the platform made ready for it."""
-    platform.prepare(config.get("compute").compile_cache)
+    """The run's step, with the platform made ready for it; it compiles anew, to be timed."""
+    platform.prepare("")
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training, rows = config.get("train"), config.get("rows")

@@ -1,10 +1,9 @@
-"""Compiler flags are added, never replaced, and a second process finds what the first compiled."""
+"""Flags are added, never replaced; what was compiled is found again, and freed memory is kept."""
 
 import subprocess
 import sys
 from types import SimpleNamespace
 
-import jax
 import pytest
 
 from polylm_jax.__main__ import main
@@ -23,6 +22,18 @@ print(float(jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8))).sum()))
 print(sum("cache_hits" in name for name in hits))
 """
 
+FAULTS = """
+import resource, sys
+import numpy as np
+from polylm_jax.parallel import platform
+if sys.argv[1] == "prepared":
+    platform.prepare("", {"JAX_PLATFORMS": "cpu"})
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.full(2**24, 1.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 @pytest.fixture
 def plugins(monkeypatch):
@@ -31,7 +42,16 @@ def plugins(monkeypatch):
     monkeypatch.setattr(platform.importlib.util, "find_spec", installed)
 
 
-def test_what_the_user_set_stays(plugins):
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the functions that prepare called to keep compiled programs or memory."""
+    names = []
+    for name in ("keep_compiled", "keep_memory"):
+        monkeypatch.setattr(platform, name, lambda *_, name=name: names.append(name))
+    return names
+
+
+def test_what_the_user_set_stays(plugins, called):
     environment = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true --xla_dump_to=here"}
     platform.prepare("", environment)
     words = environment["XLA_FLAGS"].split()
@@ -41,12 +61,26 @@ def test_what_the_user_set_stays(plugins):
     assert set(environment) == {"XLA_FLAGS"}
 
 
-def test_a_run_on_the_cpu_is_left_alone(plugins):
+def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
     environment = {"JAX_PLATFORMS": "cpu"}
-    before = jax.config.jax_compilation_cache_dir
     platform.prepare("somewhere", environment)
     assert environment == {"JAX_PLATFORMS": "cpu"}
-    assert jax.config.jax_compilation_cache_dir == before
+    assert called == ["keep_memory"]
+
+
+@pytest.mark.parametrize(
+    ("device", "kept"), [("nvidia0", "keep_compiled"), ("null", "keep_memory")]
+)
+def test_a_plugin_without_its_device_is_a_cpu(device, kept, plugins, called, tmp_path):
+    (tmp_path / device).touch()
+    platform.prepare("somewhere", {}, tmp_path)
+    assert called == [kept]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_memory_that_was_freed_is_used_again():
+    faults = lambda how: int(run_python(FAULTS, {}, how)[-1])  # noqa: E731
+    assert faults("prepared") < 100 < faults("as it is")
 
 
 def test_the_flags_are_shown_with_the_settings(capsys):
@@ -54,24 +88,28 @@ def test_the_flags_are_shown_with_the_settings(capsys):
     shown = capsys.readouterr().out
     assert "# XLA_FLAGS for gpu: --xla_gpu_enable_latency_hiding_scheduler=true" in shown
     assert "# LIBTPU_INIT_ARGS for tpu: --xla_tpu_enable_async" in shown
+    assert "# as GLIBC_TUNABLES for cpu: glibc.malloc.arena_max=1:" in shown
 
 
 def test_a_second_process_finds_what_the_first_compiled_under_the_gpu_flags(tmp_path):
     _, flags = platform.FLAGS["gpu"]
     text = " ".join(f"--{name}={value}" for name, value in flags.items())
 
-    def run():
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(tmp_path)],
-            env={"XLA_FLAGS": text, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
-
+    run = lambda: run_python(PROGRAM, {"XLA_FLAGS": text}, str(tmp_path))  # noqa: E731
     first, second = run(), run()
     assert first[0] == second[0]
     assert int(first[1]) == 0
     assert int(second[1]) > 0
+
+
+def run_python(program, environment, *words):
+    """The words that a program says in a process of its own, on a CPU."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
