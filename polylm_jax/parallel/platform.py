@@ -1,4 +1,4 @@
-"""What a platform's compiler and allocator are told, and where compiled programs stay: one call.
+"""What a platform's compiler and allocator are told, and where compiled programs stay.
 
 The flags overlap collectives with computation. GPU: NVIDIA's list for language models in
 JAX-Toolbox (cuBLAS for products, combined collectives under the latency-hiding scheduler).
@@ -56,35 +56,46 @@ def describe() -> str:
     return "\n".join([*flags, f"# as GLIBC_TUNABLES for cpu: {malloc_tunables()}"])
 
 
-def prepare(
-    compile_cache: str,
-    environment: MutableMapping[str, str] = os.environ,
-    devices: Path = Path("/dev"),
-) -> None:
-    """Sets flags, allocator and compile cache; to be called before JAX starts its backend.
+def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets the flags that training wants; to be called before JAX starts its backend.
 
-    Flags are set for the platforms whose plugin is installed; one that the environment already
-    gives, with any value, stays as it is. compile_cache: folder where compiled programs of
-    accelerators stay between processes, "" for none. A CPU keeps none: its programs are tied
-    to the machine's instruction set and compile in seconds. devices: folder of the system's.
+    They are set for the platforms whose plugin is installed; one that the environment already
+    gives, with any value, stays as it is.
     """
-    found = [
-        platform
-        for platform, plugins in PLUGINS.items()
-        if environment.get("JAX_PLATFORMS", "") != "cpu"
-        and any(map(importlib.util.find_spec, plugins))
-    ]
-    for platform in found:
+    for platform in _installed(environment):
         variable, flags = FLAGS[platform]
         given = environment.get(variable, "")
         named = {word.lstrip("-").partition("=")[0] for word in given.split()}
         added = _text({name: value for name, value in flags.items() if name not in named})
         environment[variable] = f"{given} {added}".strip()
+
+
+def keep(
+    compile_cache: str,
+    environment: MutableMapping[str, str] = os.environ,
+    devices: Path = Path("/dev"),
+) -> None:
+    """Keeps what the next step or run can use; to be called before JAX starts its backend.
+
+    compile_cache: folder where an accelerator's compiled programs stay between processes, ""
+    for none. A CPU keeps freed memory instead: its programs are tied to the machine's instruction
+    set and compile in seconds. devices: folder of the system's.
+    """
     # the compiler for TPUs is installed on machines that only plan for them, too
-    if not any(any(devices.glob(name)) for platform in found for name in DEVICES[platform]):
+    names = [name for platform in _installed(environment) for name in DEVICES[platform]]
+    if not any(any(devices.glob(name)) for name in names):
         keep_memory()
     elif compile_cache:
         keep_compiled(Path(compile_cache).expanduser())
+
+
+def _installed(environment: MutableMapping[str, str]) -> list[str]:
+    """The platforms that have a plugin, where the environment does not ask for the CPU."""
+    if environment.get("JAX_PLATFORMS") == "cpu":
+        return []
+    return [
+        name for name, plugins in PLUGINS.items() if any(map(importlib.util.find_spec, plugins))
+    ]
 
 
 def keep_compiled(folder: Path) -> None:

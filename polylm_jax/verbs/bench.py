@@ -56,7 +56,8 @@ def _data(given: argparse.Namespace) -> dict:
 
 def _work() -> Work:
     """The run's step, with the platform made ready for it; it compiles anew, to be timed."""
-    platform.prepare("")
+    platform.set_flags()
+    platform.keep("")
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training, rows = config.get("train"), config.get("rows")
@@ -99,6 +100,7 @@ def _choices(given: argparse.Namespace) -> dict:
 def _decode(given: argparse.Namespace) -> dict:
     if given.run:
         return _int8(given)
+    platform.keep("")
     size, compute = config.get("model"), config.get("compute")
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")

@@ -13,6 +13,7 @@ from polylm_jax import config
 from polylm_jax.data import tokenizer
 from polylm_jax.decode import weights
 from polylm_jax.model.decoder import Decoder
+from polylm_jax.parallel import platform
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer
 from polylm_jax.train import checkpoint
@@ -35,6 +36,7 @@ class Model:
 @contextlib.contextmanager
 def model_of(given: argparse.Namespace) -> Iterator[Model]:
     """The newest checkpoint of given.run, with its mesh in context and its gin in force."""
+    platform.keep(config.get("compute").compile_cache)
     manager = checkpoint.open_existing(given.run)
     step = manager.latest_step()
     meta = checkpoint.read_meta(manager, step)

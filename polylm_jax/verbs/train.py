@@ -23,7 +23,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    platform.prepare(config.get("compute").compile_cache)
+    platform.set_flags()
+    platform.keep(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training = config.get("train")

@@ -26,8 +26,8 @@ FAULTS = """
 import resource, sys
 import numpy as np
 from polylm_jax.parallel import platform
-if sys.argv[1] == "prepared":
-    platform.prepare("", {"JAX_PLATFORMS": "cpu"})
+if sys.argv[1] == "kept":
+    platform.keep("", {"JAX_PLATFORMS": "cpu"})
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.full(2**24, 1.0)
@@ -44,16 +44,16 @@ def plugins(monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """Names of the functions that prepare called to keep compiled programs or memory."""
+    """Names of the functions that were called to keep compiled programs or memory."""
     names = []
     for name in ("keep_compiled", "keep_memory"):
         monkeypatch.setattr(platform, name, lambda *_, name=name: names.append(name))
     return names
 
 
-def test_what_the_user_set_stays(plugins, called):
+def test_what_the_user_set_stays(plugins):
     environment = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true --xla_dump_to=here"}
-    platform.prepare("", environment)
+    platform.set_flags(environment)
     words = environment["XLA_FLAGS"].split()
     assert words[:2] == ["--xla_gpu_enable_triton_gemm=true", "--xla_dump_to=here"]
     assert sum("triton_gemm" in word for word in words) == 1
@@ -63,7 +63,8 @@ def test_what_the_user_set_stays(plugins, called):
 
 def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
     environment = {"JAX_PLATFORMS": "cpu"}
-    platform.prepare("somewhere", environment)
+    platform.set_flags(environment)
+    platform.keep("somewhere", environment)
     assert environment == {"JAX_PLATFORMS": "cpu"}
     assert called == ["keep_memory"]
 
@@ -73,14 +74,14 @@ def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
 )
 def test_a_plugin_without_its_device_is_a_cpu(device, kept, plugins, called, tmp_path):
     (tmp_path / device).touch()
-    platform.prepare("somewhere", {}, tmp_path)
+    platform.keep("somewhere", {}, tmp_path)
     assert called == [kept]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 def test_memory_that_was_freed_is_used_again():
     faults = lambda how: int(run_python(FAULTS, {}, how)[-1])  # noqa: E731
-    assert faults("prepared") < 100 < faults("as it is")
+    assert faults("kept") < 100 < faults("as it is")
 
 
 def test_the_flags_are_shown_with_the_settings(capsys):
