@@ -39,6 +39,9 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+# Share of a GPU's memory that JAX takes at its start, three quarters by itself; the rest is for
+# the libraries. The older name of the variable, with "PYTHON" in it, may not be set beside it.
+MEMORY, MEMORY_SHARE = "XLA_CLIENT_MEM_FRACTION", "0.92"
 # Packages of which one is there where JAX can use the platform, and what its devices are called.
 PLUGINS = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 DEVICES = {"gpu": ("nvidia*", "dxg"), "tpu": ("accel*", "vfio/*")}
@@ -53,6 +56,7 @@ def describe() -> str:
         f"# {variable} for {platform}: {_text(flags)}"
         for platform, (variable, flags) in FLAGS.items()
     ]
+    flags.append(f"# {MEMORY} for gpu: {MEMORY_SHARE}")
     return "\n".join([*flags, f"# as GLIBC_TUNABLES for cpu: {malloc_tunables()}"])
 
 
@@ -68,6 +72,8 @@ def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
         named = {word.lstrip("-").partition("=")[0] for word in given.split()}
         added = _text({name: value for name, value in flags.items() if name not in named})
         environment[variable] = f"{given} {added}".strip()
+        if platform == "gpu" and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:
+            environment.setdefault(MEMORY, MEMORY_SHARE)
 
 
 def keep(

@@ -58,7 +58,14 @@ def test_what_the_user_set_stays(plugins):
     assert words[:2] == ["--xla_gpu_enable_triton_gemm=true", "--xla_dump_to=here"]
     assert sum("triton_gemm" in word for word in words) == 1
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in words
-    assert set(environment) == {"XLA_FLAGS"}
+    assert set(environment) == {"XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION"}
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_the_share_of_memory_that_the_user_set_stays(name, plugins):
+    environment = {name: "0.5"}
+    platform.set_flags(environment)
+    assert {name: "0.5", "XLA_FLAGS": environment["XLA_FLAGS"]} == environment
 
 
 def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
