@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from polylm_jax.chips import chip_of
-from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
+from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import count, decay_mask, shapes
 from polylm_jax.model.products import dot
@@ -30,11 +30,12 @@ from polylm_jax.parallel.sharding import (
 )
 from polylm_jax.sizes import Size, flops_by_part
 from polylm_jax.train.optimizer import OptimizerSettings, make_optimizer
+from polylm_jax.train.step import sharded_decoder
 
 FLOAT32 = 4  # bytes
 # what the compiler counts for the norm, the clipping, AdamW and its decay, per parameter
 OPTIMIZER_FLOPS = 20
-REPEATS = 5
+REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def compiled_parts(
         return function, (params["embedding"], params["positions"])
 
     def layers(size: Size) -> tuple[Any, tuple]:
-        decoder = Decoder(size, compute, constrain=pin)
+        decoder = sharded_decoder(size, compute, mesh)
 
         def run(params: Any, tokens: jax.Array, slope: jax.Array) -> jax.Array:
             hidden, _ = decoder.apply({"params": params}, tokens)

@@ -4,6 +4,7 @@ import json
 import math
 import stat
 import sys
+from dataclasses import replace
 
 import jax
 import pytest
@@ -185,6 +186,20 @@ def test_work_equals_what_the_compiler_counts():
     for name in ("embedding", "head + loss", "optimizer"):
         assert work[name].bytes <= counted[name]["bytes accessed"], name
         assert work[name].bytes > 0.1 * counted[name]["bytes accessed"], name
+
+
+def test_the_layers_are_timed_with_the_attention_of_the_step():
+    mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+    size, flops = replace(SMALL, context=256), {}
+    for attention in ("plain", "staircase"):
+        compute = replace(FLAT, attention=attention)
+        with jax.set_mesh(mesh):
+            made = roofline.compiled_parts(size, compute, OptimizerSettings(), mesh, 1, 256)
+            function, arguments = made["layers"]()
+            flops[attention] = function.lower(*arguments).compile().cost_analysis()["flops"]
+    # two steps leave out a quarter of the scores, forward and backward
+    left_out = 12 * size.layers * size.d_model * 256**2 / 4
+    assert flops["plain"] - flops["staircase"] == pytest.approx(left_out, rel=0.2)
 
 
 def test_a_folder_without_a_trace_is_one_sentence(tmp_path):
