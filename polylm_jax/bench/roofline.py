@@ -138,6 +138,14 @@ def limits_of(mesh: Mesh, dtype: str) -> Limits:
     return Limits(flops / mesh.size, bandwidth / mesh.size, bandwidth / mesh.size, measured=True)
 
 
+def best(seen: list[Limits]) -> Limits:
+    """The most that was seen of each limit: a busy machine shows less than it has."""
+    flops, bandwidth, links = (
+        max(getattr(one, name) for one in seen) for name in ("flops", "bandwidth", "links")
+    )
+    return Limits(flops, bandwidth, links, seen[0].measured)
+
+
 def parts(
     size: Size,
     compute: Compute,

@@ -166,13 +166,14 @@ def run(
         step = Step(work, mesh)
         step.compiled = compiled
         step.times(WARM_UP)
-        ours = []
+        ours, seen = [], []
         for n in rounds:
             if peer and not alone:
                 theirs.append(peer.ask(n))
             ours.append(step.times(n))
+            seen.append(roofline.limits_of(mesh, work.compute.dtype))
         pace = pace_of([second for seconds in ours for second in seconds], tokens)
-        limits = roofline.limits_of(mesh, work.compute.dtype)
+        limits = roofline.best(seen)
         each = flops_per_token(work.size, work.length)
         rate = pace.tokens_per_second * each / mesh.size
         fed = _fed(step, feed, steps) if feed else None

@@ -166,6 +166,11 @@ def test_the_bound_is_the_slowest_of_the_three():
     assert roofline.Work(10, 10, 100).bound(limits) == (100, "links")
 
 
+def test_a_limit_is_the_most_that_was_seen_of_it():
+    seen = [roofline.Limits(5, 2, 1, measured=True), roofline.Limits(3, 4, 1, measured=True)]
+    assert roofline.best(seen) == roofline.Limits(5, 4, 1, measured=True)
+
+
 def test_work_equals_what_the_compiler_counts():
     mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     settings = OptimizerSettings()
