@@ -1,7 +1,7 @@
 """The real training step on random tokens that lie on the devices: speed, memory, a peer.
 
 On one GPU: polylm bench train --gin_file=gin_configs/runs/polylm_1b7.gin \\
-    --gin.train.batch=16 --vs=torch --roofline --profile --json=train.json
+    --gin.train.batch=16 --gin.compute.remat=dots --vs=torch --roofline --profile --json=train.json
 """
 
 import contextlib

@@ -77,7 +77,7 @@ def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
 
 
 @pytest.mark.parametrize(
-    ("device", "kept"), [("nvidia0", "keep_compiled"), ("null", "keep_memory")]
+    ("device", "kept"), [("nvidia0", "keep_compiled"), ("nvidiactl", "keep_memory")]
 )
 def test_a_plugin_without_its_device_is_a_cpu(device, kept, plugins, called, tmp_path):
     (tmp_path / device).touch()
