@@ -46,7 +46,7 @@ MEMORY, MEMORY_SHARE = "XLA_CLIENT_MEM_FRACTION", "0.92"
 PLUGINS = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 DEVICES = {"gpu": ("nvidia[0-9]*", "dxg"), "tpu": ("accel[0-9]*", "vfio/[0-9]*")}
 # Settings of glibc's malloc, (parameter of mallopt, value): one arena that never gives memory back.
-# Else each step on a CPU has its temporaries from the kernel anew, page by page: 11% of a step.
+# Else each step on a CPU has its temporaries from the kernel anew, page by page: 10% of a step.
 MALLOC = {"arena_max": (-8, 1), "mmap_max": (-4, 0), "trim_threshold": (-1, -1)}
 
 
