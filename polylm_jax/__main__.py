@@ -38,7 +38,7 @@ HELP = f"""{__doc__}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit status: 0, or 1 with one sentence on what to mend."""
+    """Runs a verb; returns its exit status: 0, or another with one sentence on what to mend."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         print(HELP)
@@ -67,10 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not a flag of `polylm {verb}`; see --help.")
         given.overrides = [flag.removeprefix("--gin.") for flag in gin_flags]
         config.parse(given.gin_file, given.overrides)
-        module.run(given)
+        return module.run(given) or 0
     except UserError as error:
         print(f"polylm {verb}: {error}", file=sys.stderr)
-        return 1
+        return error.status
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(
@@ -79,7 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
 
 
 if __name__ == "__main__":

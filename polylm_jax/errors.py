@@ -4,6 +4,8 @@
 class UserError(Exception):
     """Bad input. The message is one sentence that names the file, line or flag and the mend.
 
-    The command line prints it without a stack trace and exits with status 1; everything
-    else that is raised is a defect of ours and keeps its trace.
+    The command line prints it without a stack trace and exits with `status`; everything else that
+    is raised is a defect of ours and keeps its trace.
     """
+
+    status = 1
