@@ -9,12 +9,14 @@ from math import prod
 import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+BETWEEN = "slices"  # what is sent between slices, in the place of mesh axes
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*)? \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _SEVERAL = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
@@ -23,7 +25,7 @@ class Collective:
     """Sends of one kind over the same mesh axes.
 
     count: how often a chip takes part in one step. bytes: what enters one chip in one step,
-    by the ring algorithm. axes: names of mesh axes, "data+fsdp" for both at once.
+    by the ring algorithm. axes: names of mesh axes, "data+fsdp" for both at once, or BETWEEN.
     """
 
     kind: str
@@ -41,20 +43,32 @@ class _Instruction:
     root: bool
 
 
-def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
+def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[Collective]:
     """The program's collectives, those in loops times their trips, largest first.
 
-    text: compiled.as_text() of an SPMD program whose devices are in the mesh's order.
+    text: compiled.as_text() of an SPMD program whose devices are in the mesh's order. slices: into
+    which the first axis of the mesh is cut; the program is then one slice's, which hands what
+    goes to the others to its host.
     A collective that the compiler cuts into pieces, so that other work runs meanwhile, keeps its
     channel and counts once.
     """
     program, entry = _parse(text)
+    first, *others = mesh_shape.items()
+    of_slice = dict([(first[0], first[1] // slices), *others])
+    counts: Counter[tuple[str, str]] = Counter()
+    sent: defaultdict[tuple[str, str], float] = defaultdict(float)
     found: dict[tuple, tuple[int, _Instruction, bool]] = {}
     for name, times in _multiplicities(program, entry).items():
         # the TPU compiler writes a reduce-scatter as a fusion of this name around an all-reduce
         scattered = name.startswith("all-reduce-scatter")
         seen: Counter[tuple] = Counter()
         for one in program[name]:
+            if one.op == "send" and (between := _MEGASCALE.search(one.rest)):
+                kind = between[1].lower().replace("_", "-")
+                counts[kind, BETWEEN] += times
+                # (what is sent, context, token)
+                size = _arrays(one.type)[0] * (slices - 1) / slices
+                sent[kind, BETWEEN] += times * size * (2 if kind == "all-reduce" else 1)
             if one.op.removesuffix("-start") not in KINDS:
                 continue
             channel = re.search(r"channel_id=(\d+)", one.rest)
@@ -65,11 +79,9 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> list[Collective]:
             # a piece may stand in a loop's body; the start does not
             if key not in found or times < found[key][0]:
                 found[key] = (times, one, scattered)
-    counts: Counter[tuple[str, str]] = Counter()
-    sent: defaultdict[tuple[str, str], float] = defaultdict(float)
     for times, one, scattered in found.values():
         kind = one.op.removesuffix("-start")
-        ways, axes = _group(one.rest, mesh_shape)
+        ways, axes = _group(one.rest, of_slice)
         if ways == 1:
             continue
         size = _bytes_in(kind, one, ways, program)

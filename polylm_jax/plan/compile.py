@@ -61,12 +61,21 @@ class Compiled:
     collectives: tuple[Collective, ...] = ()
 
 
-def check(run: Run, where: Slice) -> None:
-    """UserError if the run's mesh does not suit the slice or its batch does not suit the mesh."""
+def whole_mesh(run: Run, where: Slice) -> tuple[int, int, int]:
+    """Ways of data, fsdp and tensor over all slices; UserError where the mesh does not suit."""
+    if run.mesh.slices not in (0, where.slices):
+        raise UserError(
+            f"mesh.slices = {run.mesh.slices}, but {where.name} is {where.slices}; set it to 0."
+        )
     try:
-        data, fsdp, _ = resolve(run.mesh, where.chips)
+        return resolve(run.mesh, where.chips, where.slices)
     except UserError as error:
         raise UserError(str(error).replace("devices here", f"chips of {where.name}")) from None
+
+
+def check(run: Run, where: Slice) -> None:
+    """UserError if the run's mesh does not suit the slice or its batch does not suit the mesh."""
+    data, fsdp, _ = whole_mesh(run, where)
     parts = data * fsdp * run.training.microbatches
     if run.training.batch % parts:
         raise UserError(
@@ -145,7 +154,7 @@ def _compile(run: Run, where: Slice) -> Compiled:
         needed=memory.peak_memory_in_bytes,
         available=where.chip.memory,
         seconds=time.monotonic() - start,
-        collectives=tuple(collectives(compiled.as_text(), shape)),
+        collectives=tuple(collectives(compiled.as_text(), shape, where.slices)),
     )
 
 

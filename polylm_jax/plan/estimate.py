@@ -16,11 +16,11 @@ from jax.sharding import AbstractMesh
 from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
 from polylm_jax.model.loss import positions_per_block
 from polylm_jax.model.parameters import Init, count, shapes
-from polylm_jax.parallel.mesh import AXES, resolve
+from polylm_jax.parallel.mesh import AXES
 from polylm_jax.parallel.sharding import MESH_AXES
-from polylm_jax.plan.collectives import Collective
-from polylm_jax.plan.compile import Run
-from polylm_jax.plan.slices import GPUS_PER_HOST, Slice
+from polylm_jax.plan.collectives import BETWEEN, Collective
+from polylm_jax.plan.compile import Run, whole_mesh
+from polylm_jax.plan.slices import Slice
 from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state
@@ -33,11 +33,12 @@ class Bound:
     compute: float
     memory: float
     links: float
+    network: float
 
     @property
     def seconds(self) -> float:
-        """The bound: all three at once, perfectly overlapped."""
-        return max(self.compute, self.memory, self.links)
+        """The bound: all four at once, perfectly overlapped."""
+        return max(vars(self).values())
 
     @property
     def binds(self) -> str:
@@ -52,7 +53,7 @@ def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
     Logits and head: one block's float32 scores, the embedding gathered over fsdp in the compute
     dtype, and its gradient in float32.
     """
-    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    data, fsdp, tensor = whole_mesh(run, where)
     parameters, optimizer = _state_on_chip(run.size, run.init, run.optimizer, (data, fsdp, tensor))
     rows = run.training.batch // (data * fsdp * run.training.microbatches)
     positions = positions_per_block(run.length, rows, run.compute.loss_block)
@@ -172,7 +173,7 @@ def memory_traffic(run: Run, where: Slice) -> float:
     and the kept activations; each block of the loss reads the embedding twice and updates its
     gradient. What fusions cannot keep on the chip comes on top.
     """
-    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    data, fsdp, tensor = whole_mesh(run, where)
     kinds = memory_by_kind(run, where)
     microbatches, width = run.training.microbatches, _width(run.compute)
     rows = run.training.batch // (data * fsdp * microbatches)
@@ -186,20 +187,25 @@ def memory_traffic(run: Run, where: Slice) -> float:
 
 
 def bound(run: Run, where: Slice, sent: Sequence[Collective]) -> Bound:
-    """The roofline. Collectives at the rate of all links of a chip together; between GPU hosts
-    at the rate of the network, where a group does not fit into one host."""
-    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    """The roofline. Collectives at the rate of all links of a chip together; those of groups that
+    do not fit into what the links reach, a GPU's host or a TPU's slice, at the network's."""
+    data, fsdp, tensor = whole_mesh(run, where)
     steps = dict(zip(AXES, (fsdp * tensor, tensor, 1), strict=True))
-    ways = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-    chip, seconds = where.chip, 0.0
+    ways = dict(zip(AXES, (data // where.slices, fsdp, tensor), strict=True))
+    chip, linked, crossing = where.chip, 0.0, 0.0
     for one in sent:
-        spans = max(steps[axis] * ways[axis] for axis in one.axes.split("+"))
-        between = where.gpu and spans > GPUS_PER_HOST
-        seconds += one.bytes / (chip.network if between and chip.network else chip.links)
+        between = one.axes == BETWEEN or where.wired < max(
+            steps[axis] * ways[axis] for axis in one.axes.split("+")
+        )
+        if between:
+            crossing += one.bytes
+        else:
+            linked += one.bytes
     return Bound(
         compute=sum(flops_on_chip(run, where)) / chip.flops,
         memory=memory_traffic(run, where) / chip.bandwidth,
-        links=seconds,
+        links=linked / chip.links,
+        network=crossing / (chip.network or chip.links),
     )
 
 
@@ -208,20 +214,24 @@ def least_sent(run: Run, where: Slice) -> list[Collective]:
 
     fsdp: each microbatch gathers the layers' weights for the forward and backward pass and
     scatters their gradient, in the compute dtype. tensor: four sums of the stream a layer, two
-    of them again where the backward pass recomputes. data: one sum of the gradient, float32.
+    of them again where the backward pass recomputes. data: one sum of the gradient, float32, of
+    which each chip of a slice sends its part to the other slices.
     """
-    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    data, fsdp, tensor = whole_mesh(run, where)
     microbatches, width = run.training.microbatches, _width(run.compute)
     rows = run.training.batch // (data * fsdp * microbatches)
     weights = count(run.size) / tensor * width
     again = recomputed_flops(run.size, run.compute, run.length) > 0
     stream = rows * run.length * run.size.d_model * width
-    share = {axis: (n - 1) / n for axis, n in zip(AXES, (data, fsdp, tensor), strict=True)}
+    copies = data // where.slices
+    parts = zip((*AXES, BETWEEN), (copies, fsdp, tensor, where.slices), strict=True)
+    share = {axis: (n - 1) / n for axis, n in parts}
     sums = (6 if again else 4) * run.size.layers
     sizes = {
         "data": 2 * share["data"] * count(run.size) / tensor / fsdp * 4,
         "fsdp": 3 * microbatches * share["fsdp"] * weights,
         "tensor": 2 * microbatches * share["tensor"] * sums * stream,
+        BETWEEN: 2 * share[BETWEEN] * count(run.size) / tensor / fsdp / copies * 4,
     }
     return [Collective("all-reduce", axis, 1, size) for axis, size in sizes.items() if size]
 

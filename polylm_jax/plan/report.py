@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from polylm_jax.model.parameters import count
-from polylm_jax.parallel.mesh import AXES, resolve
-from polylm_jax.plan.compile import Compiled, Run
+from polylm_jax.parallel.mesh import AXES
+from polylm_jax.plan.compile import Compiled, Run, whole_mesh
 from polylm_jax.plan.estimate import Bound, bound, flops_on_chip, least_sent, memory_by_kind
 from polylm_jax.plan.slices import Slice, missing_compiler
 
@@ -22,7 +22,7 @@ COLOURS = {
     "logits and head": "#8a6fb3",
     "other": "#98a4af",
 }
-BINDS = {"compute": "compute", "memory": "HBM", "links": "links"}
+BINDS = {"compute": "compute", "memory": "HBM", "links": "links", "network": "network"}
 TABLE_HEAD = """\
 | run | mesh | microbatches | compiles | GiB a chip | bound of a step | days |
 |---|---|---|---|---|---|---|"""
@@ -81,7 +81,7 @@ def make_plan(
 def lines(plan: Plan) -> list[str]:
     """The plan in words."""
     run, where, compiled = plan.run, plan.where, plan.compiled
-    mesh = resolve(run.mesh, where.chips)
+    mesh = whole_mesh(run, where)
     axes = " x ".join(f"{axis} {ways}" for axis, ways in zip(AXES, mesh, strict=True))
     training = run.training
     model, again = flops_on_chip(run, where)
@@ -103,8 +103,8 @@ def lines(plan: Plan) -> list[str]:
         f"A step: {model:.3g} FLOPs a chip, and {again:.3g} recomputed. At the least",
         f"  compute{plan.bound.compute:10.3f} s   at {where.chip.flops:.3g} FLOP/s",
         f"  HBM    {plan.bound.memory:10.3f} s   at {where.chip.bandwidth:.3g} bytes/s",
-        f"  links  {plan.bound.links:10.3f} s   at {where.chip.links:.3g} bytes/s"
-        + (f", {where.chip.network:.3g} between hosts" if where.gpu else ""),
+        f"  links  {plan.bound.links:10.3f} s   at {where.chip.links:.3g} bytes/s",
+        *_network(plan),
         f"What binds: {BINDS[plan.bound.binds]}. A step takes {plan.bound.seconds:.3f} s or more.",
     ]
     if compiled and compiled.collectives:
@@ -122,6 +122,14 @@ def lines(plan: Plan) -> list[str]:
         f"{training.steps:,} steps take {plan.days:.1f} days, {plan.chip_hours:,.0f} chip-hours.",
     ]
     return out
+
+
+def _network(plan: Plan) -> list[str]:
+    where, seconds = plan.where, plan.bound.network
+    if where.chips <= where.wired:
+        return []
+    rate = f"{where.chip.network:.3g} bytes/s between {'hosts' if where.gpu else 'slices'}"
+    return [f"  network{seconds:10.3f} s   at {rate}"]
 
 
 def _verdict(plan: Plan) -> str:
@@ -151,7 +159,8 @@ def _verdict(plan: Plan) -> str:
 def advice(plan: Plan) -> list[str]:
     """Settings that would lower what is too large, the most helpful first."""
     run, where = plan.run, plan.where
-    data, fsdp, tensor = resolve(run.mesh, where.chips)
+    data, fsdp, tensor = whole_mesh(run, where)
+    copies = data // where.slices
     training, steps = run.training, []
     rows = training.batch // (data * fsdp * training.microbatches)
     if run.compute.remat != "full":
@@ -163,8 +172,8 @@ def advice(plan: Plan) -> list[str]:
         parts = next((n for n in divisors if kept * rows / n <= room), divisors[-1])
         steps.append(f"train.microbatches = {training.microbatches * parts}")
         steps.append(f"train.batch = {training.batch // parts}, which is another run")
-    if data > 1:
-        steps.append(f"mesh.data = 1 with mesh.fsdp = {fsdp * data}")
+    if copies > 1:
+        steps.append(f"mesh.data = 1 with mesh.fsdp = {fsdp * copies}")
     if run.compute.loss_block > 512:
         steps.append("compute.loss_block = 512")
     if rows == 1 and run.size.heads % (2 * tensor) == 0 and fsdp % 2 == 0:
@@ -177,7 +186,7 @@ def record(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "slice": asdict(plan.where),
-        "mesh": dict(zip(AXES, resolve(plan.run.mesh, plan.where.chips), strict=True)),
+        "mesh": dict(zip(AXES, whole_mesh(plan.run, plan.where), strict=True)),
         "batch": plan.run.training.batch,
         "microbatches": plan.run.training.microbatches,
         "remat": plan.run.compute.remat,
@@ -199,7 +208,7 @@ def record(plan: Plan) -> dict[str, Any]:
 
 def row(plan: Plan) -> str:
     """The plan as a row of the Markdown table that TABLE_HEAD begins."""
-    mesh, memory = resolve(plan.run.mesh, plan.where.chips), plan.where.chip.memory / GIB
+    mesh, memory = whole_mesh(plan.run, plan.where), plan.where.chip.memory / GIB
     compiled, most = plan.compiled, sum(plan.kinds.values())
     if compiled:
         most = compiled.peak if compiled.fits else compiled.needed

@@ -28,7 +28,7 @@ def candidates(run: Run, where: Slice) -> list[Run]:
     for (data, fsdp, tensor), remat in product(_meshes(run, where), REMAT_POLICIES):
         mesh = MeshShape(data, fsdp, tensor)
         base = replace(run, mesh=mesh, compute=replace(run.compute, remat=remat))
-        rows = run.training.batch // (data * fsdp)
+        rows = run.training.batch // (where.slices * data * fsdp)
         fitting = [
             one
             for n in range(1, rows + 1)
@@ -97,12 +97,12 @@ def as_gin(files: list[str], plan: Plan) -> str:
 
 
 def _meshes(run: Run, where: Slice) -> Iterator[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) of the slice's chips that divides the model and the batch."""
-    size, chips = run.size, where.chips
+    """Every (data, fsdp, tensor) of a slice's chips that divides the model and the batch."""
+    size, chips = run.size, where.chips // where.slices
     divisors = [n for n in range(1, chips + 1) if chips % n == 0]
     for tensor, fsdp in product(divisors, repeat=2):
         data, rest = divmod(chips, tensor * fsdp)
         wanted = [(n, tensor) for n in (size.heads, size.d_ff, size.vocabulary)]
-        wanted += [(size.d_model, fsdp), (run.training.batch, max(1, data * fsdp))]
+        wanted += [(size.d_model, fsdp), (run.training.batch, max(1, where.slices * data * fsdp))]
         if not rest and all(n % ways == 0 for n, ways in wanted):
             yield data, fsdp, tensor

@@ -3,8 +3,10 @@
 import difflib
 import importlib.util
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -51,15 +53,18 @@ LIBTPU = {
 
 @dataclass(frozen=True)
 class Slice:
-    """A number of chips wired together: v5p-128, h100-64.
+    """A number of chips wired together: v5p-128, h100-64; or several such, 2xv5p-512, which the
+    data centre's network joins.
 
-    topology: shape of a TPU slice's network, "4x4x4"; slices x hosts x GPUs of GPUs.
+    chips: of all slices. topology: shape of one TPU slice's network, "4x4x4"; slices x hosts x
+    GPUs of GPUs.
     """
 
     name: str
     family: str
     chips: int
     topology: str
+    slices: int = 1
 
     @property
     def chip(self) -> Chip:
@@ -71,9 +76,20 @@ class Slice:
     def gpu(self) -> bool:
         return self.family == "h100"
 
+    @property
+    def wired(self) -> int:
+        """Chips that `Chip.links` reach: of a GPU's host, of a TPU's slice."""
+        return GPUS_PER_HOST if self.gpu else self.chips // self.slices
+
 
 def slice_of(name: str) -> Slice:
-    """The slice of a name such as "v5p-128"; a UserError with the nearest known name."""
+    """The slice of a name such as "v5p-128" or "4xv5e-256"; a UserError with the nearest name."""
+    if several := re.fullmatch(r"([1-9]\d{0,2})x(.+)", name):
+        one = slice_of(several[2])
+        if one.gpu:
+            raise UserError(f"GPUs come in no slices: give all of them, as in h100-64, not {name}.")
+        count = int(several[1])
+        return replace(one, name=name, chips=count * one.chips, slices=count)
     known = {one.name: one for one in _known()}
     if name not in known:
         family, _, size = name.partition("-")
@@ -139,7 +155,9 @@ def devices_of(where: Slice) -> list[jax.Device]:
         for name, value in LIBTPU.items():
             os.environ.setdefault(name, value)
         # one device a chip, as a program on a real v4 sees it
-        options = {"chip_config_name": "megacore"} if where.family == "v4" else {}
+        options: dict[str, Any] = {"chip_config_name": "megacore"} if where.family == "v4" else {}
+        if where.slices > 1:
+            options |= {"num_slices": where.slices}
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{where.family}:{where.topology}", **options
         )

@@ -18,13 +18,17 @@ from polylm_jax.plan.search import as_gin, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
 
 WEIGHTS = ("int8", "float")  # float: of compute.dtype
+# how a run's name ends: _v5p_128, _4xv5e_256
+SLICE = re.compile(rf"_((?:\d+x)?(?:{'|'.join(FAMILIES)}))_(\d+)$")
 MARKS = ("<!-- made by polylm plan --certify -->\n", "<!-- end -->\n")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument(
-        "--slice", default="", help="v5p-128, h100-64, …; by default what the run's name ends with"
+        "--slice",
+        default="",
+        help="v5p-128, 4xv5e-256, h100-64, …; by default what the run's name ends with",
     )
     parser.add_argument(
         "--efficiency", type=float, default=0.5, help="share of the bound that a run reaches (0.5)"
@@ -89,10 +93,10 @@ def settings() -> Run:
 
 def slice_in(name: str) -> str:
     """The slice that a run's name ends with: "v5e-256" of polylm_1b7_v5e_256."""
-    parts = name.split("_")
-    if len(parts) < 2 or parts[-2] not in FAMILIES:
+    found = SLICE.search(name)
+    if found is None:
         raise UserError(f"give --slice: the name {name} does not end with one, as …_v5p_128 does.")
-    return "-".join(parts[-2:])
+    return f"{found[1]}-{found[2]}"
 
 
 def _plan(given: argparse.Namespace, name: str, where: Slice) -> Plan:
@@ -142,7 +146,7 @@ def _certify(given: argparse.Namespace) -> None:
     _, former, _ = _around_the_table(given.certify)
     rows, failed = {}, []
     for file in sorted(Path("gin_configs/runs").glob("*.gin")):
-        if not re.search(rf"_({'|'.join(FAMILIES)})_\d+$", file.stem):
+        if not SLICE.search(file.stem):
             continue
         where = slice_of(slice_in(file.stem))
         old = next((line for line in former.splitlines() if f"`{file.stem}`" in line), "")

@@ -1,5 +1,7 @@
 """Every mesh gives the loss and gradients of one device and splits parameters by the table."""
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.loss import LossAxes, cross_entropy
 from polylm_jax.model.parameters import Init, shapes
-from polylm_jax.parallel.mesh import MeshShape, make_mesh, resolve
+from polylm_jax.parallel.mesh import MeshShape, make_mesh, resolve, slices_of
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
     batch_sharding,
@@ -130,6 +132,37 @@ def test_every_parameter_is_split_as_the_table_says(shape, one_device):
 )
 def test_minus_one_takes_the_devices_that_are_left(shape, devices, expected):
     assert resolve(MeshShape(*shape), devices) == expected
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a mesh asks of a device of a TPU pod."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+
+
+def test_each_slice_holds_whole_copies_of_the_model():
+    assert resolve(MeshShape(1, -1, 2), 16, slices=2) == (2, 4, 2)
+    assert resolve(MeshShape(-1, 2, 1), 16, slices=4) == (8, 2, 1)
+    mesh = make_mesh(MeshShape(1, -1, 2, slices=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert [[d.id for d in copy.flat] for copy in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_the_slices_that_tpus_say_they_are_in_are_taken_whatever_their_order():
+    devices = [Described(i, i % 2) for i in range(8)]
+    slices = slices_of(MeshShape(), devices)
+    assert [[device.id for device in one] for one in slices] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    with pytest.raises(UserError, match=r"mesh\.slices = 4, but the devices are in 2 slices"):
+        slices_of(MeshShape(slices=4), devices)
+    with pytest.raises(UserError, match="slices of 4, 3"):
+        slices_of(MeshShape(), devices[:7])
+    with pytest.raises(UserError, match=r"mesh\.slices = 3 does not divide the 8 devices"):
+        make_mesh(MeshShape(slices=3))
+    with pytest.raises(UserError, match="does not make up the 4 devices of each slice"):
+        make_mesh(MeshShape(data=8, slices=2))
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (-1, 3, 1), (1, 1, 4), (-1, -1, 1), (0, 8, 1)])

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from polylm_jax.plan.collectives import collectives, trips
+from polylm_jax.plan.collectives import BETWEEN, collectives, trips
 
 # Lines of a program for 16 v5e chips, shortened: a loop over 24 layers, in it a product whose
 # operand goes round a ring two steps a trip, and a gather cut into two pieces, one in that loop.
@@ -92,6 +92,32 @@ def test_a_ring_of_two_steps_a_trip_and_a_gather_in_pieces_count_as_often_as_the
     assert gather.bytes == 24 * 2048 * 64 * 2 * 15 / 16
     assert (ring.kind, ring.axes, ring.count) == ("collective-permute", "fsdp", 24 * 4)
     assert ring.bytes == 24 * 4 * 128 * 64 * 2
+
+
+# One slice's program for two slices of 4 v5e chips, shortened: a sum within the slice, and its
+# result handed to the host, which sums it with the other slice's.
+SLICES = """HloModule jit_update, is_scheduled=true
+
+ENTRY %main (p: f32[8,8,128]) -> f32[8,8,128] {
+  %p = f32[8,8,128]{2,1,0} parameter(0)
+  %after-all.1 = token[] after-all()
+  %sum = f32[8,8,128]{2,1,0:T(8,128)} all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, use_global_device_ids=true, to_apply=%add
+  %recv.1 = (f32[8,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%after-all.1), channel_id=14, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send.1 = (f32[8,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%sum, %after-all.1), channel_id=15, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done.1 = (f32[8,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv.1), channel_id=14, is_host_transfer=true
+  ROOT %end = f32[8,8,128]{2,1,0} get-tuple-element(%recv-done.1), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_a_slice_hands_to_its_host_is_sent_between_slices():
+    shape = {"data": 4, "fsdp": 2, "tensor": 1}
+    found = {one.axes: one for one in collectives(SLICES, shape, slices=2)}
+    assert found.keys() == {"fsdp", BETWEEN}
+    size = 8 * 8 * 128 * 4
+    # in a ring of two, as much comes in as the array is large
+    assert (found["fsdp"].bytes, found[BETWEEN].bytes) == (size, size)
+    assert (found[BETWEEN].kind, found[BETWEEN].count) == ("all-reduce", 1)
 
 
 @pytest.mark.parametrize(("groups", "axes"), GROUPS.items())

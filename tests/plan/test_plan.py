@@ -64,6 +64,23 @@ def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(
     assert plan["compiled"]["arguments"] == pytest.approx(state + batch, rel=0.25)
 
 
+def test_over_two_slices_only_gradients_are_sent_and_the_network_is_in_the_bound(tmp_path, capsys):
+    file, record = RUNS / "polylm_1b7_v5e_256.gin", tmp_path / "plan.json"
+    flags = gin_flags(SMALL | {"train.batch": 16, "mesh.data": 2, "mesh.fsdp": 2})
+    command = ["plan", f"--gin_file={file}", f"--json={record}", f"--out={tmp_path}", *flags]
+    assert main([*command, "--slice=2xv5e-4"]) == 0
+    plan, words = json.loads(record.read_text()), capsys.readouterr().out
+    assert plan["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
+    sent = {one["axes"]: one for one in plan["compiled"]["collectives"]}
+    size = Size(**{name[6:]: n for name, n in SMALL.items() if name.startswith("model.")})
+    # each of a slice's four chips sends its part of the gradient; that of the embedding goes twice
+    part = count(size) * 4 / 4
+    assert part / 2 < sent["slices"]["bytes"] < 2 * part
+    network = plan["bound_seconds"]["network"]
+    assert network == pytest.approx(sent["slices"]["bytes"] / 3.125e9)
+    assert "bytes/s between slices" in words
+
+
 def test_a_batch_too_large_gets_a_verdict_and_not_a_trace(tmp_path, capsys):
     flags = gin_flags(SMALL | {"train.batch": 2**17, "mesh.fsdp": 4, "compute.loss_block": 2**24})
     file = RUNS / "polylm_1b7_v5e_256.gin"
@@ -119,6 +136,11 @@ def test_a_slice_is_named_as_its_cloud_names_it():
     assert slice_of("v5p-128").topology == "4x4x4"
     assert (slice_of("v5e-256").chips, slice_of("v5e-256").topology) == (256, "16x16")
     assert slice_of("h100-64").topology == "1x8x8"
+    assert (slice_of("2xv5p-512").chips, slice_of("2xv5p-512").slices) == (512, 2)
+    assert slice_of("4xv5e-256").topology == "16x16"
+    assert slice_in("polylm_13b_4xv5e_256") == "4xv5e-256"
+    with pytest.raises(UserError, match="GPUs come in no slices"):
+        slice_of("2xh100-64")
     with pytest.raises(UserError, match=r'no slice "v5p-100"; the nearest is v5p-128'):
         slice_of("v5p-100")
 
