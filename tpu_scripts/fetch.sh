@@ -4,17 +4,9 @@
 #   tpu_scripts/fetch.sh --name=polylm --folder=runs/x [--to=runs/x] [--zone=Z] [--project=P]
 # A folder without gs:// lies on worker 0, in ~/polylm_jax.
 set -euo pipefail
+knows="--name= --folder= --to= --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
-
-folder="" to=""
-for flag in ${others[@]+"${others[@]}"}; do
-  case $flag in
-    --folder=*) folder=${flag#*=} ;;
-    --to=*) to=${flag#*=} ;;
-    *) stop "does not know '$flag'; flags are written --flag=value." ;;
-  esac
-done
 [[ -n $folder ]] || stop "say what to fetch with --folder=FOLDER, the run's train.folder."
 to=${to:-runs/$(basename "$folder")}
 

@@ -7,39 +7,36 @@
 #   tpu_scripts/gke.sh delete --name=polylm
 #   tpu_scripts/gke.sh delete-nodes --name=polylm --cluster=C
 # create makes a pool of nodes that grows to one slice and shrinks to nothing when it is idle; the
-# cluster must have JobSet (jobset.sigs.k8s.io). kubectl must point at the cluster (gcloud container
-# clusters get-credentials). --max_restarts=N (1000) bounds how often a job starts again.
+# cluster must have JobSet 0.10 or newer (jobset.sigs.k8s.io). kubectl must point at the cluster
+# (gcloud container clusters get-credentials). launch checks the run here first; --unchecked goes
+# without. The job completes when the run has finished, fails for good when a person must look at it,
+# and else starts again: --max_restarts=N (100) bounds how often, a pod that was stopped or whose
+# node was taken away not counted. To go on after that, delete it and launch it again.
 set -euo pipefail
 verb=${1-}
 shift || true
+here=$(dirname "$0")
+knows="--name= --type= --topology= --cluster= --spot --reserved= --image= --max_restarts="
+knows+=" --gin_file= --gin.NAME= --unchecked --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
-source "$(dirname "$0")/common.sh"
+source "$here/common.sh"
+# shellcheck source=ends.sh source-path=SCRIPTDIR
+source "$here/ends.sh"
+# shellcheck source=check.sh source-path=SCRIPTDIR
+source "$here/check.sh"
 
-topology="" cluster="" image="" reservation="" max_restarts=1000
-arguments=()
-for flag in ${others[@]+"${others[@]}"}; do
-  case $flag in
-    --topology=*) topology=${flag#*=} ;;
-    --cluster=*) cluster=${flag#*=} ;;
-    --image=*) image=${flag#*=} ;;
-    --reserved=*) reservation=${flag#*=} ;;
-    --max_restarts=*) max_restarts=${flag#*=} ;;
-    --gin*) arguments+=("$flag") ;;
-    *) stop "does not know '$flag'; flags are written --flag=value." ;;
-  esac
-done
-
-# what GKE calls each generation, and its machine with 4 chips
+# what GKE calls each generation, its machine with 4 chips, and TensorCores of a chip in its names
 slice() {
   case $type in
-    v4) accelerator=tpu-v4-podslice machine=ct4p-hightpu-4t ;;
-    v5e) accelerator=tpu-v5-lite-podslice machine=ct5lp-hightpu-4t ;;
-    v5p) accelerator=tpu-v5p-slice machine=ct5p-hightpu-4t ;;
-    v6e) accelerator=tpu-v6e-slice machine=ct6e-standard-4t ;;
+    v4) accelerator=tpu-v4-podslice machine=ct4p-hightpu-4t cores=2 ;;
+    v5e) accelerator=tpu-v5-lite-podslice machine=ct5lp-hightpu-4t cores=1 ;;
+    v5p) accelerator=tpu-v5p-slice machine=ct5p-hightpu-4t cores=2 ;;
+    v6e) accelerator=tpu-v6e-slice machine=ct6e-standard-4t cores=1 ;;
     *) stop "does not know --type='$type'; it knows v4, v5e, v5p and v6e." ;;
   esac
   [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || stop "give the chips as --topology=4x4x4 or 8x16."
-  hosts=$((${topology//x/*} / 4))
+  chips=$((${topology//x/*}))
+  hosts=$((chips / 4))
   ((hosts > 0)) || stop "--topology=$topology has fewer than the 4 chips of one machine."
 }
 
@@ -50,7 +47,8 @@ quoted() {
 }
 
 manifest() {
-  local list argument
+  local list argument person
+  person=$(statuses_of person | paste -s -d , -)
   list=$(quoted train)
   for argument in "${arguments[@]}"; do list+=", $(quoted "$argument")"; done
   cat <<YAML
@@ -63,6 +61,14 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $max_restarts
+    rules: # by the rule of podFailurePolicy below, whose index ends the job's message
+      - name: person
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+        onJobFailureMessagePatterns: [".*rule at index 0\$"]
+      - name: stopped
+        action: RestartJobSetAndIgnoreMaxRestarts
+        onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
       replicas: 1
@@ -71,6 +77,15 @@ spec:
           parallelism: $hosts
           completions: $hosts
           backoffLimit: 0 # one lost pod ends the job, and the JobSet starts all of them again
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes: {containerName: polylm, operator: In, values: [$person]}
+              # "stopped"; not "lost", which may be the echo of a pod that fails each time
+              - action: FailJob
+                onExitCodes: {containerName: polylm, operator: In, values: [75]}
+              - action: FailJob
+                onPodConditions: [{type: DisruptionTarget, status: "True"}]
           template:
             spec:
               restartPolicy: Never
@@ -100,24 +115,56 @@ pools() {
     ${zone:+--location="$zone"} ${project:+--project="$project"}
 }
 
+# what the image lacks is seen by its pods only
+check_image() {
+  local place
+  place=$(setting tokenizer.path)
+  is_remote "$place" || [[ $place != /* && -e $root/$place ]] ||
+    stop "tokenizer.path = '$place' is not in $root, and so in no image made from it; put it" \
+      "there and make the image anew."
+  say "note: $image must have been made from the files that are here now."
+}
+
+# The exit status that failed the job stands in its message, unless it has used up its restarts.
+ended() {
+  local status
+  status=$(kubectl get jobs --selector="jobset.sigs.k8s.io/jobset-name=$name" \
+    --output='jsonpath={.items[*].status.conditions[*].message}' |
+    sed -n 's/.*exit code \([0-9]*\) matching.*/\1/p') || true
+  [[ -n $status ]] || stop "$name has failed for good; the log above says why."
+  end_of "$status"
+  say "the run has ended: $word, $meaning. A person must decide, so it is not started again: mend" \
+    "it, then gke.sh delete and gke.sh launch."
+  exit "$status"
+}
+
 case $verb in
   create)
     slice
     wanted=(create "$name" --machine-type="$machine" --tpu-topology="$topology" --num-nodes=0)
     wanted+=(--enable-autoscaling --min-nodes=0 --max-nodes="$hosts")
     [[ $spot == false ]] || wanted+=(--spot)
-    [[ -z $reservation ]] ||
-      wanted+=(--reservation-affinity=specific --reservation="$reservation")
+    [[ $reserved == false ]] ||
+      wanted+=(--reservation-affinity=specific --reservation="$reserved")
     pools "${wanted[@]}" || stop "gcloud refused the nodes of $name; it says why above."
     ;;
   launch)
     slice
     [[ -n $image ]] || stop "say what to run with --image=IMAGE; see tpu_scripts/Dockerfile."
-    [[ " ${arguments[*]-}" == *" --gin_file="* ]] || stop "say what to train with --gin_file=FILE."
+    needs_gin_file
+    if [[ $unchecked == false ]]; then
+      check_settings
+      check_places stop
+      check_image
+      check_slice "$type-$((chips * cores))"
+    fi
     if [[ $dry_run == true ]]; then
       printf 'kubectl apply --filename=- <<"YAML"\n%s\nYAML\n' "$(manifest)"
     else
-      manifest | kubectl apply --filename=- || stop "kubectl refused $name; it says why above."
+      told=$(manifest | kubectl apply --filename=-) ||
+        stop "kubectl refused $name; it says why above."
+      [[ $told != *unchanged* ]] ||
+        stop "$name is there already, running or ended; to start it anew, delete it first."
       echo "$name is launched; look on with tpu_scripts/gke.sh watch --name=$name"
     fi
     ;;
@@ -134,7 +181,7 @@ case $verb in
       kubectl logs --follow --tail=100 --selector="$first" || say "no log yet."
       case $end in
         Completed) break ;;
-        Failed) stop "$name has failed for good; the log above says why." ;;
+        Failed) ended ;;
       esac
       sleep "${POLL_SECONDS:-15}"
     done

@@ -1,17 +1,26 @@
 #!/usr/bin/env bash
 # Start `polylm train` on every worker of a slice; it goes on when this terminal closes:
-#   tpu_scripts/launch.sh --name=polylm --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z]
-# What is not a flag of these scripts is handed to `polylm train` as it stands.
+#   tpu_scripts/launch.sh --name=polylm --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z] [--project=P]
+# The settings and what is committed are checked here first; --unchecked goes without.
 # The log is ~/polylm.log on each worker; ~/polylm.exit is the exit status, once the run has ended.
-# It is stopped by SIGTERM, upon which it saves:
+# It is stopped by SIGTERM, upon which it saves (stop run.sh first, which would start it again):
 #   gcloud compute tpus tpu-vm ssh polylm --worker=all --command='kill "$(cat ~/polylm.pid)"'
 set -euo pipefail
+here=$(dirname "$0")
+knows="--name= --gin_file= --gin.NAME= --unchecked --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
-source "$(dirname "$0")/common.sh"
-[[ " ${others[*]-}" == *" --gin_file="* ]] || stop "say what to train with --gin_file=FILE."
+source "$here/common.sh"
+# shellcheck source=check.sh source-path=SCRIPTDIR
+source "$here/check.sh"
+needs_gin_file
+if [[ $unchecked == false ]]; then
+  check_settings
+  check_commit
+  check_places say
+fi
 
 # quoted once more, because the worker's shell takes one layer off
-printf -v arguments ' %q' "${others[@]}"
+printf -v arguments ' %q' "${arguments[@]}"
 
 # two runs would fight for the chips, so a second launch is refused
 on_all_workers "cd ~/polylm_jax || exit 1

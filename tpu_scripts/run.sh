@@ -3,66 +3,131 @@
 # when the slice is preempted it is asked for again and the run goes on from its last checkpoint:
 #   tpu_scripts/run.sh --name=polylm --type=v5p-128 [--spot | --reserved] [--tokenizer=FILE.model]
 #     --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z] [--project=P]
-# The rows and train.folder must be where every slice finds them again. This script may be stopped
-# at any time, and the same command takes over. A finished run's slice is deleted.
+# The rows and train.folder must be where every slice finds them again. All that can be refused is
+# refused here before anything is asked for; --unchecked goes without. What the workers get is the
+# commit of this moment. This script may be stopped at any time, and the same command takes over.
+# Only a finished run's slice is deleted. A run that was stopped or lost a process is started
+# again, one that failed up to three times, and one that a person must look at is left alone.
 set -euo pipefail
 here=$(dirname "$0")
+knows="--name= --type= --spot --reserved --tokenizer= --gin_file= --gin.NAME= --unchecked"
+knows+=" --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$here/common.sh"
+# shellcheck source=ends.sh source-path=SCRIPTDIR
+source "$here/ends.sh"
+# shellcheck source=check.sh source-path=SCRIPTDIR
+source "$here/check.sh"
 [[ -n $type ]] || stop "say which slice with --type=TYPE, for example --type=v5p-128."
-[[ " ${others[*]-}" == *" --gin_file="* ]] || stop "say what to train with --gin_file=FILE."
+needs_gin_file
 
 machine=("--name=$name" ${zone:+--zone="$zone"} ${project:+--project="$project"})
-request=("${machine[@]}" "--type=$type")
-ready=("${machine[@]}" ${tokenizer:+--tokenizer="$tokenizer"})
-[[ $spot == false ]] || request+=(--spot)
-[[ $reserved == false ]] || request+=(--reserved)
+create=("$here/create.sh" "${machine[@]}" "--type=$type")
+[[ $spot == false ]] || create+=(--spot)
+[[ $reserved == false ]] || create+=(--reserved)
+setup=("$here/setup.sh" "${machine[@]}" ${tokenizer:+--tokenizer="$tokenizer"})
+setup+=(--commit="$(git -C "$root" rev-parse HEAD)")
+launch=("$here/launch.sh" "${machine[@]}" "${arguments[@]}" --unchecked)
+delete=("$here/delete.sh" "${machine[@]}")
 
+# each step refuses what it does not know
+steps() {
+  "${create[@]}" --dry_run && "${setup[@]}" --dry_run &&
+    "${launch[@]}" --dry_run && "${delete[@]}" --dry_run
+}
+printed=$(steps) || exit 1
+if [[ $unchecked == false ]]; then
+  check_settings
+  check_commit
+  check_places stop
+  check_tokenizer
+  check_slice "${type/#v5litepod-/v5e-}"
+fi
 if [[ $dry_run == true ]]; then
-  "$here/create.sh" "${request[@]}" --dry_run
-  "$here/setup.sh" "${ready[@]}" --dry_run
-  "$here/launch.sh" "${machine[@]}" "${others[@]}" --dry_run
-  "$here/delete.sh" "${machine[@]}" --dry_run
+  echo "$printed"
   exit
 fi
+
+left() {
+  say "no longer looks on; nothing was stopped or deleted, so $name goes on and costs money: the" \
+    "same command takes over, delete.sh --name=$name ends it."
+  exit "$1"
+}
+trap 'left 130' INT
+trap 'left 143' TERM
 
 slice_state() {
   tpus queued-resources describe "$name" --format="value(state.state)" 2>/dev/null || echo GONE
 }
 
-# Exit status of the run on worker 0, "running", or "none" where nothing was launched; empty where
-# the worker does not answer. The worker expands what is in single quotes.
+# states WORKER: exit status of the run there, "running", or "none" where nothing was launched; no
+# line of a worker that does not answer. The worker expands what is in single quotes.
 # shellcheck disable=SC2016
-run_state() {
-  tpus tpu-vm ssh "$name" --worker=0 --command='
+states() {
+  tpus tpu-vm ssh "$name" --worker="$1" --command='
 if kill -0 "$(cat ~/polylm.pid 2>/dev/null)" 2>/dev/null; then echo running
 elif [ -f ~/polylm.exit ]; then cat ~/polylm.exit
-else echo none; fi' 2>/dev/null || true
+else echo none; fi' 2>/dev/null | grep -E -x 'running|none|[0-9]+' || true
 }
 
-# half of a pod may still hold the chips
+# half of a pod may still hold the chips; it saves upon SIGTERM, and has a minute for that
 # shellcheck disable=SC2016
-end_all() { on_all_workers 'kill "$(cat ~/polylm.pid)" 2>/dev/null; sleep 1; true' || true; }
+end_all() {
+  on_all_workers 'pid=$(cat ~/polylm.pid) && kill "$pid" 2>/dev/null || exit 0
+for _ in $(seq 60); do kill -0 "$pid" 2>/dev/null || exit 0; sleep 1; done
+kill -9 "$pid" 2>/dev/null || true' || true
+}
+
+last_lines() { tpus tpu-vm ssh "$name" --worker=0 --command='tail -n 20 ~/polylm.log' >&2 || true; }
 
 failed() {
   failures=$((failures + 1))
   if ((failures == 3)); then
-    tpus tpu-vm ssh "$name" --worker=0 --command='tail -n 20 ~/polylm.log' >&2 || true
+    last_lines
     stop "$1 3 times (its last lines are above); $name still costs money: mend it and run the" \
       "same command, or run delete.sh --name=$name."
   fi
   say "$1; once more."
 }
 
+# ended STATUS: what follows the end of the run on worker 0
+ended() {
+  local status=$1
+  # an end that is no success may be the echo of another worker's
+  # shellcheck disable=SC2046
+  ((status == 0)) || status=$(gravest "$status" $(states all))
+  end_of "$status"
+  if [[ $action == "done" ]]; then
+    "${delete[@]}"
+    say "the run has ended well."
+    exit
+  fi
+  say "the run has ended: $word, $meaning."
+  case $action in
+    person)
+      last_lines
+      say "a person must decide (its last lines are above): nothing was started or deleted, and" \
+        "$name still costs money; mend it, start it with launch.sh and look on with the same" \
+        "command, or run delete.sh --name=$name."
+      exit "$status"
+      ;;
+    again) say "it is started again." ;;
+    retry) failed "the run ended with status $status" ;;
+  esac
+  end_all
+  "${launch[@]}" || say "not launched; looking again."
+}
+
 failures=0 # to run, since it last ran for 30 looks
 steady=0   # looks in a row at which it ran
 silent=0   # looks in a row at which worker 0 did not answer
 lost=0     # requests in a row that came to nothing
+seen=false # whether there was a slice: what gcloud does not find then may be gcloud's trouble
 while true; do
   case $(slice_state) in
     ACTIVE)
-      lost=0
-      state=$(run_state)
+      lost=0 seen=true
+      state=$(states 0)
       if [[ -n $state ]]; then silent=0; else silent=$((silent + 1)); fi
       if [[ $state == running ]]; then steady=$((steady + 1)); else steady=0; fi
       ((steady < 30)) || failures=0
@@ -70,20 +135,14 @@ while true; do
         stop "worker 0 does not answer, but $name costs money: see delete.sh --name=$name."
       case $state in
         running | "") ;;
-        0)
-          "$here/delete.sh" "${machine[@]}"
-          say "the run has ended well."
-          exit
-          ;;
         none)
-          "$here/setup.sh" "${ready[@]}" || failed "$name could not be set up"
-          "$here/launch.sh" "${machine[@]}" "${others[@]}" || failed "$name could not be launched"
+          if ! "${setup[@]}"; then
+            failed "$name could not be set up"
+          else
+            "${launch[@]}" || failed "$name could not be launched"
+          fi
           ;;
-        *)
-          failed "the run ended with status $state"
-          end_all
-          "$here/launch.sh" "${machine[@]}" "${others[@]}" || say "not launched; looking again."
-          ;;
+        *) ended "$state" ;;
       esac
       ;;
     SUSPENDING | SUSPENDED | FAILED)
@@ -91,15 +150,18 @@ while true; do
       ((lost < 10)) ||
         stop "10 requests for $type in a row came to nothing; run the same command later."
       say "$name was taken away or not given; asking for it again."
-      "$here/delete.sh" "${machine[@]}" || say "looking again."
+      "${delete[@]}" || say "looking again."
       ;;
     DELETING) ;;
     *) # gone, or in the queue; a request that is lost while it waits is told at the next look
-      if ! "$here/create.sh" "${request[@]}" && [[ $(slice_state) == GONE ]]; then
+      if "${create[@]}" || [[ $(slice_state) != GONE ]]; then continue; fi
+      lost=$((lost + 1))
+      if [[ $seen == false ]] || ((lost == 10)); then
         stop "there is no slice; mend what gcloud says above and run the same command."
       fi
-      continue
       ;;
   esac
-  sleep "${POLL_SECONDS:-60}"
+  # in the background, since a signal must not wait for its end
+  sleep "${POLL_SECONDS:-60}" &
+  wait $!
 done

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Put the committed tree and its requirements on every worker of a slice:
-#   tpu_scripts/setup.sh --name=polylm [--tokenizer=FILE.model] [--zone=Z] [--project=P]
+#   tpu_scripts/setup.sh --name=polylm [--tokenizer=FILE.model] [--commit=HEAD] [--zone=Z]
 # A tokenizer, which is not committed, comes to lie in ~/polylm_jax under the name given here.
 # Run it again after a commit: the code is replaced, installed packages are kept.
 set -euo pipefail
+knows="--name= --tokenizer= --commit= --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
-no_others
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-git -C "$root" diff --quiet HEAD || say "note: changes that are not committed are not copied."
+git -C "$root" diff --quiet "$commit" || say "note: changes since commit $commit are not copied."
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -20,7 +20,7 @@ if [[ -n $tokenizer ]]; then
     stop "there is no $tokenizer in $root; give --tokenizer=FILE.model as seen from there."
   more=(--prefix="$(dirname "$tokenizer")/" --add-file="$tokenizer" --prefix=)
 fi
-run git -C "$root" archive --format=tar.gz --output="$archive" "${more[@]}" HEAD
+run git -C "$root" archive --format=tar.gz --output="$archive" ${more[@]+"${more[@]}"} "$commit"
 tpus tpu-vm scp "$archive" "$name:" --worker=all
 
 # The Ubuntu 22.04 of the machine images has Python 3.10, which is too old: uv fetches 3.11.

@@ -54,7 +54,7 @@ def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
     dtype, and its gradient in float32.
     """
     data, fsdp, tensor = whole_mesh(run, where)
-    parameters, optimizer = _state_on_chip(run.size, run.init, run.optimizer, (data, fsdp, tensor))
+    parameters, optimizer = state_on_chip(run.size, run.init, run.optimizer, (data, fsdp, tensor))
     rows = run.training.batch // (data * fsdp * run.training.microbatches)
     positions = positions_per_block(run.length, rows, run.compute.loss_block)
     vocabulary = run.size.vocabulary // tensor
@@ -69,7 +69,7 @@ def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
 
 
 @lru_cache
-def _state_on_chip(
+def state_on_chip(
     size: Size, init: Init, optimizer: OptimizerSettings, mesh: tuple[int, int, int]
 ) -> tuple[float, float]:
     """Bytes of one chip's parts of the parameters and of the optimizer's state."""

@@ -11,7 +11,7 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.errors import UserError
-from polylm_jax.plan import decode
+from polylm_jax.plan import certified, decode
 from polylm_jax.plan.compile import Run, check, compile_step
 from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
 from polylm_jax.plan.search import as_gin, search, settings_of
@@ -20,7 +20,7 @@ from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
 WEIGHTS = ("int8", "float")  # float: of compute.dtype
 # how a run's name ends: _v5p_128, _4xv5e_256
 SLICE = re.compile(rf"_((?:\d+x)?(?:{'|'.join(FAMILIES)}))_(\d+)$")
-MARKS = ("<!-- made by polylm plan --certify -->\n", "<!-- end -->\n")
+RUNS = Path("gin_configs/runs")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=float, default=0, help="GB of the device to decode on (the chip's)"
     )
+    parser.add_argument(
+        "--known",
+        action="store_true",
+        help="only what is known without compiling: whether it can be split, and is certified",
+    )
     parser.add_argument("--best", type=int, default=6, help="how many a search compiles (6)")
     parser.add_argument(
         "--certify",
@@ -64,6 +69,9 @@ def run(given: argparse.Namespace) -> None:
         _certify(given)
         return
     out, name = Path(given.out), Path(given.gin_file[-1]).stem if given.gin_file else "run"
+    if given.known:
+        print(_known(certified.any_slice_of(given.slice or slice_in(name))))
+        return
     where = slice_of(given.slice or slice_in(name))
     if given.decode:
         _decode(given, name, where)
@@ -106,6 +114,24 @@ def _plan(given: argparse.Namespace, name: str, where: Slice) -> Plan:
     return make_plan(name, planned, where, compiled, given.efficiency)
 
 
+def _known(where: Slice) -> str:
+    planned = settings()
+    certified.refuse(planned, where)
+    for one in certified.rows(Path()):
+        file = RUNS / f"{one.name}.gin"
+        if one.compiles == "not tried" or slice_in(one.name) != where.name or not file.is_file():
+            continue
+        config.parse([str(file)], [])
+        if certified.same_memory(planned, settings(), where):
+            if one.compiles != "yes":
+                raise UserError(f"it does not fit {where.name}: {one.name} is certified so.")
+            return f"It fits {where.name}, {one.memory} GiB a chip: {one.name} is certified."
+    return (
+        f"Whether it fits {where.name} is not certified; "
+        f"`polylm plan --slice={where.name}` with the same flags compiles it and tells."
+    )
+
+
 def _search(given: argparse.Namespace, name: str, where: Slice) -> Plan:
     compiler = partial(compile_step, cache=Path(given.out, "cache"))
     say = partial(print, flush=True)
@@ -133,19 +159,10 @@ def _decode(given: argparse.Namespace, name: str, where: Slice) -> None:
         raise UserError(f"{name} does not fit; int8 weights or a smaller model.context would help.")
 
 
-def _around_the_table(path: str) -> tuple[str, str, str]:
-    text = Path(path).read_text()
-    if not all(text.count(mark) == 1 for mark in MARKS):
-        raise UserError(f"{path} has no table between the marks {' and '.join(MARKS)}.")
-    before, rest = text.split(MARKS[0])
-    table, after = rest.split(MARKS[1])
-    return before, table, after
-
-
 def _certify(given: argparse.Namespace) -> None:
-    _, former, _ = _around_the_table(given.certify)
+    _, former, _ = certified.around_the_table(given.certify)
     rows, failed = {}, []
-    for file in sorted(Path("gin_configs/runs").glob("*.gin")):
+    for file in sorted(RUNS.glob("*.gin")):
         if not SLICE.search(file.stem):
             continue
         where = slice_of(slice_in(file.stem))
@@ -160,8 +177,9 @@ def _certify(given: argparse.Namespace) -> None:
         print(rows[file.stem], "" if rows[file.stem] == old else "(new)", flush=True)
         failed += [] if plan.fits else [file.stem]
     made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
-    before, _, after = _around_the_table(given.certify)  # again: it may have been edited meanwhile
-    Path(given.certify).write_text(before + MARKS[0] + made + MARKS[1] + after)
+    # again: it may have been edited meanwhile
+    before, _, after = certified.around_the_table(given.certify)
+    Path(given.certify).write_text(before + made.join(certified.MARKS) + after)
     print(f"The table is in {given.certify}.")
     if failed:
         raise UserError(f"These no longer fit: {', '.join(failed)}; the table says which and how.")
