@@ -8,6 +8,8 @@ knows="--name= --folder= --to= --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
 [[ -n $folder ]] || stop "say what to fetch with --folder=FOLDER, the run's train.folder."
+[[ $folder != *://* || $folder == gs://* ]] ||
+  stop "fetches from gs:// and from worker 0 only, not from $folder."
 to=${to:-runs/$(basename "$folder")}
 
 run mkdir -p "$to"

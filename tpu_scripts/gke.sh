@@ -141,6 +141,7 @@ ended() {
 case $verb in
   create)
     slice
+    [[ $spot == false || $reserved == false ]] || stop "nodes are --spot or --reserved, not both."
     wanted=(create "$name" --machine-type="$machine" --tpu-topology="$topology" --num-nodes=0)
     wanted+=(--enable-autoscaling --min-nodes=0 --max-nodes="$hosts")
     [[ $spot == false ]] || wanted+=(--spot)

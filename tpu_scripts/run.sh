@@ -48,7 +48,9 @@ if [[ $dry_run == true ]]; then
   exit
 fi
 
+pause="" # the process that waits between two looks
 left() {
+  [[ -z $pause ]] || kill "$pause" 2>/dev/null || true
   say "no longer looks on; nothing was stopped or deleted, so $name goes on and costs money: the" \
     "same command takes over, delete.sh --name=$name ends it."
   exit "$1"
@@ -115,7 +117,14 @@ ended() {
     retry) failed "the run ended with status $status" ;;
   esac
   end_all
-  "${launch[@]}" || say "not launched; looking again."
+  start "${launch[@]}"
+}
+
+set_up_and_launch() { "${setup[@]}" && "${launch[@]}"; }
+
+# start COMMAND …; a slice that is taken away meanwhile is seen at the next look
+start() {
+  "$@" || [[ $(slice_state) != ACTIVE ]] || failed "$name could not be set up or launched"
 }
 
 failures=0 # to run, since it last ran for 30 looks
@@ -135,13 +144,7 @@ while true; do
         stop "worker 0 does not answer, but $name costs money: see delete.sh --name=$name."
       case $state in
         running | "") ;;
-        none)
-          if ! "${setup[@]}"; then
-            failed "$name could not be set up"
-          else
-            "${launch[@]}" || failed "$name could not be launched"
-          fi
-          ;;
+        none) start set_up_and_launch ;;
         *) ended "$state" ;;
       esac
       ;;
@@ -163,5 +166,6 @@ while true; do
   esac
   # in the background, since a signal must not wait for its end
   sleep "${POLL_SECONDS:-60}" &
-  wait $!
+  pause=$!
+  wait "$pause"
 done
