@@ -25,7 +25,10 @@ class OptimizerSettings:
         Levanter and MaxText offer.
     spike_window: accepted steps that the running mean and deviation remember; as many must have
         been seen before the rule acts.
-    spike_patience: skipped steps in a row, spiking or not finite, after which the run stops.
+    spike_most: skipped spikes in a row after which the next one is taken for the new level and
+        followed; some accepted steps between them only add to their number (see spikes.judge).
+    spike_patience: skipped steps in a row, spiking or not finite, after which the run stops. If
+        it is not above spike_most, a new level stops the run too.
     """
 
     peak_learning_rate: float = 1e-4
@@ -41,6 +44,7 @@ class OptimizerSettings:
     moments: str = "float32"
     spike_sigmas: float = 6.0
     spike_window: int = 128
+    spike_most: int = 8
     spike_patience: int = 10
 
     def __post_init__(self) -> None:
@@ -62,7 +66,7 @@ class OptimizerSettings:
             raise UserError(
                 f"optimizer.spike_sigmas = {self.spike_sigmas} is below 0; 0 turns the rule off."
             )
-        for name in ("spike_window", "spike_patience"):
+        for name in ("spike_window", "spike_most", "spike_patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name} must be at least 1.")
 

@@ -76,7 +76,7 @@ def make_report(
             "rows": row,
             "tokens": row * curriculum.length,
             **{n: float(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
-            "skipped": int(fetched["skipped"]),
+            **{n: int(fetched[n]) for n in RULED},
             "tokens_per_second": per_second,
             "mfu": mfu,
             "seconds": lap,
@@ -93,7 +93,7 @@ def make_report(
         metrics.write(record)
         recent, before = list(losses)[-RECENT:], list(losses)[:-RECENT]
         heartbeat.tell(
-            **{n: record[n] for n in ("step", "tokens", "skipped", "tokens_per_second", *HOSTS)},
+            **{n: record[n] for n in ("step", "tokens", *RULED, "tokens_per_second", *HOSTS)},
             steps_per_second=rate,
             loss=statistics.fmean(recent),
             loss_before=statistics.fmean(before) if before else None,
@@ -106,6 +106,7 @@ def make_report(
     return report
 
 
+RULED = ("skipped", "levels")  # by the spike rule: steps skipped, levels followed
 HOSTS = ("slowest_host", "slowest_host_seconds", "memory_gib")
 
 
@@ -131,7 +132,7 @@ def _non_english(curriculum: Curriculum) -> Callable[[np.ndarray], float]:
 
 def _line(record: Record, steps: int, non_english: float, rate: float | None) -> str:
     """The live line. rate: steps a second, None while it is not known."""
-    speed, mfu, skipped = (record[n] for n in ("tokens_per_second", "mfu", "skipped"))
+    speed, mfu, skipped, levels = (record[n] for n in ("tokens_per_second", "mfu", *RULED))
     parts = [
         f"step {record['step']}/{steps}",
         f"loss {record['loss']:.3f}",
@@ -139,6 +140,7 @@ def _line(record: Record, steps: int, non_english: float, rate: float | None) ->
         f"{speed:,.0f} tokens/s" if speed else "compiling",
         f"MFU {mfu:.1%}" if mfu else "",
         f"{skipped} skipped" if skipped else "",
+        f"{levels} levels followed" if levels else "",
         f"ETA {format_duration((steps - record['step']) / rate)}" if rate else "",
     ]
     return " · ".join(filter(None, parts))

@@ -22,25 +22,28 @@ from polylm_jax.parallel.sharding import (
 )
 from polylm_jax.sizes import Size
 from polylm_jax.train.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from polylm_jax.train.spikes import highest_level, judge, nothing_seen
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
 
 def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable[..., State]:
-    """Function (key) -> a fresh state: step, skipped steps, params, moments, what is usual."""
+    """Function (key) -> a fresh state: step, skipped steps, params, moments, usual, spikes."""
     decoder = Decoder(size, initial=init)
     transformation = make_optimizer(optimizer, decay_mask(size))
 
     def fresh(key: jax.Array) -> State:
         params = decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        usual, spikes = nothing_seen()
         return {
             "step": jnp.zeros((), jnp.int32),
             "skipped": jnp.zeros((), jnp.int32),
             "skipped_in_a_row": jnp.zeros((), jnp.int32),
             "params": params,
             "optimizer": transformation.init(params),
-            "usual": {"mean": jnp.zeros(2), "variance": jnp.zeros(2)},
+            "usual": usual,
+            "spikes": spikes,
         }
 
     return fresh
@@ -79,14 +82,14 @@ def make_update(
 
     batch: tokens int32 [batch, length + 1] and source int32 [batch], split over data x fsdp.
     Gradients are averaged over tokens, whatever the number of microbatches. A step whose loss
-    or gradient norm is not finite, or spikes, leaves params, optimizer and what is usual as they
-    were and counts as skipped.
-    Metrics, float32: loss, gradient_norm, learning_rate, skipped, skipped_in_a_row, and per
-    source loss_sum and row_count, both [sources].
+    or gradient norm is not finite, or spikes (see spikes.judge), leaves params, optimizer and
+    what is usual as they were and counts as skipped.
+    Metrics: loss, gradient_norm, learning_rate, float32; skipped, skipped_in_a_row, levels, int32;
+    and per source loss_sum and row_count, float32 [sources].
     """
     decoder = sharded_decoder(size, compute, mesh)
     transformation = make_optimizer(optimizer, decay_mask(size))
-    rate = learning_rate(optimizer)
+    rate, highest = learning_rate(optimizer), highest_level(size.vocabulary)
     shardings = parameter_shardings(size, mesh)
 
     def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -127,7 +130,10 @@ def make_update(
         loss = losses.sum() / tokens
         norm = optax.tree.norm(gradient)
         seen = state["step"] - state["skipped"]
-        accepted, usual = _accept(jnp.stack([loss, norm]), state["usual"], seen, optimizer)
+        values = jnp.stack([loss, norm])
+        accepted, usual, spikes = judge(
+            values, state["usual"], state["spikes"], seen, optimizer, highest
+        )
 
         updates, moments = transformation.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -138,7 +144,8 @@ def make_update(
             "skipped_in_a_row": jnp.where(accepted, 0, state["skipped_in_a_row"] + 1),
             "params": jax.tree.map(keep, params, state["params"]),
             "optimizer": jax.tree.map(keep, moments, state["optimizer"]),
-            "usual": jax.tree.map(keep, usual, state["usual"]),
+            "usual": usual,
+            "spikes": spikes,
         }
         per_source = lambda x: jax.ops.segment_sum(x, batch["source"], sources)  # noqa: E731
         metrics = {
@@ -147,6 +154,7 @@ def make_update(
             "learning_rate": rate(seen),
             "skipped": fresh["skipped"],
             "skipped_in_a_row": fresh["skipped_in_a_row"],
+            "levels": spikes.levels,
             "loss_sum": per_source(losses),
             "row_count": per_source(jnp.ones_like(losses)),
         }
@@ -160,27 +168,6 @@ def make_update(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def _accept(
-    values: jax.Array, usual: dict[str, jax.Array], seen: jax.Array, optimizer: OptimizerSettings
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Whether a step may be made, and what is usual once it is.
-
-    values: loss and gradient norm, float32 [2]. usual: their running mean and variance, [2] each.
-    seen: accepted steps so far. The mean weighs all steps alike until spike_window are seen, then
-    forgets exponentially.
-    """
-    away = values - usual["mean"]
-    accepted = jnp.isfinite(values).all()
-    if optimizer.spike_sigmas:
-        spikes = away > optimizer.spike_sigmas * jnp.sqrt(usual["variance"])
-        accepted &= (seen < optimizer.spike_window) | ~spikes.any()
-    weight = 1 / jnp.minimum(seen + 1, optimizer.spike_window)
-    return accepted, {
-        "mean": usual["mean"] + weight * away,
-        "variance": (1 - weight) * (usual["variance"] + weight * away**2),
-    }
 
 
 def make_evaluate(size: Size, compute: Compute, mesh: Mesh) -> Callable[..., jax.Array]:

@@ -17,6 +17,7 @@ from polylm_jax import config
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.runs import of_kind, read_metrics
 from polylm_jax.train import checkpoint
+from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags
 from tests.faults import child
@@ -308,6 +309,28 @@ def test_spikes_in_a_row_stop_the_run_with_advice_and_it_can_go_on(run, outcome)
     without.finish("leave_out", list(factors), train__steps=STEPS - 3)
     same(run.state(), without.state(), "params", "optimizer", "usual")
     outcome("3 spikes in a row", 1, "stopped with advice, all saved; the same command went on")
+
+
+def test_a_step_of_the_curriculum_is_followed_even_over_a_restart(run, outcome):
+    batch, at, skips = 64, 60, OptimizerSettings().spike_most
+    tokens = at * batch * run.settings["rows.length"]
+    run.settings |= {
+        "curriculum.non_english": ((0, 0.1), (tokens, 0.1), (tokens, 0.9)),
+        "train.batch": batch,
+        "train.checkpoint_every": 1000,
+        # the loss is flat when the step comes
+        "optimizer.decay_steps": at // 2,
+        "optimizer.final_share": 0.01,
+        "optimizer.spike_sigmas": 6,
+        "optimizer.spike_patience": skips + 1,
+    }
+    run.finish(train__steps=at + 3)
+    run.finish(train__steps=at + skips + 6)
+    train = of_kind(read_metrics(run.folder), "train")
+    counted = [record["skipped"] for record in train]
+    assert counted == [0] * at + [*range(1, skips + 1)] + [skips] * 6
+    assert train[-1]["levels"] == 1
+    outcome("a step of the curriculum", 1, f"followed after {skips} skipped steps")
 
 
 def test_a_stalled_read_is_named_and_the_run_goes_on(undisturbed, run, outcome):
