@@ -1,7 +1,9 @@
-"""The line on stderr that says how far a long job is."""
+"""What is shown on a terminal: text that is not ours, and the line that says how far a job is."""
 
+import re
 import sys
 import time
+from typing import TextIO
 
 
 def format_duration(seconds: float) -> str:
@@ -11,6 +13,16 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def visible(text: str, stream: TextIO | None = None) -> str:
+    """Text that is not ours as it may go to a stream, stdout by default.
+
+    On a terminal its control characters, but for newlines and tabs, become escapes to be read.
+    """
+    if not (stream or sys.stdout).isatty():
+        return text
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
 
 
 class LiveLine:

@@ -21,10 +21,10 @@ from polylm_jax.errors import UserError
 from polylm_jax.runs import (
     Metrics,
     Rows,
+    counts_of,
     deviation,
     non_english_share,
     of_kind,
-    read_metrics,
     rows_read,
     untrained_and_trained,
 )
@@ -60,8 +60,9 @@ def bytes_per_token(table: dict[str, float], path: str | Path) -> Path:
 
 def curriculum(metrics: Metrics, path: str | Path) -> Path:
     """The schedule against what the batches held: non-English share, sources, deviation."""
-    rows = rows_read(metrics)
-    panels = [partial(panel, rows=rows) for panel in (_share_panel, _stack_panel, _deviation_panel)]
+    panels = [
+        partial(panel, metrics=metrics) for panel in (_share_panel, _stack_panel, _deviation_panel)
+    ]
     return _picture(path, (8.3, 7.8), panels, nrows=3, sharex=True, height_ratios=(3, 3, 1))
 
 
@@ -73,7 +74,10 @@ def schedule(rows: Rows, path: str | Path) -> Path:
 
 
 def loss(metrics: Metrics, path: str | Path) -> Path:
-    """Training loss of each step and its running mean, with the validation loss."""
+    """Training loss of each step and its running mean, with the validation loss.
+
+    Steps whose loss is no number leave gaps.
+    """
     return _picture(path, (8.3, 4.2), [partial(_loss_panel, metrics=metrics)])
 
 
@@ -83,47 +87,56 @@ def bits_per_byte(before: dict[str, float], after: dict[str, float], path: str |
     return _picture(path, (8.3, 1.1 + 0.25 * len(after)), [panel])
 
 
-def run_figures(run: str | Path) -> list[Path]:
+def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
     """Draws all that a run's metrics allow into `<run>/figures/`; overview.png comes last.
 
-    Before the first validation of a trained model there is no picture of bits per byte. Raises
-    UserError if the metrics are missing, broken or hold no training step.
+    Before rows were counted there is no picture of the curriculum, before the first validation of
+    a trained model none of bits per byte. UserError if the metrics hold no training step.
     """
-    metrics, folder = read_metrics(run), Path(run) / "figures"
-    if not of_kind(metrics, "train"):
+    folder, train = Path(run) / "figures", of_kind(metrics, "train")
+    if not train:
         raise UserError(f"{run}/metrics.jsonl holds no training step: train for one step first.")
-    drawn = [curriculum(metrics, folder / "curriculum.png"), loss(metrics, folder / "loss.png")]
-    panels: list[Panel] = [
-        partial(_share_panel, rows=rows_read(metrics)), partial(_loss_panel, metrics=metrics)
-    ]  # fmt: skip
-    if pair := untrained_and_trained(metrics):
-        before, after = ({name: t[name] for name in t if not is_bilingual(name)} for t in pair)
+    drawn, panels = list[Path](), list[Panel]()
+    if rows_read(metrics).sources:
+        drawn.append(curriculum(metrics, folder / "curriculum.png"))
+        panels.append(partial(_share_panel, metrics=metrics))
+    drawn.append(loss(metrics, folder / "loss.png"))
+    panels.append(partial(_loss_panel, metrics=metrics))
+    before, after = untrained_and_trained(metrics) or ({}, {})
+    names = [n for n in before if not is_bilingual(n) and np.isfinite([before[n], after[n]]).all()]
+    if names:
+        before, after = ({name: table[name] for name in names} for table in (before, after))
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))
         panels.append(partial(_dumbbell_panel, before=before, after=after))
     size = (3.9 * len(panels), 4.7)
     return [*drawn, _picture(folder / "overview.png", size, panels, ncols=len(panels))]
 
 
-def _share_panel(ax: Axes, rows: Rows) -> None:
-    shares, edges = partial(non_english_share, rows.sources), _windows(len(rows.tokens) - 1)
+def _share_panel(ax: Axes, metrics: Metrics) -> None:
+    rows, train = rows_read(metrics), of_kind(metrics, "train")
+    shares, edges = partial(non_english_share, rows.sources), _edges(rows.tokens)
+    scheduled = shares(np.diff(rows.scheduled, axis=0))
     middles = (rows.tokens[1:] + rows.tokens[:-1]) / 2
-    scheduled, single = (
-        shares(np.diff(counts, axis=0)) for counts in (rows.scheduled, rows.measured)
-    )
-    ax.plot(middles, scheduled, color=PALE, lw=6, solid_capstyle="butt")
-    ax.plot(middles, single, ".", color=BLUE, ms=2.5, alpha=0.35)
+    line = [0, *middles, rows.tokens[-1]], [scheduled[0], *scheduled, scheduled[-1]]
+    ax.plot(*line, color=PALE, lw=6, solid_capstyle="butt")
+    tokens, steps, batches = (_series(train, n) for n in ("tokens", "step", "non_english"))
+    ax.plot(tokens * (1 - 0.5 / steps), batches, ".", color=BLUE, ms=2.5, alpha=0.35)
     centres = (rows.tokens[edges][1:] + rows.tokens[edges][:-1]) / 2
     ax.plot(centres, shares(np.diff(rows.measured[edges], axis=0)), "o", color=BLUE, ms=4.5)
-    ax.set(title="Non-English share of rows", ylim=(0, 1.25 * max(scheduled.max(), single.max())))
+    highest = np.nanmax([*scheduled, *batches])
+    ax.set(title="Non-English share of rows", ylim=(0, 1.25 * highest or 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _token_axis(ax, rows.tokens[-1])
-    sizes = " or ".join(map(str, np.unique(np.diff(edges))))
-    words = "batches" if sizes == "1" else f"batches (faint), means of {sizes}"
+    sizes = np.diff(np.array([0, *_series(counts_of(metrics), "step")], int)[edges])
+    few, most = sizes.min(), sizes.max()
+    means = f"means of {few}" if few == most else f"means of {few} to {most}"
+    words = "batches" if most == 1 else f"batches (faint), {means}"
     _key(ax, "left", [("schedule", "#86a8bf"), (words, BLUE)])
 
 
-def _stack_panel(ax: Axes, rows: Rows) -> None:
-    edges = _windows(len(rows.tokens) - 1)
+def _stack_panel(ax: Axes, metrics: Metrics) -> None:
+    rows = rows_read(metrics)
+    edges = _edges(rows.tokens)
     title = "Share of each source in the batches"
     _draw_stack(rows.tokens[edges], rows.sources, rows.measured[edges], ax, title)
 
@@ -132,7 +145,8 @@ def _draw_stack(
     tokens: np.ndarray, sources: list[str], counts: np.ndarray, ax: Axes, title: str
 ) -> None:
     counts = np.diff(counts, axis=0)
-    shares, top, labels = counts / counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
+    sums, top, labels = counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
+    shares = counts / np.where(sums == 0, 1, sums)
     for name, (colour, _) in GROUPS.items():
         bands = shares[:, [_group(source) == name for source in sources]].T
         for rank, band in enumerate(bands):
@@ -153,26 +167,33 @@ def _draw_stack(
     _token_axis(ax, tokens[-1])
 
 
-def _deviation_panel(ax: Axes, rows: Rows) -> None:
-    worst = deviation(rows)
-    ax.fill_between(rows.tokens[1:], worst, color=PALE, lw=0)
+def _deviation_panel(ax: Axes, metrics: Metrics) -> None:
+    train = of_kind(metrics, "train")
+    pairs = [(record["tokens"], off) for record in train if (off := deviation(record)) is not None]
+    tokens, worst = np.array(pairs or [(0, 0)], float).T
+    ax.fill_between(tokens, worst, color=PALE, lw=0)
     ax.axhline(1, color=RED, lw=1.2)
     ax.annotate("one row", (1.01, 1), xycoords=("axes fraction", "data"), va="center", color=RED)
     ax.set_title(f"Largest deviation of any source from its schedule: {worst.max():.3f} rows")
     ax.set_ylim(0, 1.2 * max(1, worst.max()))
     ax.yaxis.set_major_locator(MaxNLocator(2, steps=(1, 2, 5, 10)))
-    _token_axis(ax, rows.tokens[-1])
+    _token_axis(ax, train[-1]["tokens"])
 
 
 def _loss_panel(ax: Axes, metrics: Metrics) -> None:
     train, valid = of_kind(metrics, "train"), of_kind(metrics, "valid")
-    tokens, losses = np.array([(r["tokens"], r["loss"]) for r in train], float).T
-    ax.plot(tokens, losses, color=BLUE, lw=0.8, alpha=0.3)
+    tokens, losses = _series(train, "tokens"), _series(train, "loss")
+    # a record may stand for some steps: the faint line goes through their lowest and highest
+    ends = [
+        [record.get(name, record["loss"]) for name in ("lowest", "highest")] for record in train
+    ]
+    ax.plot(np.repeat(tokens, 2), np.array(ends, float).ravel(), color=BLUE, lw=0.8, alpha=0.3)
     ax.plot(tokens, _smooth(losses), color=BLUE, lw=2)
     words = [("training", BLUE)]
     if valid:
         tables = [[nats for name, nats in r["loss"].items() if name in LANGUAGES] for r in valid]
-        means = [np.mean(table) for table in tables]
+        numbers = [[nats for nats in table if nats is not None] for table in tables]
+        means = [np.mean(table) if table else np.nan for table in numbers]
         ax.plot([r["tokens"] for r in valid], means, "o-", color=RED, ms=4.5, clip_on=False)
         words.append(("validation, mean of languages", RED))
     ax.set(title="Loss, nats per token", yscale="log")
@@ -223,13 +244,19 @@ def _group(source: str) -> str:
     return next((name for name, (_, members) in GROUPS.items() if source in members), other)
 
 
-def _windows(steps: int) -> np.ndarray:
-    """Step indices that cut a run into at most 30 windows, whose sizes differ by one at most."""
-    return np.linspace(0, steps, min(steps, 30) + 1).astype(int)
+def _edges(tokens: np.ndarray) -> np.ndarray:
+    """Indices of the counts at which the windows of a run end, or that come next after that."""
+    steps = np.linspace(0, tokens[-1], min(len(tokens) - 1, 30) + 1)
+    return np.unique(np.searchsorted(tokens, steps))
+
+
+def _series(records: Metrics, name: str) -> np.ndarray:
+    """A number of each record, NaN where there is none: [records]."""
+    return np.array([record.get(name) for record in records], float)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a thirtieth of the run; steps that are not finite do not count."""
+    """Running mean over a thirtieth of the run; what is not finite does not count."""
     window, finite = np.ones(max(1, len(values) // 30)), np.isfinite(values)
     sums = np.convolve(np.where(finite, values, 0), window, "same")
     with np.errstate(invalid="ignore"):
@@ -247,7 +274,7 @@ def _key(ax: Axes, side: str, words: Sequence[tuple[str, str]]) -> None:
 
 def _token_axis(ax: Axes, last: float) -> None:
     sizes = ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, ""))
-    size, letter = next(pair for pair in sizes if last >= pair[0])
+    size, letter = next((pair for pair in sizes if last >= pair[0]), sizes[-1])
     spec = ax.get_subplotspec()
     ax.set(xlim=(0, last), xlabel="tokens" if spec and spec.is_last_row() else "")
     ax.xaxis.set_major_locator(MaxNLocator(6))

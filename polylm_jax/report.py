@@ -1,25 +1,30 @@
 """What came of a run: bits per byte per language, fidelity to the curriculum, figures, samples."""
 
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from polylm_jax.console import visible
 from polylm_jax.data.languages import LANGUAGES, is_bilingual
 from polylm_jax.errors import UserError
 from polylm_jax.figures import name_of, run_figures
 from polylm_jax.runs import (
-    Rows,
+    Bits,
+    Metrics,
     deviation,
     non_english_share,
+    of_kind,
     read_metrics,
     rows_read,
+    steps_of,
     untrained_and_trained,
 )
-
-Bits = dict[str, float]
 
 
 def report(run: str, console: Console) -> None:
@@ -33,17 +38,24 @@ def report(run: str, console: Console) -> None:
         raise UserError(f"{run} is not on this machine: copy it (tpu_scripts/fetch.sh) to draw it.")
     if not folder.is_dir():
         raise UserError(f"{run} is no folder: give --run the folder that `polylm train` wrote.")
-    metrics, figures = read_metrics(folder), run_figures(folder)
-    pair = untrained_and_trained(metrics)
-    console.print(bits_table(*pair) if pair else "No validation of the trained model yet.")
-    for line in (*(mean_lines(*pair) if pair else ()), curriculum_line(rows_read(metrics))):
-        _say(console, line)
-    _say(console, f"\nCheckpoints: {folder / 'checkpoints'}")
+    metrics, say = read_metrics(folder), partial(_say, console)
+    figures, train = run_figures(folder, metrics), of_kind(metrics, "train")
+    if pair := untrained_and_trained(metrics):
+        console.print(bits_table(*pair))
+    else:
+        say("No validation of the trained model yet.")
+    for line in (
+        *(mean_lines(*pair) if pair else ()),
+        *curriculum_lines(train),
+        *lost_lines(train),
+    ):
+        say(line)
+    say(f"\nCheckpoints: {folder / 'checkpoints'}")
     for figure in figures:
-        _say(console, f"Figure: {figure}")
+        say(f"Figure: {figure}")
     samples = folder / "samples.txt"
-    if samples.exists():
-        _say(console, f"Samples: {samples}\n\n{samples.read_text(encoding='utf-8').rstrip()}")
+    if samples.is_file():
+        say(f"Samples: {samples}\n\n{samples.read_text('utf-8', errors='replace').rstrip()}")
 
 
 def bits_table(before: Bits, after: Bits) -> Table:
@@ -53,8 +65,8 @@ def bits_table(before: Bits, after: Bits) -> Table:
         table.add_column(heading, justify="right")
     for source in before:
         if not is_bilingual(source):
-            first, last = before[source], after[source]
-            table.add_row(name_of(source), f"{first:.3f}", f"{last:.3f}", fall(first, last))
+            bits = before[source], after[source]
+            table.add_row(Text(visible(name_of(source))), *map(number, bits), fall(*bits))
     return table
 
 
@@ -66,31 +78,63 @@ def mean_lines(before: Bits, after: Bits) -> list[str]:
     for names, kind in ((languages, "languages"), (pairs, "sources paired with English")):
         if names:
             first, last = (fmean(table[name] for name in names) for table in (before, after))
-            change = f"{first:.3f} → {last:.3f} bits per byte, a fall of {fall(first, last)}"
+            change = (
+                f"{number(first)} → {number(last)} bits per byte, a fall of {fall(first, last)}"
+            )
             lines.append(f"Mean of {len(names)} {kind}: {change}.")
     return lines
 
 
-def curriculum_line(rows: Rows) -> str:
-    """The non-English share in the first and last tenth of a run, and how true it kept."""
-    tenth = max(1, (len(rows.tokens) - 1) // 10)
-    ends = np.array([[0, tenth], [-1 - tenth, -1]])
+def curriculum_lines(train: Metrics) -> list[str]:
+    """The non-English share in the first and last tenth of a run, and how true it kept; nothing
+    where no rows were counted."""
+    rows = rows_read(train)
+    if not rows.sources:
+        return []
+    last = rows.tokens[-1]
+    # rows are not counted after each step: these are the next counts after and before
+    first_end = np.searchsorted(rows.tokens, last / 10)
+    last_start = np.searchsorted(rows.tokens, last - last / 10, "right") - 1
+    ends = np.array([[0, first_end], [last_start, -1]])
     read, due = (
         non_english_share(rows.sources, np.diff(counts[ends], axis=1)[:, 0])
         for counts in (rows.measured, rows.scheduled)
     )
-    return (
-        f"Non-English share: {read[0]:.1%} in the first tenth → {read[1]:.1%} in the last tenth "
-        f"of the run (schedule: {due[0]:.1%} → {due[1]:.1%}); largest deviation from the schedule "
-        f"over all sources and steps: {deviation(rows).max():.3f} rows."
-    )
+    first, rest = rows.tokens[first_end] / last, 1 - rows.tokens[last_start] / last
+    worst = max((off for one in train if (off := deviation(one)) is not None), default=np.nan)
+    steps, _ = steps_of(train)
+    checked = "steps" if steps == train[-1]["step"] else f"{steps:,} logged steps"
+    return [
+        f"Non-English share: {read[0]:.1%} in the first {part(first)} → {read[1]:.1%} in the last "
+        f"{part(rest)} of the run (schedule: {due[0]:.1%} → {due[1]:.1%}); largest deviation from "
+        f"the schedule over all sources and {checked}: {number(worst)} rows."
+    ]
+
+
+def lost_lines(train: Metrics) -> list[str]:
+    """A line if there were steps whose loss was no number."""
+    steps, unsound = steps_of(train)
+    return [f"The loss was not a number in {unsound:,} of {steps:,} steps."] if unsound else []
+
+
+def part(share: float) -> str:
+    """A part of a run in words."""
+    return "tenth" if f"{share:.0%}" == "10%" else f"{share:.0%}"
+
+
+def number(value: float) -> str:
+    """A number as reports show it."""
+    return f"{value:.3f}" if isfinite(value) else "not a number"
 
 
 def fall(first: float, last: float) -> str:
     """By how much the second number is lower, in per cent of the first; a rise is negative."""
-    return f"{1 - last / first:.1%}"
+    return f"{1 - last / first:.1%}" if first and isfinite(first) and isfinite(last) else "–"
 
 
 def _say(console: Console, text: str) -> None:
-    """Prints text as it is: no markup, and no line broken, so that a path can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints text as it is: no markup, and no line broken, so that a path can be copied.
+
+    On a terminal control characters of samples and names can be read and do nothing.
+    """
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

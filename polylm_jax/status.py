@@ -1,5 +1,6 @@
 """Where a run stands and whether it is healthy, from its folder alone, local or gs://."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ def status_of(folder: str, now: float | None = None) -> Status:
     now = time.time() if now is None else now
     state, why = _state(beat, now)
     healthy = state in ("running", "finished")
+    if healthy and _loss_is_lost(beat):
+        healthy, why = False, f"{why}, but the loss is not a number; see its log"
     lines = (
         f"{folder}: {state} at step {beat['step']:,} of {beat['steps']:,} "
         f"({beat['step'] / beat['steps']:.0%}), {_ago(now - beat['time'])} by process "
@@ -97,11 +100,18 @@ def _ago(seconds: float) -> str:
     return f"seen {format_duration(max(seconds, 0))} ago"
 
 
+def _loss_is_lost(beat: Beat) -> bool:
+    """Whether the newest step's loss was no number: nothing is learned from such a step."""
+    return "loss" in beat and (beat["loss"] is None or not math.isfinite(beat["loss"]))
+
+
 def _loss(beat: Beat) -> str:
     if "loss" not in beat:
         return "Loss: none yet."
+    if _loss_is_lost(beat):
+        return "Loss: not a number."
     before = beat["loss_before"]
-    if before is None:
+    if not before or not math.isfinite(before):
         return f"Loss: {beat['loss']:.3f}, too early for a trend."
     change = beat["loss"] / before - 1
     trend = "steady" if abs(change) < 5e-4 else "falling" if change < 0 else "rising"

@@ -12,6 +12,7 @@ from typing import Any, Self
 from fsspec.core import url_to_fs
 
 from polylm_jax.files import put
+from polylm_jax.jsonl import dumps
 
 NAME = "heartbeat.json"
 EVERY = 10  # seconds between two heartbeats
@@ -65,7 +66,7 @@ class Heartbeat:
 
     def _write(self) -> None:
         with self._lock:
-            content = json.dumps(self._beat | {"time": time.time()}).encode()
+            content = dumps(self._beat | {"time": time.time()}).encode()
         # neither a full disk nor a store out of reach may end the run here: saving says it better
         with contextlib.suppress(Exception):
             put(f"{self._folder}/{NAME}", content)

@@ -4,7 +4,6 @@ import contextlib
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
@@ -25,7 +24,7 @@ from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.progress import make_report
 from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
-from polylm_jax.train.validation import validation
+from polylm_jax.train.validation import held_out, told, validation
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,8 @@ def train(
             metrics.say(f"Going on from step {step} of {training.folder}.")
         if writer:
             put(f"{training.folder}/{MODEL}", tokenizer.model)
+        if step < training.steps or metrics.reaches_beyond(step):
+            metrics.start(step)
         if step >= training.steps:
             metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
             return step
@@ -121,15 +122,18 @@ def train(
         evaluate = make_evaluate(size, compute, mesh)
         exchange, clock = hosts.make_exchange(mesh), Clock()
 
+        counts = held_out(store, training.validate_rows)
+        if not counts:
+            metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
+
         def validate() -> None:
+            if not counts:
+                return
             part = training.batch // training.microbatches
             with clock.on("validation"):
-                record = validation(
-                    evaluate, state["params"], mesh, store, tokenizer, training.validate_rows, part
-                )
+                record = validation(evaluate, state["params"], mesh, store, tokenizer, counts, part)
             metrics.write(record | {"step": step, "tokens": row * store.length})
-            mean = np.mean(list(record["bits_per_byte"].values()))
-            metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
+            metrics.say(f"Step {step}: {told(record)}.")
 
         def save() -> None:
             meta = checkpoint.meta_of(size, row, gin, fingerprints)
@@ -155,11 +159,11 @@ def train(
         pending: tuple[int, int, dict[str, jax.Array]] | None = None
         stop = stuck = False
 
-        def tell(notes: jax.Array) -> None:
+        def tell(notes: jax.Array, whole: bool = False) -> None:
             """Logs the step that is pending, and looks whether the run must stop."""
             nonlocal pending, stop, stuck
             assert pending
-            asked, skipped = report(*pending, notes)
+            asked, skipped = report(*pending, notes, whole)
             # a run that is started again may skip as many once more
             stuck = skipped > 0 and skipped % optimizer.spike_patience == 0
             pending, stop = None, asked or stuck
@@ -182,13 +186,13 @@ def train(
                 validates = step % training.validate_every == 0 or last_step
                 if saves or validates:
                     # before the save, so that no step lies behind a checkpoint without a record
-                    tell(notes)
+                    tell(notes, whole=saves)
                 if saves:
                     save()
                 if validates:
                     validate()
         if pending is not None:
-            tell(notes)
+            tell(notes, whole=True)
         if manager.latest_step() != step:
             save()
         checkpoint.finish(manager)

@@ -1,11 +1,11 @@
 """What a run says while it works: a live line, a JSONL file and TensorBoard."""
 
 import contextlib
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +13,12 @@ from typing import Any, Self
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from polylm_jax.console import LiveLine
+from polylm_jax.jsonl import backwards, dumps
+from polylm_jax.train.log import alive, logs, part_number
 
 
 class Metrics:
@@ -24,57 +26,87 @@ class Metrics:
 
     folder: local, or a path that fsspec knows, such as gs://bucket/run. An object store appends
     to nothing: there the records wait on this machine's disk, and `publish` makes files of
-    those that are new, FOLDER/metrics-STEP.jsonl.
+    those that are new, FOLDER/metrics-STEP.jsonl, or with the next number where a run went back,
+    so that their names are in the order of time. Nothing is made before the first record.
     """
 
     def __init__(self, folder: str, active: bool) -> None:
         self._active, self._line = active, LiveLine()
-        self._files, self._folder = url_to_fs(folder)
+        self._run, (self._files, self._folder) = folder, url_to_fs(folder)
         self._local = isinstance(self._files, LocalFileSystem)
-        if active:
-            place = self._folder if self._local else tempfile.mkdtemp(prefix="polylm-metrics-")
-            self._place, self._last = Path(place), 0
-            self._open()
+        self._place: Path | None = None  # where the files lie that are open
+        self._part: int | None = None  # the number of the newest part in an object store
 
     def _open(self) -> None:
-        path = self._place / "metrics.jsonl"
-        (self._place / "tensorboard").mkdir(parents=True, exist_ok=True)
+        place = Path(self._folder if self._local else tempfile.mkdtemp(prefix="polylm-metrics-"))
+        path, board = place / "metrics.jsonl", place / "tensorboard"
+        board.mkdir(parents=True, exist_ok=True)
         _drop_half_line(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        # the plain writer: SummaryWriter's thread waits by the wall clock, which may jump
-        self._board = EventsWriter(f"{self._place}/tensorboard/events")
+        # TensorBoard reads files by name, and two starts may fall into one second; the plain
+        # writer, because SummaryWriter's thread waits by the wall clock, which may jump
+        number = len(list(board.iterdir()))
+        self._board = EventsWriter(f"{board}/events.part-{number:09d}")
+        self._place = place
+
+    def start(self, step: int) -> None:
+        """Logs that the run goes on from a step, 0 for one from nothing.
+
+        What earlier starts logged beyond it is dead from here on, here and in TensorBoard.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write({"kind": "start", "step": step, "time": now})
+        # TensorBoard drops what it has of this step and later ones, and `step` itself was made
+        first = step + 1 if step else 0
+        self._event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def reaches_beyond(self, step: int) -> bool:
+        """Whether the log has records of later steps: then the run went back."""
+        return self._active and next(alive(self._run), {"step": 0})["step"] > step
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
         if not self._active:
             return
+        if not self._place:
+            self._open()
         self._last = record["step"]
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(dumps(record) + "\n")
         values = [
             Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
             for name, value in _flat(record)
         ]
-        self._board.write_event(
-            Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
-        )
-        self._board.flush()
+        if values:
+            self._event(Event(step=record["step"], summary=Summary(value=values)))
+
+    def _event(self, event: Event) -> None:
+        if self._active:
+            event.wall_time = time.time()
+            self._board.write_event(event)
+            self._board.flush()
 
     def publish(self) -> None:
         """Brings what was written since the last call to a folder in an object store."""
-        if self._local or not self._active or not (self._place / "metrics.jsonl").stat().st_size:
+        if self._local or not self._place:
             return
-        self._close()
-        name = f"metrics-{self._last:09d}.jsonl"
-        self._files.put_file(str(self._place / "metrics.jsonl"), f"{self._folder}/{name}")
-        for events in (self._place / "tensorboard").iterdir():
-            target = f"{self._folder}/tensorboard/{events.name}.{self._last}"
-            self._files.put_file(str(events), target)
-        shutil.rmtree(self._place)
-        self._open()
+        if self._part is None:
+            self._part = max(map(part_number, logs(self._run)[1]), default=-1)
+        number = max(self._last, self._part + 1)
+        self._files.put_file(
+            str(self._place / "metrics.jsonl"), f"{self._folder}/metrics-{number:09d}.jsonl"
+        )
+        (events,) = (self._place / "tensorboard").iterdir()
+        target = f"{self._folder}/tensorboard/events.part-{number:09d}.out.tfevents"
+        self._files.put_file(str(events), target)
+        self._part = number
+        shutil.rmtree(self._close())
 
-    def _close(self) -> None:
+    def _close(self) -> Path:
+        assert self._place
         self._file.close()
         self._board.close()
+        place, self._place = self._place, None
+        return place
 
     def line(self, text: str, last: bool = False) -> None:
         """Shows the run's state: one line redrawn on a terminal, one line a call elsewhere."""
@@ -103,9 +135,8 @@ class Metrics:
         if self._active:
             self._line.close()
             self.publish()
-            self._close()
-            if not self._local:
-                shutil.rmtree(self._place)
+            if self._place:
+                self._close()
 
 
 class Clock:
@@ -145,8 +176,7 @@ def _flat(record: dict[str, Any]) -> list[tuple[str, float]]:
 
 def _drop_half_line(path: Path) -> None:
     """Cuts off what a killed run left half-written at the end of its log."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+    if path.exists():
+        with path.open("rb+") as file:
+            end, _ = next(backwards(file))
+            file.truncate(end)

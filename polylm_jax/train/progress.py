@@ -1,8 +1,9 @@
 """What a run says of each step: a record for its log, a live line, a heartbeat."""
 
+import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from polylm_jax.train.metrics import Clock, Metrics
 RECENT = 20  # steps whose median pace is the speed, and whose mean loss the heartbeat tells
 
 Record = dict[str, Any]
-Report = Callable[[int, int, dict[str, jax.Array], jax.Array], tuple[bool, int]]
+Report = Callable[[int, int, dict[str, jax.Array], jax.Array, bool], tuple[bool, int]]
 
 
 def make_report(
@@ -36,16 +37,24 @@ def make_report(
     heartbeat: Heartbeat,
     clock: Clock,
 ) -> Report:
-    """Function (step, row, values, notes) that logs a step.
+    """Function (step, row, values, notes, whole) that logs a step.
 
     It returns whether a process asks to stop, and how many steps were skipped in a row.
 
     It waits until the devices have done the step, so it is called when the next one is on its
     way. values: the step's metrics. notes: of all processes, float32 [devices, Notes], the
-    newest there are. row: the first that is not counted yet.
+    newest there are. whole: whether the record is to be whole whatever the step, as before a
+    checkpoint. row: the first that is not counted yet.
+
+    Each record has the numbers of its step, "non_english", the share of its batch, and
+    "deviation", how many rows the source furthest from its schedule is off after it. Every
+    log_every steps, and at the last one, a record is whole: also the rows of each source since
+    the run began, as read and as scheduled; and of the steps since the whole record before, the
+    mean loss of each source, over its rows, and the seconds that were spent on each thing.
     """
     counts = consumed(curriculum, row).astype(float)
     names = curriculum.sources
+    since = Since(len(names))
     paces = deque[float](maxlen=RECENT)
     losses = deque[float](maxlen=2 * RECENT)
     laps = 0
@@ -54,17 +63,18 @@ def make_report(
     non_english = _non_english(curriculum)
 
     def report(
-        step: int, row: int, values: dict[str, jax.Array], notes: jax.Array
+        step: int, row: int, values: dict[str, jax.Array], notes: jax.Array, whole: bool
     ) -> tuple[bool, int]:
-        nonlocal counts, laps
+        nonlocal counts, laps, since
         with clock.on("devices"):
             fetched, told = jax.device_get((values, notes))
         lap, laps = clock.lap(), laps + 1
         if laps > 1:  # the first one compiles
             paces.append(lap["step"])
         rate = 1 / statistics.median(paces) if paces else None
-        read = fetched["row_count"]
+        read, due = fetched["row_count"], integral(curriculum, row)
         counts = counts + read
+        since.add(lap, fetched["loss_sum"], read)
         per_second = rate and rate * tokens_a_step
         mfu = None
         if per_second and chip:
@@ -73,40 +83,92 @@ def make_report(
         record = {
             "kind": "train",
             "step": step,
-            "rows": row,
             "tokens": row * curriculum.length,
-            **{n: float(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
+            **{n: _shortest(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
             **{n: int(fetched[n]) for n in RULED},
-            "tokens_per_second": per_second,
-            "mfu": mfu,
-            "seconds": lap,
-            **_of_hosts(told, mesh),
-            "non_english": non_english(read),
-            "row_counts": dict(zip(names, counts.astype(int).tolist(), strict=True)),
-            "schedule_counts": dict(zip(names, integral(curriculum, row).tolist(), strict=True)),
-            "loss_by_source": {
-                name: float(total / n / curriculum.length)
-                for name, total, n in zip(names, fetched["loss_sum"], read, strict=True)
-                if n
-            },
+            "tokens_per_second": per_second and round(per_second, 1),
+            "non_english": round(non_english(read), 4),
+            "deviation": round(float(np.abs(counts - due).max()), 6),
         }
-        metrics.write(record)
-        recent, before = list(losses)[-RECENT:], list(losses)[:-RECENT]
+        of_hosts = _of_hosts(told, mesh)
+        last = step == steps
+        regular = step % log_every == 0 or last
+        if whole or regular:
+            metrics.write(
+                record
+                | {"rows": row, "mfu": mfu, **of_hosts}
+                | {"seconds": {what: round(spent, 4) for what, spent in since.seconds.items()}}
+                | {"row_counts": dict(zip(names, counts.astype(int).tolist(), strict=True))}
+                | {"schedule_counts": dict(zip(names, due.round(3).tolist(), strict=True))}
+                | {"loss_by_source": since.losses(names, curriculum.length)}
+            )
+            since = Since(len(names))
+        else:
+            metrics.write(record)
         heartbeat.tell(
-            **{n: record[n] for n in ("step", "tokens", *RULED, "tokens_per_second", *HOSTS)},
+            **{n: record[n] for n in ("step", "tokens", *RULED, "tokens_per_second")},
+            **of_hosts,
             steps_per_second=rate,
-            loss=statistics.fmean(recent),
-            loss_before=statistics.fmean(before) if before else None,
+            **_recent(list(losses)),
         )
-        if metrics.live or step % log_every == 0 or step == steps:
+        if metrics.live or regular:
             planned = non_english(share(curriculum, row))
-            metrics.line(_line(record, steps, planned, rate), last=step == steps)
+            metrics.line(_line(record, steps, planned, rate, mfu), last)
         return bool(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
 
     return report
 
 
 RULED = ("skipped", "levels")  # by the spike rule: steps skipped, levels followed
+
+
+class Since:
+    """What is summed up from one whole record to the next."""
+
+    def __init__(self, sources: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._nats, self._rows = np.zeros(sources), np.zeros(sources)
+
+    def add(self, lap: dict[str, float], nats: np.ndarray, rows: np.ndarray) -> None:
+        """Adds a step: its seconds, and the summed loss and the rows of each source [sources].
+
+        A loss that is no number does not count: one such step would hide all the others.
+        """
+        self.seconds = {n: self.seconds.get(n, 0.0) + lap.get(n, 0.0) for n in self.seconds | lap}
+        sound = np.isfinite(nats)
+        self._nats += np.where(sound, nats, 0.0)
+        self._rows += np.where(sound, rows, 0.0)
+
+    def losses(self, names: Sequence[str], length: int) -> dict[str, float]:
+        """Mean nats per token of each source that had rows, of this many tokens each."""
+        return {
+            name: float(f"{nats / rows / length:.5g}")
+            for name, nats, rows in zip(names, self._nats, self._rows, strict=True)
+            if rows
+        }
+
+
+def _shortest(number: np.ndarray) -> float:
+    """A float32 in the fewest digits that tell it from all others."""
+    return float(str(np.float32(number)))
+
+
+def _recent(losses: list[float]) -> Record:
+    """The mean of the newest losses and of those before, for the heartbeat; None is no number.
+
+    One step that is no number is skipped and forgotten: the newest step says how the run is.
+    """
+    newest, before = (
+        [loss for loss in part if math.isfinite(loss)]
+        for part in (losses[-RECENT:], losses[:-RECENT])
+    )
+    sound = math.isfinite(losses[-1])
+    return {
+        "loss": statistics.fmean(newest) if sound else None,
+        "loss_before": statistics.fmean(before) if before else None,
+    }
+
+
 HOSTS = ("slowest_host", "slowest_host_seconds", "memory_gib")
 
 
@@ -130,12 +192,14 @@ def _non_english(curriculum: Curriculum) -> Callable[[np.ndarray], float]:
     return lambda x: float(x[monolingual & ~english].sum() / max(x[monolingual].sum(), 1e-9))
 
 
-def _line(record: Record, steps: int, non_english: float, rate: float | None) -> str:
-    """The live line. rate: steps a second, None while it is not known."""
-    speed, mfu, skipped, levels = (record[n] for n in ("tokens_per_second", "mfu", *RULED))
+def _line(
+    record: Record, steps: int, non_english: float, rate: float | None, mfu: float | None
+) -> str:
+    """The live line. rate: steps a second, mfu: model flops utilisation; None while not known."""
+    loss, speed, skipped, levels = (record[n] for n in ("loss", "tokens_per_second", *RULED))
     parts = [
         f"step {record['step']}/{steps}",
-        f"loss {record['loss']:.3f}",
+        f"loss {loss:.3f}" if math.isfinite(loss) else "the loss is not a number",
         f"non-English {non_english:.0%}",
         f"{speed:,.0f} tokens/s" if speed else "compiling",
         f"MFU {mfu:.1%}" if mfu else "",

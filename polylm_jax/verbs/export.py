@@ -10,9 +10,10 @@ from polylm_jax.files import new_folder
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.orbax_files import arrays_of
-from polylm_jax.runs import logs, read_metrics, untrained_and_trained
+from polylm_jax.runs import read_metrics, untrained_and_trained
 from polylm_jax.sizes import Size
 from polylm_jax.train import checkpoint
+from polylm_jax.train.log import logs
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

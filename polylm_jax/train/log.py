@@ -1,0 +1,128 @@
+"""The log of a run: where its files are, what a record is, and which records are alive.
+
+A run writes a record {"kind": "start", "step": n} each time that it starts, from step n. Where it
+went back, by a kill or because someone took checkpoints away, an earlier start has logged steps
+beyond n that are no part of the run any more. Read from its end, a log tells them by itself: a
+record is alive if no later one stands at an earlier step.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from polylm_jax.errors import UserError
+from polylm_jax.jsonl import backwards
+
+Record = dict[str, Any]
+
+LOGS = re.compile(r"metrics(-(\d+))?\.jsonl")
+LARGEST = 2**53  # what is counted stays below it, and so is exact as a float
+COUNTS = ("row_counts", "schedule_counts")
+
+
+def logs(folder: str) -> tuple[AbstractFileSystem, list[str]]:
+    """The file system of a run's folder and the logs there, oldest first; perhaps none."""
+    files, place = url_to_fs(folder)
+    try:
+        paths = files.ls(place, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return files, []
+    # names are compared, not globbed: a folder may be called "r[lr=1]"
+    return files, sorted(path for path in paths if LOGS.fullmatch(_name(path)))
+
+
+def part_number(path: str) -> int:
+    """The number of a part, metrics-NUMBER.jsonl; -1 for a log that is in one piece."""
+    match = LOGS.fullmatch(_name(path))
+    return int(match[2]) if match and match[2] else -1
+
+
+def alive(folder: str) -> Iterator[Record]:
+    """The records of the branch that is alive, newest first, each kind of each step once.
+
+    folder: the run's, local or on a path that fsspec knows. Memory is that of one block of a
+    file. Numbers that are no numbers are None. A killed run may leave its last line half written;
+    UserError where another line is not a record.
+    """
+    files, paths = logs(folder)
+    last, seen = LARGEST, dict[str, int]()
+    for path in reversed(paths):
+        for record in _records(files, path):
+            kind, step = record["kind"], record["step"]
+            if kind == "start":
+                last = min(last, step or -1)  # a start from nothing leaves nothing alive
+            elif step <= last and step < seen.get(kind, LARGEST):
+                # what was logged before a step was made is of the steps before it
+                last, seen[kind] = step - (kind == "train"), step
+                yield record
+
+
+def _records(files: AbstractFileSystem, path: str) -> Iterator[Record]:
+    """All records of a file, last one first."""
+    with files.open(path, "rb") as file:
+        lines = backwards(file)
+        _, half = next(lines)
+        if (record := _record(half)) is not None:
+            yield record
+        for start, line in lines:
+            if (record := _record(line)) is None:
+                _refuse(files, path, start)
+            yield record
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line, parse_constant=lambda _: None)
+        return record if _is_whole(record) else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _is_whole(record: Record) -> bool:
+    kind, step = record["kind"], record["step"]
+    if not (isinstance(kind, str) and type(step) is int and 0 <= step < LARGEST):
+        return False
+    if kind == "valid":
+        tables = (record["bits_per_byte"], record["loss"])
+        return _is_count(record["tokens"]) and all(map(_is_table, tables))
+    if kind == "train":
+        counts = [record[name] for name in COUNTS if name in record]
+        numbers = (record["loss"], record.get("deviation"), record.get("non_english"))
+        return (
+            step > 0
+            and _is_count(record["tokens"])
+            and record["tokens"] > 0
+            and all(map(_is_number, numbers))
+            and len(counts) in (0, len(COUNTS))
+            and all(all(map(_is_count, table.values())) for table in counts)
+        )
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _refuse(files: AbstractFileSystem, path: str, start: int) -> NoReturn:
+    """Says in which line the byte `start` of a file is."""
+    number = 1
+    with files.open(path, "rb") as file:
+        while block := file.read(min(1 << 20, start)):
+            number, start = number + block.count(b"\n"), start - len(block)
+    raise UserError(f"{path}:{number} is not a record of a run: delete that line.")
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
