@@ -23,7 +23,7 @@ def shares_at(progress, last=0.6):
     return shares | {f"en-{code}": 0.1 / len(NON_ENGLISH) for code in NON_ENGLISH}
 
 
-def synthetic_metrics(steps=40, last=0.6, seed=0):
+def synthetic_metrics(steps=40, last=0.6, seed=0, log_every=1):
     """What a run of `steps` steps logs, each row going to the source furthest behind."""
     random = np.random.default_rng(seed)
     sources = list(shares_at(0))
@@ -42,24 +42,29 @@ def synthetic_metrics(steps=40, last=0.6, seed=0):
 
     records = [valid(0, 2.8)]
     for step in range(1, steps + 1):
+        earlier = read.copy()
         for row in range(ROWS):
             progress = ((step - 1) * ROWS + row + 0.5) / (steps * ROWS)
             due += np.array(list(shares_at(progress, last).values()))
             read[np.argmax(due - read)] += 1
         loss = 4 + 5 * np.exp(-5 * step / steps) + 0.15 * random.normal()
-        records.append(
-            {
-                "kind": "train",
-                "step": step,
-                "tokens": step * ROWS * LENGTH,
-                "rows": step * ROWS,
-                "loss": loss,
-                "skipped": 0,
-                "mfu": None,
-                "row_counts": dict(zip(sources, read.tolist(), strict=True)),
-                "schedule_counts": dict(zip(sources, due.tolist(), strict=True)),
-            }
-        )
+        in_batch = dict(zip(sources, (read - earlier).tolist(), strict=True))
+        monolingual = sum(in_batch[code] for code in LANGUAGES)
+        record = {
+            "kind": "train",
+            "step": step,
+            "tokens": step * ROWS * LENGTH,
+            "rows": step * ROWS,
+            "loss": loss,
+            "skipped": 0,
+            "mfu": None,
+            "non_english": 1 - in_batch["en"] / monolingual,
+            "deviation": float(abs(read - due).max()),
+        }
+        if step % log_every == 0 or step == steps:
+            record["row_counts"] = dict(zip(sources, read.tolist(), strict=True))
+            record["schedule_counts"] = dict(zip(sources, due.tolist(), strict=True))
+        records.append(record)
         if step % max(1, steps // 5) == 0:
             records.append(valid(step, 1.3 + 1.5 * np.exp(-4 * step / steps)))
     return records
@@ -76,27 +81,30 @@ def pixels(path):
     return imread(path)[..., :3]
 
 
-def test_read_metrics_keeps_the_last_of_repeated_steps_and_skips_a_half_written_line(tmp_path):
-    records = synthetic_metrics(10)
-    again = [record | {"loss": 1.5} for record in records if record["step"] in (6, 7)]
-    run = write_run(tmp_path, records + again, tail='{"kind": "train", "step": 8, "lo')
-    read = runs.read_metrics(run)
-    train = runs.of_kind(read, "train")
-    assert [record["step"] for record in train] == list(range(1, 11))
-    assert [record["step"] for record in train if record["loss"] == 1.5] == [6, 7]
-    assert [record["step"] for record in runs.of_kind(read, "valid")] == [0, 2, 4, 6, 8, 10]
-
-
-@pytest.mark.parametrize(
-    "line", ["not JSON", "[1]", '{"kind": "train", "step": 3}', '{"step": 3}', "", b"\xff"]
-)
-def test_garbage_before_the_end_is_an_error_naming_the_line(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    good = json.dumps(synthetic_metrics(1)[1]).encode()
-    garbage = line if isinstance(line, bytes) else line.encode()
-    path.write_bytes(good + b"\n" + garbage + b"\n" + good + b"\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 "):
-        runs.read_metrics(tmp_path)
+def test_a_long_log_is_thinned_and_loses_no_extreme_no_mean_and_no_count(tmp_path, monkeypatch):
+    records = synthetic_metrics(100, log_every=7)
+    train = runs.of_kind(records, "train")
+    train[40] |= {"loss": None, "deviation": 0.99}
+    train[60] |= {"loss": 50.0}
+    run = write_run(tmp_path, records)
+    assert runs.read_metrics(run) == records
+    monkeypatch.setattr(runs, "MOST", 10)
+    thinned = runs.read_metrics(run)
+    few = runs.of_kind(thinned, "train")
+    assert [len(few), len(runs.of_kind(thinned, "valid"))] == [10, 6]
+    assert runs.untrained_and_trained(thinned) == runs.untrained_and_trained(records)
+    assert [record["step"] for record in few] == [7, 14, 28, 35, 49, 56, 70, 77, 84, 100]
+    assert runs.steps_of(few) == (100, 1)
+    assert max(map(runs.deviation, few)) == 0.99
+    assert max(record["highest"] for record in few) == 50.0
+    for record, start in zip(few, range(0, 100, 10), strict=True):
+        losses = [one["loss"] for one in train[start : start + 10] if one["loss"] is not None]
+        assert record["loss"] == pytest.approx(sum(losses) / len(losses))
+        assert (record["lowest"], record["highest"]) == (min(losses), max(losses))
+    counted = {record["step"]: record for record in train if "row_counts" in record}
+    for record in few:
+        one = counted[record["step"]]
+        assert (record["tokens"], record["row_counts"]) == (one["tokens"], one["row_counts"])
 
 
 def test_rows_read_agrees_with_the_records():
@@ -109,7 +117,8 @@ def test_rows_read_agrees_with_the_records():
     last = metrics[-2]
     assert last["kind"] == "train"
     gaps = [abs(last["row_counts"][s] - last["schedule_counts"][s]) for s in last["row_counts"]]
-    assert runs.deviation(rows)[-1] == pytest.approx(max(gaps))
+    assert runs.deviation(last) == pytest.approx(max(gaps))
+    assert runs.deviation({k: v for k, v in last.items() if k != "deviation"}) == max(gaps)
     counts = last["row_counts"]
     foreign = sum(counts[code] for code in NON_ENGLISH)
     share = runs.non_english_share(rows.sources, rows.measured[-1])
@@ -171,8 +180,8 @@ def test_names():
 
 @pytest.mark.filterwarnings("error")
 def test_run_figures_draws_all_and_leaves_nothing_else(tmp_path):
-    run = write_run(tmp_path, synthetic_metrics(20))
-    drawn = figures.run_figures(run)
+    run = write_run(tmp_path, synthetic_metrics(20, log_every=6))
+    drawn = figures.run_figures(run, runs.read_metrics(run))
     names = ["curriculum.png", "loss.png", "bits_per_byte.png", "overview.png"]
     assert [path.name for path in drawn] == names
     assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(names)
@@ -180,18 +189,38 @@ def test_run_figures_draws_all_and_leaves_nothing_else(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_young_run_has_fewer_figures(tmp_path):
-    records = [record for record in synthetic_metrics(5) if record["kind"] == "train"][:1]
+    records = synthetic_metrics(5)[1:2]
     records[0] |= {"loss": float("nan")}
-    drawn = figures.run_figures(write_run(tmp_path, records))
+    drawn = figures.run_figures(tmp_path, runs.read_metrics(write_run(tmp_path, records)))
     assert [path.name for path in drawn] == ["curriculum.png", "loss.png", "overview.png"]
+    uncounted = [{n: v for n, v in records[0].items() if not n.endswith("_counts")}]
+    assert [path.name for path in figures.run_figures(tmp_path, uncounted)] == [
+        "loss.png",
+        "overview.png",
+    ]
+
+
+def test_numbers_that_are_none_leave_gaps(tmp_path):
+    records = synthetic_metrics(20)
+    whole = pixels(figures.loss(records, tmp_path / "whole.png"))
+    lost = [r | {"loss": None} if r["kind"] == "train" and r["step"] > 10 else r for r in records]
+    gap = pixels(figures.loss(lost, tmp_path / "gap.png"))
+    half = gap.shape[1] // 2 + 40
+    assert (gap != whole)[:, half:].any()
+    faint = np.isclose(gap[:, half:-150], [0x1F / 255, 0x6F / 255, 0x9F / 255], atol=0.01)
+    assert not faint.all(-1).any()  # nothing of the training curve's blue
+    for record in runs.of_kind(records, "valid"):
+        record["bits_per_byte"] |= {"de": None}
+        record["loss"] |= dict.fromkeys(record["loss"])
+    drawn = figures.run_figures(tmp_path, records)
+    assert [path.name for path in drawn][2] == "bits_per_byte.png"
 
 
 def test_a_run_without_steps_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
-        figures.run_figures(tmp_path)
-    run = write_run(tmp_path, synthetic_metrics(1)[:1])
+        runs.read_metrics(tmp_path)
     with pytest.raises(UserError, match="no training step"):
-        figures.run_figures(run)
+        figures.run_figures(tmp_path, synthetic_metrics(1)[:1])
 
 
 def test_a_skipped_step_leaves_the_running_mean_of_its_neighbours():
@@ -202,6 +231,11 @@ def test_a_skipped_step_leaves_the_running_mean_of_its_neighbours():
 
 @pytest.mark.parametrize("steps", [1, 29, 30, 31, 59, 320])
 def test_windows_cover_a_run_and_none_is_of_few_steps(steps):
-    sizes = np.diff(figures._windows(steps))
+    sizes = np.diff(figures._edges(np.arange(steps + 1) * 2048.0))
     assert (sizes.sum(), len(sizes)) == (steps, min(steps, 30))
     assert 1 <= sizes.min() >= sizes.max() - 1
+
+
+def test_windows_of_a_run_that_was_counted_now_and_then_end_where_it_was():
+    assert figures._edges(np.array([0.0, 1, 50, 51, 100])).tolist() == [0, 2, 4]
+    assert figures._edges(np.array([0.0, 7])).tolist() == [0, 1]

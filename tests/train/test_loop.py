@@ -1,5 +1,6 @@
 """Whole runs: what they log, and that stopping, resuming and other meshes change nothing."""
 
+import itertools
 import json
 import os
 import shutil
@@ -16,12 +17,15 @@ from jax._src.array import ArrayImpl
 
 from polylm_jax import config
 from polylm_jax.__main__ import main
+from polylm_jax.data.rows import open_store
 from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.runs import deviation, of_kind, read_metrics, rows_read
-from polylm_jax.train import checkpoint, loop
+from polylm_jax.runs import counts_of, deviation, of_kind, read_metrics
+from polylm_jax.status import status_of
+from polylm_jax.train import checkpoint, loop, validation
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags
+from tests.train.test_metrics import scalars
 
 
 def train(settings, folder, **changes):
@@ -59,7 +63,7 @@ def test_a_run_learns_and_logs_every_step(whole):
 
 
 def test_the_batches_follow_the_schedule_within_one_row(whole):
-    assert deviation(rows_read(records(whole))).max() < 1
+    assert 0 < max(map(deviation, records(whole))) < 1
     shares = [record["non_english"] for record in records(whole)]
     assert np.mean(shares[:4]) == pytest.approx(0.3, abs=0.03)
     assert np.mean(shares[8:]) == pytest.approx(0.6, abs=0.03)
@@ -79,20 +83,121 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, tiny, capsys):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
-def test_every_record_says_where_the_time_went(whole):
-    for record in records(whole)[1:]:
+def test_whole_records_say_where_the_time_went(whole):
+    for record in counts_of(records(whole)):
         seconds = record["seconds"]
-        assert {"step", "devices"} <= seconds.keys()
-        # a step that is saved is logged at once: its data wait is in the record before
-        assert ("data" in seconds) == (record["step"] not in (5, 10, 12))
+        assert {"step", "devices", "data"} <= seconds.keys()
         assert sum(seconds.values()) <= 2 * seconds["step"]
         assert record["slowest_host"] == 0
         assert record["slowest_host_seconds"] >= 0
         assert record["memory_gib"] is None  # a CPU does not say
-    saved = [record["step"] for record in records(whole) if "checkpoint" in record["seconds"]]
-    assert saved == [6, 11]  # in the record of the step after; the last has none
-    validated = [record["step"] for record in records(whole) if "validation" in record["seconds"]]
-    assert validated == [1, 7]
+        # in the seconds of the step after; the last step has none
+        assert ("checkpoint" in seconds) == (record["step"] in (10, 12))
+        assert ("validation" in seconds) == (record["step"] in (5, 10))
+
+
+def test_records_are_whole_at_saves_every_so_many_steps_and_at_the_end(whole, tiny, tmp_path):
+    assert [record["step"] for record in counts_of(records(whole))] == [5, 10, 12]
+    once = {"train__checkpoint_every": 100, "train__validate_every": 100}
+    assert train(tiny, tmp_path / "each", train__log_every=1, **once) == 0
+    assert train(tiny, tmp_path / "few", train__log_every=7, **once) == 0
+    each, few = records(tmp_path / "each"), records(tmp_path / "few")
+    assert counts_of(each) == each
+    assert [record["step"] for record in counts_of(few)] == [7, 12]
+    assert sum(len(json.dumps(r)) for r in few if r not in counts_of(few)) < 10 * 260
+    for record, (start, end) in zip(counts_of(few), [(0, 7), (7, 12)], strict=True):
+        same = [each[end - 1][name] for name in ("row_counts", "schedule_counts", "rows")]
+        assert [record[name] for name in ("row_counts", "schedule_counts", "rows")] == same
+        # the mean of a source's losses since the last such record, each row weighing the same
+        total, rows = dict.fromkeys(record["row_counts"], 0.0), dict.fromkeys(same[0], 0)
+        for before, one in zip([{}, *each][start:end], each[start:end], strict=True):
+            for source, count in one["row_counts"].items():
+                new = count - before.get("row_counts", {}).get(source, 0)
+                rows[source] += new
+                total[source] += new and new * one["loss_by_source"][source]
+        assert record["loss_by_source"] == {
+            source: pytest.approx(total[source] / rows[source], rel=1e-4)
+            for source in rows
+            if rows[source]
+        }
+    # the deviation is that of each step, though rows are counted now and then
+    assert [deviation(r) for r in few] == [deviation(r) for r in each]
+    for record in each:
+        read, due = record["row_counts"], record["schedule_counts"]
+        off = max(abs(read[source] - due[source]) for source in read)
+        assert deviation(record) == pytest.approx(off, abs=1e-3)
+
+
+def test_a_run_that_goes_back_shows_the_branch_that_is_alive(whole, tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for step in (10, 12):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    assert train(tiny, run, train__steps=5) == 0
+    assert "Step 5 of 5 is done" in capsys.readouterr().err
+    assert losses(run) == losses(whole)[:5]
+    assert train(tiny, run, train__steps=9) == 0
+    assert [record["step"] for record in records(run)] == list(range(1, 10))
+    assert [record["step"] for record in records(run, "valid")] == [0, 6, 9]
+    assert losses(run) == losses(whole)[:9]
+    shown = [(tag, step) for tag, step, _ in scalars(run / "tensorboard")]
+    assert len(shown) == len(set(shown))
+    assert [step for tag, step in shown if tag == "train/loss"] == list(range(1, 10))
+    assert [step for tag, step in shown if tag == "valid/loss/en"] == [0, 6, 9]
+    assert main(["report", f"--run={run}"]) == 0
+    said = capsys.readouterr().out
+    after = records(run, "valid")[-1]["bits_per_byte"]["en"]
+    assert f"{after:.3f}" in next(line for line in said.splitlines() if "English (en)" in line)
+    assert "over all sources and steps" in said
+
+
+def test_no_held_out_rows_are_said_once_and_trained_without(tiny, tmp_path, capsys):
+    paths = {"rows.path": tmp_path / "rows", "corpus.path": tmp_path / "corpus"}
+    shutil.copytree(tiny["corpus.path"], tmp_path / "corpus")
+    for path in (tmp_path / "corpus").glob("*/valid.jsonl"):
+        path.write_text('{"text": "too short"}\n')
+    assert main(["rows", *gin_flags(tiny | paths)]) == 0
+    assert not validation.held_out(open_store(str(tmp_path / "rows")), 8)
+    capsys.readouterr()
+    assert train(tiny | paths, tmp_path / "run", train__steps=3, train__validate_every=1) == 0
+    assert capsys.readouterr().err.count("no held-out rows") == 1
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3]
+    assert main(["report", f"--run={tmp_path / 'run'}"]) == 0
+    assert "No validation of the trained model yet." in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_is_said_by_all(tiny, tmp_path, capsys, monkeypatch):
+    """As after a step that no rule refuses: the parameters are huge, the losses NaN."""
+    run, make_update, make_evaluate = tmp_path / "run", loop.make_update, loop.make_evaluate
+
+    def breaking_update(*arguments):
+        update, calls = make_update(*arguments), itertools.count(1)
+
+        def step(state, batch):
+            state, values = update(state, batch)
+            factor = np.float32(np.nan if next(calls) > 3 else 1)
+            return state, {n: v * factor if "loss" in n else v for n, v in values.items()}
+
+        return step
+
+    monkeypatch.setattr(loop, "make_update", breaking_update)
+    monkeypatch.setattr(
+        loop, "make_evaluate", lambda *a: lambda *b: make_evaluate(*a)(*b) * np.float32(np.nan)
+    )
+    assert train(tiny, run, train__log_every=4) == 0
+    assert "the loss is not a number" in capsys.readouterr().err
+    for name in ("metrics.jsonl", "heartbeat.json"):
+        for line in (run / name).read_text().splitlines():
+            json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [loss is None for loss in losses(run)] == [False] * 3 + [True] * 9
+    assert counts_of(records(run))[0]["loss_by_source"]  # of the steps before it went wrong
+    status = status_of(str(run))
+    assert not status.healthy
+    assert "Loss: not a number." in status.lines
+    assert main(["report", f"--run={run}"]) == 0
+    said = capsys.readouterr().out
+    assert "The loss was not a number in 9 of 12 steps." in said
+    assert "not a number │" in said
 
 
 def test_no_step_waits_for_a_copy_to_the_host(tiny, tmp_path, monkeypatch):
