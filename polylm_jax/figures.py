@@ -48,6 +48,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "text.parse_math": False,  # names of sources are no formulas
     "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.1,
 }  # fmt: skip
 Panel = Callable[[Axes], None]

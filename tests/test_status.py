@@ -78,6 +78,24 @@ def test_time_and_the_last_state_make_the_verdict(tmp_path, later, news, state, 
     assert sentence in status.lines[-1]
 
 
+@pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("state", ["running", "finished"])
+def test_a_run_whose_loss_is_no_number_is_not_healthy(tmp_path, loss, state):
+    status = status_of(folder_with(tmp_path, loss=loss, state=state))
+    assert not status.healthy
+    assert status.lines[1] == "Loss: not a number."
+    assert status.lines[-1].startswith("Needs you: ")
+    assert "the loss is not a number" in status.lines[-1]
+    json.loads((tmp_path / "heartbeat.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("before", [None, 0.0, float("nan")])
+def test_where_there_was_no_loss_before_there_is_no_trend(tmp_path, before):
+    status = status_of(folder_with(tmp_path, loss_before=before))
+    assert status.healthy
+    assert status.lines[1] == "Loss: 4.000, too early for a trend."
+
+
 def test_a_run_that_lives_and_makes_no_step_is_stalled(tmp_path):
     folder = folder_with(tmp_path, steps_per_second=10.0)
     file = tmp_path / "heartbeat.json"

@@ -22,6 +22,8 @@ Record = dict[str, Any]
 LOGS = re.compile(r"metrics(-(\d+))?\.jsonl")
 LARGEST = 2**53  # what is counted stays below it, and so is exact as a float
 COUNTS = ("row_counts", "schedule_counts")
+# NaN and infinity are no JSON, but an older log may have them
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 def logs(folder: str) -> tuple[AbstractFileSystem, list[str]]:
@@ -76,7 +78,9 @@ def _records(files: AbstractFileSystem, path: str) -> Iterator[Record]:
 
 def _record(line: bytes) -> Record | None:
     try:
-        record = json.loads(line, parse_constant=lambda _: None)
+        record = DECODER.decode(line.decode())
+        if b"\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode()  # half of a character cannot be shown
         return record if _is_whole(record) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -87,18 +91,22 @@ def _is_whole(record: Record) -> bool:
     if not (isinstance(kind, str) and type(step) is int and 0 <= step < LARGEST):
         return False
     if kind == "valid":
-        tables = (record["bits_per_byte"], record["loss"])
-        return _is_count(record["tokens"]) and all(map(_is_table, tables))
+        return (
+            _is_count(record["tokens"])
+            and all(map(_is_number, record["bits_per_byte"].values()))
+            and all(map(_is_number, record["loss"].values()))
+        )
     if kind == "train":
-        counts = [record[name] for name in COUNTS if name in record]
-        numbers = (record["loss"], record.get("deviation"), record.get("non_english"))
         return (
             step > 0
             and _is_count(record["tokens"])
             and record["tokens"] > 0
-            and all(map(_is_number, numbers))
-            and len(counts) in (0, len(COUNTS))
-            and all(all(map(_is_count, table.values())) for table in counts)
+            and _is_number(record["loss"])
+            and _is_number(record.get("deviation"))
+            and _is_number(record.get("non_english"))
+            and (COUNTS[0] in record) == (COUNTS[1] in record)
+            and all(map(_is_count, record.get(COUNTS[0], {}).values()))
+            and all(map(_is_count, record.get(COUNTS[1], {}).values()))
         )
     return True
 
@@ -109,10 +117,6 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and abs(value) < 1e300)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _refuse(files: AbstractFileSystem, path: str, start: int) -> NoReturn:

@@ -105,6 +105,7 @@ def test_a_log_without_starts_keeps_the_last_of_repeated_steps(tmp_path):
         ' "schedule_counts": {}}',
         '{"kind": "valid", "step": 1, "tokens": 1, "loss": 1, "bits_per_byte": {}}',
         '{"kind": "valid", "step": 1, "tokens": 1, "loss": {}, "bits_per_byte": {"en": "x"}}',
+        '{"kind": "valid", "step": 1, "tokens": 1, "loss": {}, "bits_per_byte": {"\\ud800": 1}}',
         '{"kind": [], "step": 1}', "[" * 100_000, '{"kind": "start", "step": 1' + "0" * 5000 + "}",
     ],
 )  # fmt: skip
