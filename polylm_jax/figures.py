@@ -129,9 +129,9 @@ def _share_panel(ax: Axes, metrics: Metrics) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _token_axis(ax, rows.tokens[-1])
     sizes = np.diff(np.array([0, *_series(counts_of(metrics), "step")], int)[edges])
-    few, most = sizes.min(), sizes.max()
-    means = f"means of {few}" if few == most else f"means of {few} to {most}"
-    words = "batches" if most == 1 else f"batches (faint), {means}"
+    same = sizes.min() == sizes.max()
+    number = f"{sizes[0]:,}" if same else f"some {float(f'{sizes.mean():.2g}'):,.0f}"
+    words = "batches" if sizes.max() == 1 else f"batches (faint), means of {number}"
     _key(ax, "left", [("schedule", "#86a8bf"), (words, BLUE)])
 
 
@@ -195,7 +195,8 @@ def _loss_panel(ax: Axes, metrics: Metrics) -> None:
         tables = [[nats for name, nats in r["loss"].items() if name in LANGUAGES] for r in valid]
         numbers = [[nats for nats in table if nats is not None] for table in tables]
         means = [np.mean(table) if table else np.nan for table in numbers]
-        ax.plot([r["tokens"] for r in valid], means, "o-", color=RED, ms=4.5, clip_on=False)
+        line = "o-" if len(valid) <= 60 else "-"  # more dots would hide one another
+        ax.plot([r["tokens"] for r in valid], means, line, color=RED, ms=4.5, clip_on=False)
         words.append(("validation, mean of languages", RED))
     ax.set(title="Loss, nats per token", yscale="log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
