@@ -98,7 +98,7 @@ def make_report(
             loss=statistics.fmean(recent),
             loss_before=statistics.fmean(before) if before else None,
         )
-        if metrics.live or step % log_every == 0 or step == steps:
+        if metrics.live or (log_every and step % log_every == 0) or step == steps:
             planned = non_english(share(curriculum, row))
             metrics.line(_line(record, steps, planned, rate), last=step == steps)
         return bool(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])

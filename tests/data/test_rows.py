@@ -501,7 +501,7 @@ def test_no_store(tmp_path):
 
 
 def test_settings_out_of_range():
-    with pytest.raises(UserError, match=r"rows.length must be at least 1"):
+    with pytest.raises(UserError, match=r"rows.length = 0; it must lie between 1"):
         RowSettings(length=0)
 
 
