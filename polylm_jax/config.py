@@ -179,12 +179,12 @@ def _included(name: str, file: Path, including: tuple[Path, ...], place: str) ->
     """The file that an include means: beside the one that includes it, from the folder that holds
     that one's gin_configs/, or from where the command is given."""
     inside = [folder.parent for folder in file.resolve().parents if folder.name == "gin_configs"]
-    places = [Path(folder, os.path.expanduser(name)) for folder in (file.parent, *inside[-1:], "")]
+    folders = (file.parent, *inside[-1:], Path())
+    places = [folder / os.path.expanduser(name) for folder in folders]
     found = next((path for path in places if os.path.isfile(path)), None)
     if found is None:
-        raise UserError(
-            f"{place}there is no gin file {repr(name)[1:-1]} to include; mend the path."
-        )
+        shown = repr(name)[1:-1]
+        raise UserError(f"{place}there is no gin file {shown} to include; mend the path.")
     if found.resolve() in including:
         raise UserError(f"{place}{name} includes itself; take the line out.")
     return found

@@ -6,10 +6,10 @@ weights: tuple[tuple[Tokens, dict[str, Weight]], ...] = ()
 remat: Annotated[str, OneOf(*REMAT_POLICIES)] = "full"
 """
 
+import math
 import numbers
 import types
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from polylm_jax.errors import UserError
@@ -69,7 +69,6 @@ def check(settings: Any, block: str) -> None:
         fit(getattr(settings, field.name), hints[field.name], f"{block}.{field.name}")
 
 
-@lru_cache
 def hints_of(block: type) -> dict[str, Any]:
     """The types of a dataclass's fields, ranges included."""
     return get_type_hints(block, include_extras=True)
@@ -84,7 +83,7 @@ def fit(value: Any, hint: Any, name: str) -> Any:
     if origin is Annotated:
         result = fit(value, arguments[0], name)
         for rule in arguments[1:]:
-            if result not in rule:
+            if isinstance(rule, Range | OneOf) and result not in rule:
                 word = f'{name} is "{_shown(value)[1:-1]}"'
                 given = word if isinstance(value, str) else _given(name, value)
                 raise UserError(f"{given}; {rule}.")
@@ -106,7 +105,7 @@ def fit(value: Any, hint: Any, name: str) -> Any:
         if hint is float:
             return _float(value)
         if value % 1 == 0:
-            return int(value)
+            return math.floor(value)
     elif hint in (str, bool) and isinstance(value, hint):
         return value
     wanted = getattr(origin or hint, "__name__", str(hint))
@@ -131,7 +130,7 @@ def _float(value: numbers.Real) -> float:
     try:
         return float(value)
     except OverflowError:
-        return float("inf")
+        return math.inf
 
 
 def _number(value: float) -> str:
