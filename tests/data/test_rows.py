@@ -448,7 +448,7 @@ def test_the_command_line(tiny, capsys):
     assert capsys.readouterr().out.split("\n", 1)[1] == shown.split("\n", 1)[1]
     for wrong, sentence in [
         (["show"], "say which row"),
-        (["show", "-1"], "say which row"),
+        (["show", "-1"], "N = -1; it must lie between 0"),
         (["show", "9999999", "--source=th"], '"th" has rows 0 to'),
         (["show", "1", "--source=xx"], 'no train rows of "xx"'),
     ]:
