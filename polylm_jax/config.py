@@ -1,16 +1,20 @@
-"""Gin: the only module that imports it. Files and flags in, checked dataclasses out."""
+"""Gin: the only module that imports it. Files and flags in, checked dataclasses out.
+
+Gin's own parser reads the files. What it finds is kept here and not in gin's registry, so that
+whatever no setting takes up is seen, and each value knows the line that it came from.
+"""
 
 import ast
-import contextlib
 import difflib
+import os
 import re
-import types
-import typing
-from dataclasses import fields
+import tokenize
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import gin
+from gin import config_parser
 
 from polylm_jax.data.corpus import Corpus
 from polylm_jax.data.curriculum import Schedule
@@ -22,6 +26,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape
+from polylm_jax.ranges import fit, hints_of
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -41,49 +46,73 @@ BLOCKS: dict[str, type] = {
     "sampling": Sampling,
     "chat": ChatSettings,
 }
+SETTINGS = {
+    f"{name}.{field.name}": (name, field.name)
+    for name, block in BLOCKS.items()
+    for field in fields(block)
+}
 
-for _name, _block in BLOCKS.items():
-    gin.external_configurable(_block, _name)
+NAME = re.compile(r"[\w./]*")
+
+_in_force: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Macro:
+    """%NAME in a value: stands for what a line NAME = … says, wherever that line is."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """@NAME in a value, gin's way to name a function; no setting takes one."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """One name = value. place: its file and line, and ": "; empty for a flag."""
+
+    name: str
+    value: Any
+    place: str = ""
 
 
 def parse(files: list[str], overrides: list[str], base: str = "") -> None:
     """Reads gin files in order, then overrides ("name=value"); later ones win.
 
-    base: gin text to start from, such as a checkpoint's. UserError names the file and line,
-    and the nearest known name, of what is wrong.
+    base: gin text to start from, such as a checkpoint's; a setting of it that is no more is
+        passed over.
+    UserError names the file and line, and the nearest known name, of what is wrong.
     """
-    start = Path.cwd()
-    gin.clear_config()
-    gin.parse_config(base)
-    for name in files:
-        if not Path(name).is_file():
-            raise UserError(f"there is no gin file {name}; those of runs are in gin_configs/runs/.")
-    try:
-        for name in files:
-            # includes are written from the folder that holds gin_configs/
-            with contextlib.chdir(_root_of(Path(name))):
-                gin.parse_config_file(str(Path(start, name)))
-        gin.parse_config([_quoted(binding) for binding in overrides])
-    except (ValueError, SyntaxError, TypeError, OSError) as error:
-        raise UserError(_explain(str(error))) from error
-    for name in BLOCKS:
-        get(name)
+    start = [one for one in _read(base, Path("the checkpoint's gin")) if one.name in SETTINGS]
+    read = [one for name in files for one in _file(Path(os.path.expanduser(name)))]
+    given = [*start, *read, *map(_flag, overrides)]
+    macros = {one.name: one for one in given if "." not in one.name}
+    values = {one.name: one for one in given if "." in one.name}
+    arguments: dict[str, dict[str, Any]] = {name: {} for name in BLOCKS}
+    for name, one in values.items():
+        if name not in SETTINGS:
+            raise UserError(one.place + _unknown(name))
+        block, field = SETTINGS[name]
+        value = _resolved(one.value, one, macros)
+        try:
+            arguments[block][field] = fit(value, hints_of(BLOCKS[block])[field], name)
+        except UserError as error:
+            raise UserError(f"{one.place}{error}") from None
+    used = {name for one in given for name in _macros_in(one.value)}
+    for name, one in macros.items():
+        if name not in used:
+            near = _nearest(name, SETTINGS)
+            raise UserError(f'{one.place}no setting takes up "{name}"; the nearest is "{near}".')
+    _in_force.update({name: block(**arguments[name]) for name, block in BLOCKS.items()})
 
 
 def get(name: str) -> Any:
     """The dataclass of one block, from what has been parsed."""
-    block = BLOCKS[name]
-    hints = typing.get_type_hints(block)
-    values = {}
-    for field, value in gin.get_bindings(name).items():
-        try:
-            values[field] = _typed(value, hints[field])
-        except TypeError:
-            wanted = getattr(hints[field], "__name__", str(hints[field]))
-            raise UserError(
-                f"{name}.{field} = {value!r} is of the wrong type; it must be {wanted}."
-            ) from None
-    return block(**values)
+    return _in_force[name] if _in_force else BLOCKS[name]()
 
 
 def resolved() -> str:
@@ -96,68 +125,139 @@ def resolved() -> str:
     return "\n".join(lines)
 
 
-def _root_of(file: Path) -> Path:
-    inside = [parent for parent in file.resolve().parents if parent.name == "gin_configs"]
-    return inside[-1].parent if inside else Path.cwd()
+class _Values(config_parser.ParserDelegate):
+    """What gin's parser makes of values that are no literals."""
+
+    def macro(self, name: str) -> Macro:
+        return Macro(name)
+
+    def configurable_reference(self, name: str, evaluate: bool) -> Reference:
+        return Reference(f"{name}()" if evaluate else name)
 
 
-def _quoted(binding: str) -> str:
-    """Lets plain words stand for strings: --gin.train.folder=runs/x."""
-    name, _, value = binding.partition("=")
+def _file(file: Path, including: tuple[Path, ...] = ()) -> Iterator[Given]:
+    """What a gin file and those that it includes say, in order."""
     try:
-        ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-        if not value.strip().startswith(("@", "%")):
-            value = repr(value.strip())
-    return f"{name} = {value}"
+        text = file.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no gin file {file}; those of runs are in gin_configs/runs/."
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no gin file: it is not text in UTF-8.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{file} cannot be read as a gin file: {reason}.") from None
+    yield from _read(text, file, (*including, file.resolve()))
 
 
-def _typed(value: Any, hint: Any) -> Any:
-    """The value as the annotation has it (lists become tuples, ints floats), or TypeError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _typed(value, next(a for a in arguments if a is not type(None)))
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        if arguments[-1] is Ellipsis:
-            return tuple(_typed(item, arguments[0]) for item in value)
-        if len(arguments) != len(value):
-            raise TypeError
-        return tuple(_typed(item, one) for item, one in zip(value, arguments, strict=True))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise TypeError
-        return {_typed(k, arguments[0]): _typed(v, arguments[1]) for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) is not hint:
-        raise TypeError
+def _read(text: str, file: Path, including: tuple[Path, ...] = ()) -> Iterator[Given]:
+    try:
+        for said in config_parser.ConfigParser(text, _Values()):
+            place = f"{file}:{said.location.line_num}: "
+            if isinstance(said, config_parser.BindingStatement):
+                name = ".".join(filter(None, (said.selector, said.arg_name)))
+                yield Given(f"{said.scope}/{name}" if said.scope else name, said.value, place)
+            elif isinstance(said, config_parser.IncludeStatement):
+                yield from _file(_included(said.filename, file, including, place), including)
+            elif isinstance(said, config_parser.ImportStatement):
+                raise UserError(f"{place}a gin file imports nothing here; take the line out.")
+    except tokenize.TokenError as error:
+        reason, (line, _) = error.args
+        raise UserError(f"{file}:{line}: {reason}; close what is open.") from None
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise UserError(
+            f"{file}:{error.lineno}: {line[:60]!r} is no gin; write block.field = VALUE, with "
+            "words in quotes."
+        ) from None
+    except (RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as gin: {error}.") from None
+
+
+def _included(name: str, file: Path, including: tuple[Path, ...], place: str) -> Path:
+    """The file that an include means: beside the one that includes it, from the folder that holds
+    that one's gin_configs/, or from where the command is given."""
+    inside = [folder.parent for folder in file.resolve().parents if folder.name == "gin_configs"]
+    folders = (file.parent, *inside[-1:], Path())
+    places = [folder / os.path.expanduser(name) for folder in folders]
+    found = next((path for path in places if os.path.isfile(path)), None)
+    if found is None:
+        shown = repr(name)[1:-1]
+        raise UserError(f"{place}there is no gin file {shown} to include; mend the path.")
+    if found.resolve() in including:
+        raise UserError(f"{place}{name} includes itself; take the line out.")
+    return found
+
+
+def _flag(binding: str) -> Given:
+    """--gin.NAME=VALUE; words need no quotes there: --gin.train.folder=runs/x."""
+    name, equals, text = (part.strip() for part in binding.partition("="))
+    if not NAME.fullmatch(name):
+        raise UserError(f"{'--gin.' + name!r} names no setting; write --gin.BLOCK.FIELD=VALUE.")
+    if not equals:
+        raise UserError(f"--gin.{name} has no value; write --gin.{name}=VALUE.")
+    if text.startswith("%"):
+        return Given(name, Macro(text[1:]))
+    if text.startswith("@"):
+        return Given(name, Reference(text[1:]))
+    try:
+        return Given(name, ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return Given(name, text)
+
+
+def _macros_in(value: Any) -> Iterator[str]:
+    if isinstance(value, Macro):
+        yield value.name
+    elif isinstance(value, list | tuple | dict):
+        for part in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            yield from _macros_in(part)
+
+
+def _resolved(
+    value: Any, one: Given, macros: dict[str, Given], within: tuple[str, ...] = ()
+) -> Any:
+    """The value with what its macros stand for, and theirs."""
+    if isinstance(value, Reference):
+        raise UserError(
+            f"{one.place}{one.name} = @{value.name}: no setting takes a function; give a value, "
+            "or quotes around a word."
+        )
+    if isinstance(value, Macro):
+        name = value.name
+        if name not in macros:
+            near = f', or mean "%{_nearest(name, macros)}"' if macros else ""
+            raise UserError(
+                f"{one.place}{one.name} = %{name}, but nothing says what {name} is; add "
+                f'"{name} = VALUE"{near}.'
+            )
+        if name in within:
+            raise UserError(f"{one.place}{one.name} = %{name}, which stands for itself.")
+        return _resolved(macros[name].value, one, macros, (*within, name))
+    if isinstance(value, list | tuple):
+        return type(value)(_resolved(item, one, macros, within) for item in value)
+    if isinstance(value, dict):
+        return {k: _resolved(item, one, macros, within) for k, item in value.items()}
     return value
 
 
-def _explain(message: str) -> str:
-    """One sentence from gin's message, with the place and the nearest known name."""
-    place = re.search(r'In file "([^"]+)", line (\d+)', message)
-    place = place or re.search(r"\((\S+), line (\d+)\)", message)
-    include = re.search(r"include\s+['\"]([^'\"]+)", message)
-    where = f"{place[1]}:{place[2]}: " if place else ""
-    known = [f"{name}.{f.name}" for name, block in BLOCKS.items() for f in fields(block)]
-    if include:
-        return f"{where}there is no gin file {include[1]} to include; mend the path."
-    parameter = re.search(
-        r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
-    )
-    block = re.search(r"No configurable matching '([\w.]+)'", message)
-    if parameter:
-        wrong = f"{parameter[1]}.{parameter[2]}"
-        near = difflib.get_close_matches(wrong, known, 1, 0)[0]
-        return f'{where}there is no setting "{wrong}"; the nearest is "{near}".'
-    if block:
-        near = difflib.get_close_matches(block[1], list(BLOCKS), 1, 0)[0]
-        return f'{where}there is no block "{block[1]}"; the nearest is "{near}".'
-    return f"{where}{message.strip().splitlines()[0]}"
+def _unknown(name: str) -> str:
+    scope, _, rest = name.rpartition("/")
+    if scope:
+        near = rest if rest in SETTINGS else _nearest(rest, SETTINGS)
+        return f'"{name}" sets nothing, as there are no scopes here; write "{near}".'
+    block = name.rpartition(".")[0]
+    if block not in BLOCKS:
+        return f'there is no block "{block}"; the nearest is "{_nearest(block, BLOCKS)}".'
+    return f'there is no setting "{name}"; the nearest is "{_nearest(name, SETTINGS)}".'
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """The most similar name, or the one whose last part is most similar."""
+
+    def likeness(name: str) -> float:
+        parts = (name, name.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, word, part).ratio() for part in parts)
+
+    return max(names, key=likeness)

@@ -1,8 +1,12 @@
 """Sizes of the model, and what follows from them by arithmetic: parameters, FLOPs, MFU."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import Range, check
+
+Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True)
@@ -14,17 +18,15 @@ class Size:
     layers, heads, d_model, d_ff: as usual; the head size is d_model / heads.
     """
 
-    vocabulary: int = 256_000
-    context: int = 2048
-    layers: int = 24
-    heads: int = 16
-    d_model: int = 2048
-    d_ff: int = 8192
+    vocabulary: Count = 256_000
+    context: Count = 2048
+    layers: Count = 24
+    heads: Count = 16
+    d_model: Count = 2048
+    d_ff: Count = 8192
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"model.{name} is {value}; give a number of at least 1.")
+        check(self, "model")
         if self.d_model % self.heads:
             raise UserError(
                 f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "

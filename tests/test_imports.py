@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "polylm_jax"
 ROOMS = [
     *[
         "errors",
+        "ranges",
         "console",
         "files",
         "jsonl",

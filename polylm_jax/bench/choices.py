@@ -45,7 +45,7 @@ class Choice:
 def run(work: Work, steps: int) -> list[Choice]:
     """Each remat policy's step, then the head's loss with its gradients, blocked and plain.
 
-    steps: calls of each program. Raises UserError for none, or a batch that the mesh cannot split.
+    steps: calls of each program. Raises UserError for a batch that the mesh cannot split.
     """
     rounds = rounds_of(steps)
     mesh = make_mesh(work.mesh)

@@ -74,9 +74,7 @@ def pace_of(seconds: list[float], tokens: int) -> Pace:
 
 
 def rounds_of(steps: int) -> list[int]:
-    """Steps of each round, which are so many together. UserError for none."""
-    if steps < 1:
-        raise UserError(f"--steps={steps} measures nothing; give 20 or more.")
+    """Steps of each round, which are so many together."""
     return [n for i in range(ROUNDS) if (n := (steps + i) // ROUNDS)]
 
 

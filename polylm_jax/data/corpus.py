@@ -16,11 +16,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from polylm_jax.data import packages
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, is_bilingual
 from polylm_jax.data.packages import Package, Piece
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import Range, check
 
 SPLITS = ("train", "valid")
 SOURCES = (*LANGUAGES, *(f"en-{code}" for code in NON_ENGLISH), "code")
@@ -40,7 +42,10 @@ class Corpus:
 
     path: str = "data/corpus"
     text: str = ""
-    valid_share: float = 0.1
+    valid_share: Annotated[float, Range(0, 0.5)] = 0.1
+
+    def __post_init__(self) -> None:
+        check(self, "corpus")
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,6 @@ def build(corpus: Corpus, large: bool, progress: Callable[[str], None] = print) 
     Raises UserError, with any older corpus left as it was, for packages that cannot be fetched,
     a user's folder without text, and files of it that are not UTF-8 or not such JSON.
     """
-    if not 0 <= corpus.valid_share <= 0.5:
-        raise UserError(f"corpus.valid_share is {corpus.valid_share}, but must be from 0 to 0.5")
     if corpus.text and large:
         raise UserError("corpus.text replaces the packages: leave out either it or --large")
     root = Path(corpus.path)

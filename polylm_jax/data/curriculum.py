@@ -31,14 +31,18 @@ import json
 from bisect import insort
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Annotated
 
 import numpy as np
 
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, is_bilingual
 from polylm_jax.data.permutation import key_of, permute
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import OneOf, Range, Seed, Share, check
 
-Points = tuple[tuple[float, float], ...]
+Tokens = Annotated[float, Range(0, 1e18)]
+Weight = Annotated[float, Range(0, 1e30)]
+Points = tuple[tuple[Tokens, Share], ...]
 MOST_EPOCHS = 4  # reading a source again is nearly as good as new text, Muennighoff et al. 2023
 BLOCK = 1 << 14  # rows that are ordered at once
 HORIZON = 1 << 40  # rows after which a run has no order
@@ -63,26 +67,23 @@ class Schedule:
     """
 
     non_english: Points = ((0, 0.3),)
-    weights: tuple[tuple[float, dict[str, float]], ...] = ()
-    smoothing: float = 1.0
+    weights: tuple[tuple[Tokens, dict[str, Weight]], ...] = ()
+    smoothing: Annotated[float, Range(0, 10)] = 1.0
     extras: dict[str, Points] = field(default_factory=dict)
-    on_end: str = "repeat"
-    seed: int = 0
+    on_end: Annotated[str, OneOf("repeat", "refuse")] = "repeat"
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check(self, "curriculum")
         curves = {"non_english": self.non_english}
         curves |= {f'extras["{name}"]': points for name, points in self.extras.items()}
         for name, points in curves.items():
             _check_order(name, [tokens for tokens, _ in points])
-            if any(not 0 <= share <= 1 for _, share in points):
-                raise UserError(f"curriculum.{name}: every share must lie between 0 and 1.")
         if self.weights:
             _check_order("weights", [tokens for tokens, _ in self.weights])
         for _, table in self.weights:
-            if not table or min(table.values()) < 0 or not sum(table.values()) > 0:
-                raise UserError(
-                    "curriculum.weights: every table needs weights of 0 or more, one above 0."
-                )
+            if not sum(weight**self.smoothing for weight in table.values() if weight) > 0:
+                raise UserError("curriculum.weights: every table needs one above 0.")
             if misplaced := [name for name in table if name == "en" or name in self.extras]:
                 raise UserError(
                     f'curriculum.weights names "{misplaced[0]}", whose share is set by '
@@ -90,12 +91,10 @@ class Schedule:
                 )
         if "en" in self.extras:
             raise UserError("curriculum.extras: English is what is left; take out the entry.")
-        if self.on_end not in ("repeat", "refuse"):
-            raise UserError(f'curriculum.on_end is "{self.on_end}"; choose "repeat" or "refuse".')
 
 
 def _check_order(name: str, tokens: list[float]) -> None:
-    if not tokens or tokens != sorted(tokens) or tokens[0] < 0:
+    if not tokens or tokens != sorted(tokens):
         raise UserError(f"curriculum.{name}: give points in rising order of tokens, from 0 on.")
 
 

@@ -41,7 +41,7 @@ def batches(
 
     The rows a process reads follow from the sharding's index map and never from its number:
     with tensor parallelism several processes feed the same rows. A UserError where a batch has
-    not come within `timeout` seconds of being wanted.
+    not come within `timeout` seconds of being wanted; 0 waits for ever.
     """
     shape = (batch, store.length + 1)
 
@@ -84,7 +84,7 @@ def batches(
         first_row += batch
         firsts.put(first_row + batch * (AHEAD - 1))
         try:
-            result = made.get(timeout=timeout)
+            result = made.get(timeout=timeout or None)
         except Empty:
             files = [f"{store.path}/{name}/train-*" for name in silent(store, curriculum.sources)]
             raise UserError(
@@ -98,7 +98,7 @@ def batches(
             yield result
         except GeneratorExit:
             firsts.put(None)
-            thread.join(timeout)
+            thread.join(timeout or None)
             raise
 
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import fsspec
 import numpy as np
@@ -27,6 +27,7 @@ from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
+from polylm_jax.ranges import Range, check
 
 # A document's first token in its stream, and the first byte of its line in the corpus.
 DOCUMENT = np.dtype([("token", "<i8"), ("byte", "<i8")])
@@ -45,13 +46,11 @@ class RowSettings:
     """
 
     path: str = "data/rows"
-    length: int = 2048
-    shard_rows: int = 65_536
+    length: Annotated[int, Range(1)] = 2048
+    shard_rows: Annotated[int, Range(1)] = 65_536
 
     def __post_init__(self) -> None:
-        for name in ("length", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"rows.{name} must be at least 1.")
+        check(self, "rows")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from typing import Annotated
 
 import numpy as np
 import sentencepiece
@@ -21,6 +22,7 @@ from polylm_jax.data import corpus
 from polylm_jax.data.languages import is_bilingual
 from polylm_jax.errors import UserError
 from polylm_jax.files import already_made, new_folder, write_manifest
+from polylm_jax.ranges import TINY, OneOf, Range, check
 
 EOS = 2
 MODEL = "tokenizer.model"
@@ -48,17 +50,14 @@ class TokenizerTraining:
     """
 
     path: str = "data/tokenizer"
-    algorithm: str = "unigram"
-    pieces: int = 256_000
-    exponent: float = 0.3
-    sample_megabytes: float = 100.0
+    algorithm: Annotated[str, OneOf("unigram", "bpe")] = "unigram"
+    pieces: Annotated[int, Range(1)] = 256_000
+    exponent: Annotated[float, Range(0, 10)] = 0.3
+    sample_megabytes: Annotated[float, Range(TINY, 1e6)] = 100.0
     model: str = ""
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ("unigram", "bpe"):
-            raise UserError(
-                f'tokenizer.algorithm is "{self.algorithm}"; choose "unigram" or "bpe".'
-            )
+        check(self, "tokenizer")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from polylm_jax.data.tokenizer import Tokenizer
-from polylm_jax.decode.sampling import Sampling
-from polylm_jax.errors import UserError
+from polylm_jax.decode.sampling import NewTokens, Penalty, Sampling, Temperature, TopP
+from polylm_jax.ranges import OneOf
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 
@@ -57,16 +57,11 @@ class ChatSettings(Sampling):
 
     block: ClassVar[str] = "chat"
 
-    new_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 0.8
-    repetition_penalty: float = 1.02
-    format: str = "multialpaca"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.format not in FORMATS:
-            raise UserError(f'chat.format is "{self.format}"; choose one of {", ".join(FORMATS)}.')
+    new_tokens: NewTokens = 512
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.8
+    repetition_penalty: Penalty = 1.02
+    format: Annotated[str, OneOf(*FORMATS)] = "multialpaca"
 
 
 class TextStream:

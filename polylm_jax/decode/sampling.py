@@ -1,14 +1,21 @@
 """How the next token is chosen: settings, the repetition penalty, the draw."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import TINY, OneOf, Range, Seed, check
 
 ENDS = ("yes", "no", "never")
+
+NewTokens = Annotated[int, Range(1)]
+# wide enough for any use, and scores divided by these stay far from what float32 cannot hold
+Temperature = Annotated[float, Range(1e-9, 1e9, also=(0, "the best token"))]
+Penalty = Annotated[float, Range(1e-3, 1e3)]
+TopP = Annotated[float, Range(TINY, 1)]
 
 
 @dataclass(frozen=True)
@@ -29,29 +36,23 @@ class Sampling:
 
     block: ClassVar[str] = "sampling"
 
-    new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: str = "no"
+    new_tokens: NewTokens = 64
+    temperature: Temperature = 0.0
+    top_k: Annotated[int, Range(1, also=(0, "all"))] = 0
+    top_p: TopP = 1.0
+    repetition_penalty: Penalty = 1.0
+    seed: Seed = 0
+    beams: Annotated[int, Range(1, 1024)] = 1
+    length_penalty: Annotated[float, Range(-10, 10)] = 1.0
+    early_stopping: Annotated[str, OneOf(*ENDS)] = "no"
 
     def __post_init__(self) -> None:
-        for name, right, rule in (
-            ("new_tokens", self.new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("beams", self.beams >= 1, "at least 1"),
-            ("early_stopping", self.early_stopping in ENDS, f"one of {', '.join(ENDS)}"),
-            ("temperature", self.beams == 1 or not self.temperature, "0 where beams are searched"),
-        ):
-            if not right:
-                raise UserError(f"{self.block}.{name} = {getattr(self, name)}; it must be {rule}.")
+        check(self, self.block)
+        if self.beams > 1 and self.temperature:
+            raise UserError(
+                f"{self.block}.temperature = {self.temperature}; it must be 0 where "
+                f"{self.block}.beams = {self.beams} are searched."
+            )
 
 
 def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:

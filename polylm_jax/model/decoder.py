@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from polylm_jax.model.parameters import (
     outer_parameters,
 )
 from polylm_jax.model.products import linear
+from polylm_jax.ranges import OneOf, Range, check
 from polylm_jax.sizes import Size
 
 LAYER_NORM_EPSILON = 1e-5
@@ -50,6 +51,8 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array
 Slots = dict[str, jax.Array]
 Cache = tuple[Slots, ...]
 
+Dtype = Annotated[str, OneOf(*COMPUTE_DTYPES)]
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -71,31 +74,22 @@ class Compute:
     compile_cache: folder that keeps what was compiled for accelerators, "" for none.
     """
 
-    dtype: str = "bfloat16"
-    remat: str = "full"
-    attention: str = "auto"
+    dtype: Dtype = "bfloat16"
+    remat: Annotated[str, OneOf(*REMAT_POLICIES)] = "full"
+    attention: Annotated[str, OneOf(*ATTENTION)] = "auto"
     shard_length: bool = False
-    unroll: int = 1
-    loss_block: int = 1024
+    unroll: Annotated[int, Range(1)] = 1
+    loss_block: Annotated[int, Range(1)] = 1024
     attend_across_documents: bool = True
-    cache_dtype: str | None = None
-    prefill_chunk: int = 128
+    cache_dtype: Dtype | None = None
+    prefill_chunk: Annotated[int, Range(1)] = 128
     compile_cache: str = "~/.cache/polylm_jax/xla"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("dtype", self.dtype, COMPUTE_DTYPES),
-            ("remat", self.remat, REMAT_POLICIES),
-            ("attention", self.attention, ATTENTION),
-            ("cache_dtype", self.cache_dtype or self.dtype, COMPUTE_DTYPES),
-        ):
-            if value not in known:
-                raise UserError(f'compute.{name} is "{value}"; choose one of {", ".join(known)}.')
+        check(self, "compute")
         if self.attention == "cudnn" and self.dtype == "float32":
             raise UserError('compute.attention = "cudnn" needs compute.dtype = "bfloat16".')
-        if self.unroll < 1:
-            raise UserError(f"compute.unroll = {self.unroll}; it must be at least 1.")
-        if self.prefill_chunk < 1 or self.prefill_chunk.bit_count() != 1:
+        if self.prefill_chunk.bit_count() != 1:
             raise UserError(
                 f"compute.prefill_chunk = {self.prefill_chunk}; it must be a power of two."
             )

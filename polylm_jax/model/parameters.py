@@ -8,12 +8,12 @@ Conv1D does, so conversion is a reshape and never a transpose.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.errors import UserError
+from polylm_jax.ranges import HUGE, TINY, OneOf, Range, check
 from polylm_jax.sizes import Size
 
 
@@ -26,12 +26,11 @@ class Init:
     std: of the "normal" scheme; 0.006 in the release's scripts.
     """
 
-    scheme: str = "normal"
-    std: float = 0.006
+    scheme: Annotated[str, OneOf("normal", "xavier")] = "normal"
+    std: Annotated[float, Range(TINY, HUGE)] = 0.006
 
     def __post_init__(self) -> None:
-        if self.scheme not in ("normal", "xavier"):
-            raise UserError(f'init.scheme is "{self.scheme}"; choose "normal" or "xavier".')
+        check(self, "init")
 
 
 @dataclass(frozen=True)

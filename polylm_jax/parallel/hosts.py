@@ -104,6 +104,8 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
     if any(value is not None for value in given.values()):
         if None in given.values():
             raise UserError("--coordinator, --processes and --process go together: give all three.")
+        if processes is not None and process is not None and process >= processes:
+            raise UserError(f"--process={process} must lie below --processes={processes}.")
     else:
         found, given = launcher(os.environ), {}
         if found is None:

@@ -1,6 +1,7 @@
 """The device mesh: data x fsdp x tensor, over one slice or several."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -8,8 +9,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import Range, check
 
 AXES = ("data", "fsdp", "tensor")
+
+Ways = Annotated[int, Range(1, 2**20, also=(-1, "all devices that are left"))]
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,21 @@ class MeshShape:
         0 leaves it as it is.
     """
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    slices: int = 0
-    cpu_devices: int = 0
+    data: Ways = 1
+    fsdp: Ways = -1
+    tensor: Ways = 1
+    slices: Annotated[int, Range(1, 2**20, also=(0, "what is there"))] = 0
+    cpu_devices: Annotated[int, Range(1, 1024, also=(0, "as it is"))] = 0
+
+    def __post_init__(self) -> None:
+        check(self, "mesh")
+        if [self.data, self.fsdp, self.tensor].count(-1) > 1:
+            raise UserError(f"{in_words(self)}: at most one may be -1.")
+
+
+def in_words(shape: MeshShape) -> str:
+    """The axes as gin has them, for errors."""
+    return " x ".join(f"mesh.{axis} = {getattr(shape, axis)}" for axis in AXES)
 
 
 def resolve(shape: MeshShape, devices: int, slices: int = 1) -> tuple[int, int, int]:
@@ -47,14 +61,11 @@ def resolve(shape: MeshShape, devices: int, slices: int = 1) -> tuple[int, int, 
     devices //= slices
     sizes = [shape.data, shape.fsdp, shape.tensor]
     fixed = int(np.prod([size for size in sizes if size != -1]))
-    wanted = " x ".join(f"mesh.{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
-        raise UserError(f"{wanted}: every axis is at least 1, and at most one may be -1.")
     if -1 in sizes and devices % fixed == 0:
         sizes[sizes.index(-1)] = devices // fixed
     if int(np.prod(sizes)) != devices:
         raise UserError(
-            f"{wanted} does not make up the {devices} devices "
+            f"{in_words(shape)} does not make up the {devices} devices "
             f"{'of each slice' if slices > 1 else 'here'}; "
             f"choose axes whose product is {devices}, or -1 for one of them."
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 from jax.sharding import Mesh
@@ -17,12 +18,14 @@ from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
-from polylm_jax.sizes import Size
+from polylm_jax.ranges import Range, Seed, check
+from polylm_jax.sizes import Count, Size
 from polylm_jax.train import checkpoint
 from polylm_jax.train.heartbeat import Heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.progress import make_report
+from polylm_jax.train.remarks import differences, remarks
 from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import held_out, told, validation
 
@@ -32,22 +35,45 @@ class Training:
     """A run. folder: where checkpoints, metrics and figures go; the same folder goes on.
 
     batch: rows of a step, over all devices. microbatches: parts a step is computed in.
-    validate_every, checkpoint_every, log_every: in steps; validation and a checkpoint also
-        come at the end. validate_rows: rows of each source. keep: checkpoints that stay.
-    data_timeout: seconds that a step waits for its rows before the run ends with an error.
+    validate_every: steps from one validation to the next; one also comes before the first step
+        and after the last. 0: none at all. validate_rows: rows of each source.
+    checkpoint_every: steps from one to the next; one also comes at the end. 0: only that one.
+    keep: checkpoints that stay. log_every: steps from one line to the next; 0: only the last.
+    data_timeout: seconds that a step waits for its rows before the run ends with an error; 0: it
+        waits for ever.
     """
 
     folder: str = "runs/polylm"
-    steps: int = 610_000
-    batch: int = 512
-    microbatches: int = 1
-    seed: int = 1234
-    log_every: int = 10
-    validate_every: int = 1000
-    validate_rows: int = 8
-    checkpoint_every: int = 500
-    keep: int = 3
-    data_timeout: float = 300.0
+    steps: Count = 610_000
+    batch: Count = 512
+    microbatches: Count = 1
+    seed: Seed = 1234
+    log_every: Annotated[int, Range(1, also=(0, "only the last step"))] = 10
+    validate_every: Annotated[int, Range(1, also=(0, "no validation"))] = 1000
+    validate_rows: Count = 8
+    checkpoint_every: Annotated[int, Range(1, also=(0, "only at the end"))] = 500
+    keep: Annotated[int, Range(1, note="a large number keeps all")] = 3
+    data_timeout: Annotated[float, Range(0.001, 1e8, also=(0, "no limit"))] = 300.0
+
+    def __post_init__(self) -> None:
+        check(self, "train")
+        if self.batch % self.microbatches:
+            raise UserError(
+                f"train.microbatches = {self.microbatches} does not divide train.batch = "
+                f"{self.batch}; choose a number that does."
+            )
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint comes after this step."""
+        return step == self.steps or _due(step, self.checkpoint_every)
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation comes after this step; 0 is before the first."""
+        return _due(step, self.validate_every) or (step == self.steps and self.validate_every > 0)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def train(
@@ -107,6 +133,10 @@ def train(
             step, meta, state = newest
             row = meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
+        changed = [] if newest is None or meta.get("imported") else differences(meta["gin"], gin)
+        tokens = training.steps * training.batch * store.length
+        for line in [*changed, *remarks(training.steps, optimizer, schedule, tokens)]:
+            metrics.say(line)
         if writer:
             put(f"{training.folder}/{MODEL}", tokenizer.model)
         if step < training.steps or metrics.reaches_beyond(step):
@@ -153,7 +183,7 @@ def train(
             heartbeat,
             clock,
         )
-        if step == 0:
+        if step == 0 and training.validates(0):
             validate()
         # metrics are fetched one step late, so that the devices never wait
         pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -181,9 +211,7 @@ def train(
                 if pending is not None:
                     tell(notes)
                 pending = (step, row, values)
-                last_step = step == training.steps
-                saves = step % training.checkpoint_every == 0 or last_step
-                validates = step % training.validate_every == 0 or last_step
+                saves, validates = training.saves(step), training.validates(step)
                 if saves or validates:
                     # before the save, so that no step lies behind a checkpoint without a record
                     tell(notes, whole=saves)

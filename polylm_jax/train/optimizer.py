@@ -1,15 +1,20 @@
 """AdamW with linear warm-up and cosine decay, from optax's parts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
 
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import HUGE, TINY, OneOf, Range, Share, check
 
 MOMENTS = ("float32", "bfloat16")
 LARGEST_NARROW_BETA = 0.98
+
+Steps = Annotated[int, Range(1)]
+Rate = Annotated[float, Range(0, HUGE)]
+Beta = Annotated[float, Range(0, 0.999999)]  # float32 would round what is closer to 1
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class OptimizerSettings:
 
     peak_learning_rate: reached after warmup_steps, from start_learning_rate, linearly.
     final_share: the cosine ends at this share of the peak, decay_steps from the run's start.
-    clip: largest global norm of a gradient.
+    clip: largest global norm of a gradient; 0 clips nothing.
     moments: dtype in which the moments are kept, "float32" or "bfloat16".
     spike_sigmas: a step whose loss or gradient norm lies more than this many standard deviations
         above its running mean is skipped; 0 turns the rule off. 6 and a window of 128 are what
@@ -31,44 +36,34 @@ class OptimizerSettings:
         it is not above spike_most, a new level stops the run too.
     """
 
-    peak_learning_rate: float = 1e-4
-    start_learning_rate: float = 1e-7
-    final_share: float = 0.1
-    warmup_steps: int = 2000
-    decay_steps: int = 608_000
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    moments: str = "float32"
-    spike_sigmas: float = 6.0
-    spike_window: int = 128
-    spike_most: int = 8
-    spike_patience: int = 10
+    peak_learning_rate: Annotated[float, Range(TINY, HUGE)] = 1e-4
+    start_learning_rate: Rate = 1e-7
+    final_share: Share = 0.1
+    warmup_steps: Annotated[int, Range(0)] = 2000
+    decay_steps: Steps = 608_000
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    eps: Annotated[float, Range(TINY, HUGE)] = 1e-8
+    weight_decay: Rate = 0.1
+    clip: Annotated[float, Range(TINY, HUGE, also=(0, "no clipping"))] = 1.0
+    moments: Annotated[str, OneOf(*MOMENTS)] = "float32"
+    spike_sigmas: Annotated[float, Range(TINY, HUGE, also=(0, "no such rule"))] = 6.0
+    spike_window: Steps = 128
+    spike_most: Steps = 8
+    spike_patience: Steps = 10
 
     def __post_init__(self) -> None:
+        check(self, "optimizer")
         if self.warmup_steps >= self.decay_steps:
             raise UserError(
                 f"optimizer.warmup_steps = {self.warmup_steps} is not below "
                 f"optimizer.decay_steps = {self.decay_steps}; shorten the warm-up."
-            )
-        if self.moments not in MOMENTS:
-            raise UserError(
-                f'optimizer.moments is "{self.moments}"; choose one of {", ".join(MOMENTS)}.'
             )
         if self.moments == "bfloat16" and max(self.beta1, self.beta2) > LARGEST_NARROW_BETA:
             raise UserError(
                 f'optimizer.moments = "bfloat16" loses the updates of optimizer.beta1 or beta2 '
                 f"above {LARGEST_NARROW_BETA}; lower it, or keep the moments in float32."
             )
-        if self.spike_sigmas < 0:
-            raise UserError(
-                f"optimizer.spike_sigmas = {self.spike_sigmas} is below 0; 0 turns the rule off."
-            )
-        for name in ("spike_window", "spike_most", "spike_patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} must be at least 1.")
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
@@ -107,7 +102,7 @@ def keep_moments(
 def make_optimizer(settings: OptimizerSettings, decays: Any) -> optax.GradientTransformation:
     """The gradient transformation. decays: tree of booleans, True where weight decay applies."""
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
+        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
         keep_moments(
             optax.scale_by_adam(settings.beta1, settings.beta2, settings.eps),
             jnp.dtype(settings.moments),

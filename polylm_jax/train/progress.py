@@ -92,7 +92,7 @@ def make_report(
         }
         of_hosts = _of_hosts(told, mesh)
         last = step == steps
-        regular = step % log_every == 0 or last
+        regular = (log_every and step % log_every == 0) or last
         if whole or regular:
             metrics.write(
                 record

@@ -19,6 +19,8 @@ from polylm_jax.bench.step import Work
 from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import open_store
 from polylm_jax.parallel import platform
+from polylm_jax.sizes import Count
+from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import model_of
 
 
@@ -31,7 +33,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     decode = parser.add_argument_group("for bench decode")
     decode.add_argument("--run", default="", help="what int8 costs this run in perplexity")
     step = parser.add_argument_group("for bench train and bench choices")
-    step.add_argument("--steps", type=int, default=20, help="steps to time")
+    step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
     train.add_argument("--roofline", action="store_true", help="where the time goes, by part")

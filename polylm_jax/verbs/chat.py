@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> None:
         def answer(prompt: str) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
-            return stream(model, prompt, replace(settings, seed=settings.seed + turns))
+            return stream(model, prompt, replace(settings, seed=(settings.seed + turns) % 2**32))
 
         def fits(prompt: str) -> bool:
             asked = len(model.tokenizer.encode([prompt])[0])

@@ -9,7 +9,6 @@ from rich.table import Column, Table
 
 from polylm_jax import config, figures
 from polylm_jax.data import curriculum, rows
-from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 from polylm_jax.runs import Rows
 
@@ -22,8 +21,6 @@ def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     training, schedule, settings = (config.get(name) for name in ("train", "curriculum", "rows"))
     total = training.steps * training.batch
-    if total < 1:
-        raise UserError("train.steps and train.batch must be at least 1.")
     if stored := Path(settings.path, MANIFEST).is_file():
         store = rows.open_store(settings.path)
         sizes, length = {source: store.rows(source) for source in store.sources}, store.length

@@ -11,6 +11,8 @@ from polylm_jax.decode.search import generate
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_file
 from polylm_jax.jsonl import read_records
+from polylm_jax.sizes import Count
+from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 
@@ -19,7 +21,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument("--prompt", action="append", default=[], help="may be given again")
     parser.add_argument("--prompts", default="", help='JSONL file of {"prompt": TEXT}')
-    parser.add_argument("--batch", type=int, default=8, help="prompts of a file taken at once")
+    parser.add_argument(
+        "--batch", type=number("--batch", Count), default=8, help="prompts of a file taken at once"
+    )
     parser.add_argument("--out", default="", help="file for the texts")
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
 

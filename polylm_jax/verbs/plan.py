@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
@@ -16,6 +17,9 @@ from polylm_jax.plan.compile import Run, check, compile_step
 from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
 from polylm_jax.plan.search import as_gin, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
+from polylm_jax.ranges import TINY, Range
+from polylm_jax.sizes import Count
+from polylm_jax.verbs import number
 
 WEIGHTS = ("int8", "float")  # float: of compute.dtype
 # how a run's name ends: _v5p_128, _4xv5e_256
@@ -31,7 +35,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="v5p-128, 4xv5e-256, h100-64, …; by default what the run's name ends with",
     )
     parser.add_argument(
-        "--efficiency", type=float, default=0.5, help="share of the bound that a run reaches (0.5)"
+        "--efficiency",
+        type=number("--efficiency", Annotated[float, Range(TINY, 1)]),
+        default=0.5,
+        help="share of the bound that a run reaches (0.5)",
     )
     parser.add_argument("--json", default="", help="file for all numbers")
     parser.add_argument("--out", default="runs/plans", help="folder for figures and the cache")
@@ -42,14 +49,19 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--decode", choices=WEIGHTS, help="decoding on one chip, with weights of this type"
     )
     parser.add_argument(
-        "--memory", type=float, default=0, help="GB of the device to decode on (the chip's)"
+        "--memory",
+        type=number("--memory", Annotated[float, Range(TINY, 1e6, also=(0, "the chip's"))]),
+        default=0,
+        help="GB of the device to decode on (the chip's)",
+    )
+    parser.add_argument(
+        "--best", type=number("--best", Count), default=6, help="how many a search compiles (6)"
     )
     parser.add_argument(
         "--known",
         action="store_true",
         help="only what is known without compiling: whether it can be split, and is certified",
     )
-    parser.add_argument("--best", type=int, default=6, help="how many a search compiles (6)")
     parser.add_argument(
         "--certify",
         default="",
@@ -61,8 +73,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    if not 0 < given.efficiency <= 1:
-        raise UserError(f"--efficiency={given.efficiency:g} must lie above 0 and be at most 1.")
     jax.config.update("jax_platforms", "cpu")  # whatever is here, it is not what is planned for
     jax.config.update("jax_enable_compilation_cache", False)  # a slice's programs cannot be read
     if given.certify:

@@ -1,6 +1,7 @@
 """Tokenize the corpus into fixed-length rows; check them; show one."""
 
 import argparse
+from typing import Annotated
 
 import numpy as np
 from rich.console import Console
@@ -9,12 +10,16 @@ from rich.table import Table
 from polylm_jax import config
 from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import Range
+from polylm_jax.verbs import number
+
+Row = Annotated[int, Range(0, curriculum.HORIZON - 1)]
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("action", nargs="?", choices=("build", "verify", "show"), default="build")
-    parser.add_argument("row", nargs="?", type=int, help="of the run, to show")
+    parser.add_argument("row", nargs="?", type=number("N", Row), help="of the run, to show")
     parser.add_argument("--source", default="", help="show a row of this source instead")
 
 
@@ -36,7 +41,7 @@ def run(given: argparse.Namespace) -> None:
 
 def show_row(number: int | None, source: str) -> None:
     """Print a row of the run, or of one source, and the documents that it is from."""
-    if number is None or number < 0:
+    if number is None:
         raise UserError("say which row, counted from 0: polylm rows show N.")
     store = rows.open_store(config.get("rows").path)
     vocabulary = tokenizer.load(config.get("tokenizer").path)

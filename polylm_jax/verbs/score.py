@@ -10,6 +10,8 @@ from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.evaluation.score import encode_pair, score
 from polylm_jax.files import new_file
 from polylm_jax.jsonl import read_records
+from polylm_jax.sizes import Count
+from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import model_of
 
 
@@ -20,7 +22,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--pairs", required=True, help='JSONL file of {"context": TEXT, "continuation": TEXT}'
     )
     parser.add_argument("--out", required=True, help="JSONL file for the scores")
-    parser.add_argument("--batch", type=int, default=8, help="pairs computed at once")
+    parser.add_argument(
+        "--batch", type=number("--batch", Count), default=8, help="pairs computed at once"
+    )
 
 
 def run(given: argparse.Namespace) -> None:
@@ -41,7 +45,7 @@ def run(given: argparse.Namespace) -> None:
                 last=count == len(pairs),
             )
 
-        batch = -(-given.batch // model.rows) * model.rows
+        batch = -(-min(given.batch, len(pairs)) // model.rows) * model.rows
         scores = score(model.decoder, model.params, pairs, batch, done)
     seconds = time.monotonic() - started
     out = Path(given.out)

@@ -1,13 +1,19 @@
 """Train, or go on training."""
 
 import argparse
+from typing import Annotated
 
 import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
 from polylm_jax.parallel import hosts, platform
+from polylm_jax.ranges import Range
+from polylm_jax.sizes import Count
 from polylm_jax.train.loop import train
+from polylm_jax.verbs import number
+
+Process = Annotated[int, Range(0)]
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +23,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "all three flags, or none on a TPU pod, SLURM and Open MPI, which are noticed",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="a free port of process 0")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument(
+        "--processes", type=number("--processes", Count), metavar="N", help="how many there are"
+    )
+    group.add_argument(
+        "--process",
+        type=number("--process", Process),
+        metavar="I",
+        help="which one this is, from 0",
+    )
 
 
 def run(given: argparse.Namespace) -> None:

@@ -38,4 +38,4 @@ def test_what_does_not_fit_is_not_run(tiny, capsys, monkeypatch):
 
 def test_no_steps_are_refused(tiny, capsys):
     assert main(["bench", "choices", "--steps=0", *gin_flags(tiny)]) == 1
-    assert "--steps=0 measures nothing" in capsys.readouterr().err
+    assert "--steps=0; it must lie between 1" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_without_rows_of_this_length_there_is_no_feed_and_why_is_told(tiny, tmp_
     ("flags", "sentence"),
     [
         (["--vs=torch"], "needs torch and transformers; install polylm_jax[peer], or name"),
-        (["--steps=0"], "--steps=0 measures nothing"),
+        (["--steps=0"], "--steps=0; it must lie between 1"),
         (["--gin.train.batch=6"], "train.batch = 6 is not a multiple of mesh data x fsdp x"),
         (["--gin.rows.length=64"], "rows.length = 64 is more than model.context = 32"),
     ],

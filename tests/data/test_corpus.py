@@ -408,7 +408,10 @@ class TestErrors:
 
     def test_share_out_of_range(self, tmp_path, texts):
         self.expect(
-            "valid_share is 0.9, but must be from 0 to 0.5", tmp_path, texts, valid_share=0.9
+            "corpus.valid_share = 0.9; it must lie between 0 and 0.5",
+            tmp_path,
+            texts,
+            valid_share=0.9,
         )
 
     def test_large_and_text(self, tmp_path, texts):

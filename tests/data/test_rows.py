@@ -448,7 +448,7 @@ def test_the_command_line(tiny, capsys):
     assert capsys.readouterr().out.split("\n", 1)[1] == shown.split("\n", 1)[1]
     for wrong, sentence in [
         (["show"], "say which row"),
-        (["show", "-1"], "say which row"),
+        (["show", "-1"], "N = -1; it must lie between 0"),
         (["show", "9999999", "--source=th"], '"th" has rows 0 to'),
         (["show", "1", "--source=xx"], 'no train rows of "xx"'),
     ]:
@@ -501,7 +501,7 @@ def test_no_store(tmp_path):
 
 
 def test_settings_out_of_range():
-    with pytest.raises(UserError, match=r"rows.length must be at least 1"):
+    with pytest.raises(UserError, match=r"rows.length = 0; it must lie between 1"):
         RowSettings(length=0)
 
 

@@ -204,5 +204,5 @@ def test_no_tokenizer(tmp_path):
 
 
 def test_unknown_algorithm():
-    with pytest.raises(UserError, match='"wordpiece"; choose "unigram" or "bpe"'):
+    with pytest.raises(UserError, match='"wordpiece"; choose one of unigram, bpe'):
         TokenizerTraining(algorithm="wordpiece")
