@@ -16,30 +16,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from polylm_jax.data.languages import LANGUAGES, is_bilingual
+from polylm_jax.data.languages import (
+    CODE,
+    LANGUAGES,
+    is_bilingual,
+    is_language,
+    is_mixed,
+    name_of,
+    non_english_share,
+)
 from polylm_jax.errors import UserError
 from polylm_jax.runs import (
     Metrics,
     Rows,
     counts_of,
     deviation,
-    non_english_share,
     of_kind,
     rows_read,
     untrained_and_trained,
 )
 
 INK, MUTED, GRID, PALE, BLUE, RED = "#22303c", "#6b7a88", "#e3e8ec", "#bccfdc", "#1f6f9f", "#d1495b"
-PAIRED, PURPLE = "paired with English", "#8a6fb3"
-GROUPS = {  # name: colour, members; from the bottom of the stack
-    "English": ("#98a4af", ("en",)),
-    "Chinese": (RED, ("zh",)),
-    "European": (BLUE, ("ru", "es", "de", "fr", "it", "pt", "pl", "nl")),
-    "East Asian": ("#2f9c8a", ("ja", "vi", "id", "th", "ko")),
-    "West Asian": ("#d9982b", ("ar", "tr", "he")),
-    "code": ("#3b4a58", ("code",)),
-    "other": ("#5d6975", ()),
-    PAIRED: (PURPLE, ()),
+PAIRED, PURPLE = "bilingual", "#8a6fb3"
+COLOURS = (RED, BLUE, "#2f9c8a", "#d9982b", "#7d9b3c")  # of languages, or of groups of them
+REGIONS = {  # of the paper's languages, from the bottom of the stack
+    "Chinese": ("zh",),
+    "European": ("ru", "es", "de", "fr", "it", "pt", "pl", "nl"),
+    "East Asian": ("ja", "vi", "id", "th", "ko"),
+    "West Asian": ("ar", "tr", "he"),
 }
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK,
@@ -60,11 +64,16 @@ def bytes_per_token(table: dict[str, float], path: str | Path) -> Path:
 
 
 def curriculum(metrics: Metrics, path: str | Path) -> Path:
-    """The schedule against what the batches held: non-English share, sources, deviation."""
-    panels = [
-        partial(panel, metrics=metrics) for panel in (_share_panel, _stack_panel, _deviation_panel)
-    ]
-    return _picture(path, (8.3, 7.8), panels, nrows=3, sharex=True, height_ratios=(3, 3, 1))
+    """The schedule against what the batches held: non-English share, sources, deviation.
+
+    There is no panel of the non-English share where there is no English, or nothing else.
+    """
+    heights = {_share_panel: 3, _stack_panel: 3, _deviation_panel: 1}
+    if not is_mixed(rows_read(metrics).sources):
+        del heights[_share_panel]
+    panels, ratios = [partial(panel, metrics=metrics) for panel in heights], [*heights.values()]
+    size = (8.3, 0.9 + 0.986 * sum(ratios))
+    return _picture(path, size, panels, nrows=len(panels), sharex=True, height_ratios=ratios)
 
 
 def schedule(rows: Rows, path: str | Path) -> Path:
@@ -98,14 +107,15 @@ def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
     if not train:
         raise UserError(f"{run}/metrics.jsonl holds no training step: train for one step first.")
     drawn, panels = list[Path](), list[Panel]()
-    if rows_read(metrics).sources:
+    if sources := rows_read(metrics).sources:
         drawn.append(curriculum(metrics, folder / "curriculum.png"))
-        panels.append(partial(_share_panel, metrics=metrics))
+        first = _share_panel if is_mixed(sources) else _stack_panel
+        panels.append(partial(first, metrics=metrics))
     drawn.append(loss(metrics, folder / "loss.png"))
     panels.append(partial(_loss_panel, metrics=metrics))
     before, after = untrained_and_trained(metrics) or ({}, {})
-    names = [n for n in before if not is_bilingual(n) and np.isfinite([before[n], after[n]]).all()]
-    if names:
+    names = [name for name in before if np.isfinite([before[name], after[name]]).all()]
+    if names := [name for name in names if not is_bilingual(name)] or names:
         before, after = ({name: table[name] for name in names} for table in (before, after))
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))
         panels.append(partial(_dumbbell_panel, before=before, after=after))
@@ -145,11 +155,12 @@ def _stack_panel(ax: Axes, metrics: Metrics) -> None:
 def _draw_stack(
     tokens: np.ndarray, sources: list[str], counts: np.ndarray, ax: Axes, title: str
 ) -> None:
+    groups = _groups(sources, counts[-1])
     counts = np.diff(counts, axis=0)
     sums, top, labels = counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
     shares = counts / np.where(sums == 0, 1, sums)
-    for name, (colour, _) in GROUPS.items():
-        bands = shares[:, [_group(source) == name for source in sources]].T
+    for name, (colour, members) in groups.items():
+        bands = shares[:, [sources.index(source) for source in members]].T
         for rank, band in enumerate(bands):
             alpha = 1 - 0.45 * rank / len(bands)
             band_top = top + band
@@ -192,8 +203,8 @@ def _loss_panel(ax: Axes, metrics: Metrics) -> None:
     ax.plot(tokens, _smooth(losses), color=BLUE, lw=2)
     words = [("training", BLUE)]
     if valid:
-        tables = [[nats for name, nats in r["loss"].items() if name in LANGUAGES] for r in valid]
-        numbers = [[nats for nats in table if nats is not None] for table in tables]
+        tables = [{n: nats for n, nats in r["loss"].items() if nats is not None} for r in valid]
+        numbers = [[t[n] for n in t if is_language(n)] or [*t.values()] for t in tables]
         means = [np.mean(table) if table else np.nan for table in numbers]
         line = "o-" if len(valid) <= 60 else "-"  # more dots would hide one another
         ax.plot([r["tokens"] for r in valid], means, line, color=RED, ms=4.5, clip_on=False)
@@ -235,15 +246,28 @@ def _dumbbell_panel(ax: Axes, before: dict[str, float], after: dict[str, float])
     _bare(ax)
 
 
-def name_of(source: str) -> str:
-    """What a reader calls a source: "German (de)", "English–German", "code"."""
-    names = [LANGUAGES[code].name if code in LANGUAGES else code for code in source.split("-")]
-    return f"{names[0]} ({source})" if source in LANGUAGES else "–".join(names)
+def _groups(sources: Sequence[str], rows: np.ndarray) -> dict[str, tuple[str, list[str]]]:
+    """The bands of a stack from the bottom: name -> (colour, the sources in it).
 
-
-def _group(source: str) -> str:
-    other = PAIRED if is_bilingual(source) else "other"
-    return next((name for name, (_, members) in GROUPS.items() if source in members), other)
+    A few languages have a band each. Many are grouped: the paper's by region, of others those
+    that are not among the largest, by rows [sources].
+    """
+    languages = [source for source in sources if is_language(source) and source != "en"]
+    named = {name_of(source): [source] for source in languages}
+    if len(languages) > len(COLOURS):
+        if set(languages) <= LANGUAGES.keys():
+            named = {name: [s for s in languages if s in REGIONS[name]] for name in REGIONS}
+        else:
+            size = dict(zip(sources, rows, strict=True))
+            largest = sorted(languages, key=lambda source: -size[source])[: len(COLOURS)]
+            named = {name_of(source): [source] for source in languages if source in largest}
+    groups = {"English": ("#98a4af", [source for source in sources if source == "en"])}
+    groups |= {name: (COLOURS[at], members) for at, (name, members) in enumerate(named.items())}
+    groups[CODE] = ("#3b4a58", [source for source in sources if source == CODE])
+    pairs = [source for source in sources if is_bilingual(source)]
+    grouped = {*pairs, *(source for _, members in groups.values() for source in members)}
+    groups["others"] = ("#5d6975", [source for source in sources if source not in grouped])
+    return groups | {PAIRED: (PURPLE, pairs)}
 
 
 def _edges(tokens: np.ndarray) -> np.ndarray:

@@ -11,14 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from polylm_jax.console import visible
-from polylm_jax.data.languages import LANGUAGES, is_bilingual
+from polylm_jax.data.languages import (
+    is_bilingual,
+    is_language,
+    is_mixed,
+    name_of,
+    non_english_share,
+)
 from polylm_jax.errors import UserError
-from polylm_jax.figures import name_of, run_figures
+from polylm_jax.figures import run_figures
 from polylm_jax.runs import (
     Bits,
     Metrics,
     deviation,
-    non_english_share,
     of_kind,
     read_metrics,
     rows_read,
@@ -72,10 +77,10 @@ def bits_table(before: Bits, after: Bits) -> Table:
 
 def mean_lines(before: Bits, after: Bits) -> list[str]:
     """One line for the languages and one for the bilingual sources, where there are any."""
-    languages = [source for source in before if source in LANGUAGES]
+    languages = [source for source in before if is_language(source)]
     pairs = [source for source in before if is_bilingual(source)]
     lines = []
-    for names, kind in ((languages, "languages"), (pairs, "sources paired with English")):
+    for names, kind in ((languages, "languages"), (pairs, "bilingual sources")):
         if names:
             first, last = (fmean(table[name] for name in names) for table in (before, after))
             change = (
@@ -86,11 +91,17 @@ def mean_lines(before: Bits, after: Bits) -> list[str]:
 
 
 def curriculum_lines(train: Metrics) -> list[str]:
-    """The non-English share in the first and last tenth of a run, and how true it kept; nothing
-    where no rows were counted."""
+    """The non-English share in the first and last tenth of a run, if it has English and others,
+    and how true it kept to its schedule; nothing where no rows were counted."""
     rows = rows_read(train)
     if not rows.sources:
         return []
+    worst = max((off for one in train if (off := deviation(one)) is not None), default=np.nan)
+    steps, _ = steps_of(train)
+    checked = "steps" if steps == train[-1]["step"] else f"{steps:,} logged steps"
+    kept = f"deviation from the schedule over all sources and {checked}: {number(worst)} rows."
+    if not is_mixed(rows.sources):
+        return [f"Largest {kept}"]
     last = rows.tokens[-1]
     # rows are not counted after each step: these are the next counts after and before
     first_end = np.searchsorted(rows.tokens, last / 10)
@@ -101,13 +112,9 @@ def curriculum_lines(train: Metrics) -> list[str]:
         for counts in (rows.measured, rows.scheduled)
     )
     first, rest = rows.tokens[first_end] / last, 1 - rows.tokens[last_start] / last
-    worst = max((off for one in train if (off := deviation(one)) is not None), default=np.nan)
-    steps, _ = steps_of(train)
-    checked = "steps" if steps == train[-1]["step"] else f"{steps:,} logged steps"
     return [
         f"Non-English share: {read[0]:.1%} in the first {part(first)} → {read[1]:.1%} in the last "
-        f"{part(rest)} of the run (schedule: {due[0]:.1%} → {due[1]:.1%}); largest deviation from "
-        f"the schedule over all sources and {checked}: {number(worst)} rows."
+        f"{part(rest)} of the run (schedule: {due[0]:.1%} → {due[1]:.1%}); largest {kept}"
     ]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polylm_jax.data.languages import LANGUAGES
+from polylm_jax.data.languages import in_order
 from polylm_jax.errors import UserError
 from polylm_jax.train.log import COUNTS, Record, alive, logs
 
@@ -102,8 +102,7 @@ def untrained_and_trained(metrics: Metrics) -> tuple[Bits, Bits] | None:
     if len(valid) < 2 or valid[0]["step"] != 0:
         return None
     before, after = valid[0]["bits_per_byte"], valid[-1]["bits_per_byte"]
-    shared = before.keys() & after.keys()
-    order = [*(code for code in LANGUAGES if code in shared), *sorted(shared - LANGUAGES.keys())]
+    order = in_order(before.keys() & after.keys())
     first, last = (
         {name: np.nan if table[name] is None else table[name] for name in order}
         for table in (before, after)
@@ -120,18 +119,12 @@ def rows_read(metrics: Metrics) -> Rows:
     """The rows of each source in the batches, and what the schedule asked for, where counted."""
     counted = counts_of(metrics)
     names = {name for record in counted for table in COUNTS for name in record[table]}
-    sources = [*(code for code in LANGUAGES if code in names), *sorted(names - LANGUAGES.keys())]
+    sources = in_order(names)
     measured, scheduled = (
         np.array([[counts.get(name, 0.0) for name in sources] for counts in ({}, *tables)], float)
         for tables in ([record[table] for record in counted] for table in COUNTS)
     )
     return Rows(np.array([0, *(r["tokens"] for r in counted)], float), sources, measured, scheduled)
-
-
-def non_english_share(sources: list[str], counts: np.ndarray) -> np.ndarray:
-    """The non-English share, 0 to 1, of the monolingual rows in counts [..., sources]."""
-    foreign = counts[..., [name in LANGUAGES and name != "en" for name in sources]].sum(-1)
-    return foreign / np.maximum(counts[..., [name in LANGUAGES for name in sources]].sum(-1), 1e-9)
 
 
 def deviation(record: Record) -> float | None:

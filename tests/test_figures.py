@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from polylm_jax import figures, runs
-from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
+from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, name_of, non_english_share
 from polylm_jax.errors import UserError
 
 ROWS, LENGTH = 32, 128
@@ -121,12 +121,12 @@ def test_rows_read_agrees_with_the_records():
     assert runs.deviation({k: v for k, v in last.items() if k != "deviation"}) == max(gaps)
     counts = last["row_counts"]
     foreign = sum(counts[code] for code in NON_ENGLISH)
-    share = runs.non_english_share(rows.sources, rows.measured[-1])
+    share = non_english_share(rows.sources, rows.measured[-1])
     assert share == pytest.approx(foreign / (foreign + counts["en"]))
 
 
 def test_code_and_bilingual_rows_do_not_count_as_non_english():
-    assert runs.non_english_share(["en", "de", "code", "en-de"], np.array([3, 1, 9, 9])) == 0.25
+    assert non_english_share(["en", "de", "code", "en-de"], np.array([3, 1, 9, 9])) == 0.25
 
 
 def test_untrained_and_trained_are_the_first_and_last_validation():
@@ -171,7 +171,7 @@ def test_tables_become_bars_and_dumbbells(tmp_path):
 
 
 def test_names():
-    assert [figures.name_of(source) for source in ("de", "en-de", "code")] == [
+    assert [name_of(source) for source in ("de", "en-de", "code")] == [
         "German (de)",
         "English–German",
         "code",
@@ -185,6 +185,51 @@ def test_run_figures_draws_all_and_leaves_nothing_else(tmp_path):
     names = ["curriculum.png", "loss.png", "bits_per_byte.png", "overview.png"]
     assert [path.name for path in drawn] == names
     assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(names)
+
+
+def languages_only(names, steps=6):
+    """What a run on these sources logs, all of them equal."""
+    records = []
+    for step in range(steps + 1):
+        counts = dict.fromkeys(names, step)
+        both = {"row_counts": counts, "schedule_counts": counts, "loss": 2.0, "non_english": 1.0}
+        if step:
+            records.append({"kind": "train", "step": step, "tokens": 64 * step} | both)
+        tables = {
+            "bits_per_byte": dict.fromkeys(names, 3.0 - 0.1 * step),
+            "loss": dict.fromkeys(names, 2.0),
+        }
+        records.append({"kind": "valid", "step": step, "tokens": 64 * step} | tables)
+    return records
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "names",
+    [["hi", "sw", "cs"], ["hi"], ["en"], ["code"], ["hi-sw"], ["hi", "sw", "hi-sw", "code"]],
+)
+def test_a_run_without_two_sides_has_its_figures_without_a_share(tmp_path, names, monkeypatch):
+    monkeypatch.setattr(figures, "_share_panel", None)
+    run = write_run(tmp_path, languages_only(names))
+    assert len(figures.run_figures(run, runs.read_metrics(run))) == 4
+
+
+def test_the_bands_of_a_stack():
+    few = figures._groups(["en", "cs", "hi", "code", "en-hi"], np.ones(5))
+    assert {name: members for name, (_, members) in few.items() if members} == {
+        "English": ["en"],
+        "Czech (cs)": ["cs"],
+        "Hindi (hi)": ["hi"],
+        "code": ["code"],
+        "bilingual": ["en-hi"],
+    }
+    papers = figures._groups(list(LANGUAGES), np.ones(18))
+    assert papers["West Asian"][1] == ["ar", "tr", "he"]
+    many = ["bn", "cs", "el", "fa", "fi", "hi", "sw"]
+    grouped = figures._groups(many, np.array([9, 9, 9, 9, 9, 1, 2]))
+    assert grouped["others"][1] == ["hi", "sw"]
+    assert [members for _, members in grouped.values()].count([]) == 3
+    assert sorted(name for _, members in grouped.values() for name in members) == many
 
 
 @pytest.mark.filterwarnings("error")

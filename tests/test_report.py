@@ -14,7 +14,7 @@ from rich.console import Console
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
 from polylm_jax.errors import UserError
 from polylm_jax.report import report
-from tests.test_figures import LENGTH, ROWS, synthetic_metrics, write_run
+from tests.test_figures import LENGTH, ROWS, languages_only, synthetic_metrics, write_run
 
 
 def told(run):
@@ -39,7 +39,7 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
         assert line.replace("│", " ").split()[2:] == numbers
     for names, kind in (
         (list(LANGUAGES), "18 languages"),
-        ([f"en-{code}" for code in NON_ENGLISH], "17 sources paired with English"),
+        ([f"en-{code}" for code in NON_ENGLISH], "17 bilingual sources"),
     ):
         first, last = (sum(table[name] for name in names) / len(names) for table in (before, after))
         fall = 100 * (first - last) / first
@@ -195,6 +195,15 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
         taken.append(int(subprocess.check_output(child, text=True)))
     # a list of the larger log's records would take some 300 MiB
     assert abs(taken[1] - taken[0]) < 16, taken
+
+
+def test_a_run_without_english(tmp_path):
+    text = told(write_run(tmp_path, languages_only(["hi", "sw", "cs", "hi-sw"])))
+    assert "Mean of 3 languages: 3.000 → 2.400 bits per byte, a fall of 20.0%." in text
+    assert "Mean of 1 bilingual sources: " in text
+    assert "\nLargest deviation from the schedule over all sources and steps: 0.000 rows." in text
+    assert "Swahili (sw)" in text
+    assert "English" not in text
 
 
 def test_a_missing_run_is_an_error(tmp_path):

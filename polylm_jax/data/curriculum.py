@@ -35,7 +35,7 @@ from typing import Annotated
 
 import numpy as np
 
-from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, is_bilingual
+from polylm_jax.data.languages import CODE, LANGUAGES, NON_ENGLISH, is_bilingual
 from polylm_jax.data.permutation import key_of, permute
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import OneOf, Range, Seed, Share, check
@@ -56,12 +56,13 @@ class Schedule:
     the same tokens make a step; the last value holds for ever. Where several curves bend, each
     source's share of all tokens is what is linear from one point of any curve to the next.
 
-    non_english: share of non-English among monolingual text (paper: 0.3, then 0.6).
+    non_english: share of non-English among monolingual text (paper: 0.3, then 0.6); 1 where
+        there is no English.
     weights: (tokens, {language: weight}) points for the languages of the non-English part;
         empty means the paper's stage-1 tokens (Table 2) of the languages that have rows.
     smoothing: exponent on the weights above 0; 1 keeps them, 0 makes all languages equal.
     extras: share of all tokens that goes to other sources, {"code": points}; the key
-        "bilingual" stands for all other en-xx sources that have rows, in equal parts.
+        "bilingual" stands for all other pairs of languages that have rows, in equal parts.
     on_end: what happens when a source has no unread rows left, "repeat" or "refuse".
     seed: of the order in which a source's rows are visited.
     """
@@ -139,30 +140,24 @@ class Curriculum:
 def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Curriculum:
     """Resolves a schedule for a store with these rows of each source, `length` tokens each.
 
-    UserError where the schedule names a source without rows, or asks for more than there is.
+    A source without rows is left out where its share is 0 throughout. UserError where it is
+    not, or where the extras take more than there is.
     """
     tables = schedule.weights or ((0, _paper_weights(schedule, rows)),)
     extras: dict[str, Points] = {}
     for name, points in schedule.extras.items():
         members = [name]
         if name == "bilingual":
-            members = [s for s in rows if is_bilingual(s) and s not in schedule.extras]
+            members = [s for s in rows if rows[s] and is_bilingual(s) and s not in schedule.extras]
         for member in members:
             extras[member] = tuple((tokens, share / len(members)) for tokens, share in points)
-        if not members:
+        if not members and any(share for _, share in points):
             raise UserError(
-                "curriculum.extras asks for bilingual rows but the store has none; add en-xx "
-                "text or take the entry out of curriculum.extras."
+                "curriculum.extras asks for bilingual rows but the store has none; add text in "
+                "pairs such as en-de or take the entry out of curriculum.extras."
             )
     named = list(dict.fromkeys(name for _, table in tables for name in table))
     sources = ("en", *named, *extras)
-    for source in sources:
-        if not rows.get(source):
-            raise UserError(
-                f'the curriculum names "{source}" but the row store has no rows of it; add text '
-                "and run `polylm rows` again, or take it out of curriculum.weights or extras "
-                '(--gin.curriculum.extras="{}" takes out all extras).'
-            )
 
     def shares(tokens: float, side: str) -> np.ndarray:
         extra = {name: _value(points, tokens, side) for name, points in extras.items()}
@@ -189,10 +184,32 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
     knots = np.append(at, max(HORIZON, at[-1]) + 1)
     starts = np.array([shares(t, "right") for t in tokens_at])
     ends = np.array([*(shares(t, "left") for t in tokens_at[1:]), starts[-1]])
+    asked = starts.any(axis=0) | ends.any(axis=0)
+    there = np.array([rows.get(source, 0) > 0 for source in sources])
+    if (asked & ~there).any():
+        raise _without_rows(sources[int((asked & ~there).argmax())], rows)
+    sources = tuple(itertools.compress(sources, there))
+    starts, ends = starts[:, there], ends[:, there]
     area = (starts + ends) / 2 * np.diff(knots)[:, None]
     due = np.vstack([np.zeros(len(sources)), np.cumsum(area, axis=0)])
     counts = np.array([rows[source] for source in sources], np.int64)
     return Curriculum(schedule, sources, length, counts, knots, starts, ends, due)
+
+
+def _without_rows(source: str, rows: dict[str, int]) -> UserError:
+    """The refusal of a share for a source that the store has no rows of."""
+    least = "add text and run `polylm rows` again (it tells which sources fill no row)"
+    if source == "en":
+        mend = "or set curriculum.non_english = ((0, 1.0),), which is all without English."
+    else:
+        mend = (
+            "or take it out of curriculum.weights or extras "
+            '(--gin.curriculum.extras="{}" takes out all extras).'
+        )
+    return UserError(
+        f'the curriculum gives "{source}" a share but the row store has no rows of it, only of '
+        f"{', '.join(name for name in rows if rows[name]) or 'nothing'}; {least}, {mend}"
+    )
 
 
 def every_source(schedule: Schedule) -> tuple[str, ...]:
@@ -204,19 +221,25 @@ def every_source(schedule: Schedule) -> tuple[str, ...]:
 
 
 def _paper_weights(schedule: Schedule, rows: dict[str, int]) -> dict[str, float]:
-    """Table 2's tokens of the store's languages, English left out."""
-    others = {"en", "code", *schedule.extras}
-    languages = [name for name in rows if name not in others and not is_bilingual(name)]
+    """Table 2's tokens of the store's languages, English left out; 1 each if all are equal."""
+    others = {"en", CODE, *schedule.extras}
+    languages = [
+        name for name in rows if rows[name] and name not in others and not is_bilingual(name)
+    ]
+    foreign = any(share for _, share in schedule.non_english)
+    if not languages and foreign:
+        raise UserError(
+            "the row store has no language but English; add text in other languages or set "
+            "curriculum.non_english = ((0, 0),)."
+        )
+    if schedule.smoothing == 0 or not foreign:
+        return dict.fromkeys(languages, 1.0)
     unknown = [name for name in languages if name not in LANGUAGES]
     if unknown:
         raise UserError(
-            f'the paper gives no share for "{unknown[0]}"; set curriculum.weights, for example '
-            f"((0, {{'{unknown[0]}': 1.0}}),)."
-        )
-    if not languages and any(share for _, share in schedule.non_english):
-        raise UserError(
-            "the row store has English only; add text in other languages or set "
-            "curriculum.non_english = ((0, 0),)."
+            f"the paper gives no share for {', '.join(unknown)}; set curriculum.smoothing = 0, "
+            "which makes all languages equal, or curriculum.weights = "
+            f"((0, {dict.fromkeys(languages, 1.0)}),) with the weights that you want."
         )
     return {name: LANGUAGES[name].tokens for name in languages}
 

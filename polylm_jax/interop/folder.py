@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from polylm_jax.data.languages import LANGUAGES
+from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.interop.fast_tokenizer import tokenizer_json
 from polylm_jax.interop.hugging_face import config_of, token_ids
@@ -42,7 +42,7 @@ def model_card(
     bits: bits per byte of validation text by source, untrained and trained.
     """
     before, after = bits or ({}, {})
-    languages = [code for code in after if code in LANGUAGES]
+    languages = [source for source in after if is_language(source)]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if languages:
         head += ["language:", *(f"- {code}" for code in languages)]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from polylm_jax.chips import chip_of
 from polylm_jax.console import format_duration
 from polylm_jax.data.curriculum import Curriculum, consumed, integral, share
-from polylm_jax.data.languages import is_bilingual
+from polylm_jax.data.languages import is_mixed, non_english_share
 from polylm_jax.parallel.hosts import Notes
 from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.train.heartbeat import Heartbeat
@@ -60,7 +60,6 @@ def make_report(
     laps = 0
     chip = chip_of(mesh.devices.flat[0].device_kind)
     tokens_a_step = batch * curriculum.length
-    non_english = _non_english(curriculum)
 
     def report(
         step: int, row: int, values: dict[str, jax.Array], notes: jax.Array, whole: bool
@@ -87,7 +86,7 @@ def make_report(
             **{n: _shortest(fetched[n]) for n in ("loss", "learning_rate", "gradient_norm")},
             **{n: int(fetched[n]) for n in RULED},
             "tokens_per_second": per_second and round(per_second, 1),
-            "non_english": round(non_english(read), 4),
+            "non_english": round(float(non_english_share(names, read)), 4),
             "deviation": round(float(np.abs(counts - due).max()), 6),
         }
         of_hosts = _of_hosts(told, mesh)
@@ -112,7 +111,9 @@ def make_report(
             **_recent(list(losses)),
         )
         if metrics.live or regular:
-            planned = non_english(share(curriculum, row))
+            planned = None
+            if is_mixed(names):
+                planned = float(non_english_share(names, share(curriculum, row)))
             metrics.line(_line(record, steps, planned, rate, mfu), last)
         return bool(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
 
@@ -184,23 +185,16 @@ def _of_hosts(told: np.ndarray, mesh: Mesh) -> Record:
     return dict(zip(HOSTS, values, strict=True))
 
 
-def _non_english(curriculum: Curriculum) -> Callable[[np.ndarray], float]:
-    """Function from rows of each source [sources] to the non-English share of the monolingual."""
-    names, extras = curriculum.sources, curriculum.schedule.extras
-    english = np.array([name == "en" for name in names])
-    monolingual = np.array([not is_bilingual(name) and name not in extras for name in names])
-    return lambda x: float(x[monolingual & ~english].sum() / max(x[monolingual].sum(), 1e-9))
-
-
 def _line(
-    record: Record, steps: int, non_english: float, rate: float | None, mfu: float | None
+    record: Record, steps: int, non_english: float | None, rate: float | None, mfu: float | None
 ) -> str:
-    """The live line. rate: steps a second, mfu: model flops utilisation; None while not known."""
+    """The live line. non_english: share asked for, None where it says nothing. rate: steps a
+    second, mfu: model flops utilisation; None while not known."""
     loss, speed, skipped, levels = (record[n] for n in ("loss", "tokens_per_second", *RULED))
     parts = [
         f"step {record['step']}/{steps}",
         f"loss {loss:.3f}" if math.isfinite(loss) else "the loss is not a number",
-        f"non-English {non_english:.0%}",
+        f"non-English {non_english:.0%}" if non_english is not None else "",
         f"{speed:,.0f} tokens/s" if speed else "compiling",
         f"MFU {mfu:.1%}" if mfu else "",
         f"{skipped} skipped" if skipped else "",

@@ -290,12 +290,14 @@ def test_a_schedule_that_cannot_be_is_refused(fields, words):
 @pytest.mark.parametrize(
     ("fields", "rows", "words"),
     [
-        ({}, {"en": 5, "xx": 5}, 'no share for "xx"; set curriculum.weights'),
-        ({}, {"en": 5, "code": 5}, r"English only; .* curriculum.non_english = \(\(0, 0\),\)"),
-        ({}, {"de": 5}, 'names "en" but the row store has no rows of it'),
-        ({"extras": {"code": ((0, 0.1),)}}, {"en": 5, "de": 5}, 'names "code"'),
+        ({}, {"en": 5, "hi": 5, "de": 5, "sw": 5}, "no share for hi, sw; set .*smoothing = 0, "),
+        ({}, {"en": 5, "code": 5}, r"but English; .* curriculum.non_english = \(\(0, 0\),\)"),
+        ({}, {"de": 5}, r'gives "en" a share .* only of de; .*non_english = \(\(0, 1.0\),\)'),
+        ({}, {}, "no language but English"),
+        ({"extras": {"code": ((0, 0.1),)}}, {"en": 5, "de": 5}, 'gives "code" a share'),
         ({"extras": {"bilingual": ((0, 0.1),)}}, {"en": 5, "de": 5}, "the store has none"),
-        ({"weights": ((0, {"ko": 1.0}),)}, {"en": 5, "ko": 0}, 'names "ko"'),
+        ({"weights": ((0, {"ko": 1.0}),)}, {"en": 5, "ko": 0}, 'gives "ko" a share'),
+        ({"weights": ((0, {"de": 1.0}), (9, {"ko": 1.0}))}, {"en": 5, "de": 5}, 'gives "ko"'),
         (
             {"extras": {"code": ((0, 0.6),), "bilingual": ((0, 0.6),)}},
             {"en": 5, "de": 5, "code": 5, "en-de": 5},
@@ -306,6 +308,27 @@ def test_a_schedule_that_cannot_be_is_refused(fields, words):
 def test_a_store_that_does_not_fit_is_refused(fields, rows, words):
     with pytest.raises(UserError, match=words):
         make_curriculum(Schedule(**fields), rows, LENGTH)
+
+
+def test_a_store_without_english_is_the_schedules_languages():
+    rows = {"hi": 5, "sw": 5, "zh-Hant": 5, "hi-sw": 5, "cs": 0}
+    equal = Schedule(non_english=((0, 1.0),), smoothing=0.0, extras={"bilingual": ((0, 0.1),)})
+    plan = make_curriculum(equal, rows, LENGTH)
+    assert dict(zip(plan.sources, share(plan, 9), strict=True)) == pytest.approx(
+        {"hi": 0.3, "sw": 0.3, "zh-Hant": 0.3, "hi-sw": 0.1}
+    )
+    weights = ((0, {"hi": 3.0, "sw": 1.0, "cs": 0.0}),)
+    plan = make_curriculum(Schedule(((0, 1.0),), weights), rows, LENGTH)
+    assert dict(zip(plan.sources, share(plan, 9), strict=True)) == {"hi": 0.75, "sw": 0.25}
+    assert np.bincount(locate(plan, 0, 4)[0]).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(("source", "foreign"), [("hi", 1.0), ("en", 0.0), ("ko", 1.0)])
+def test_one_language_alone(source, foreign):
+    schedule = Schedule(((0, foreign),), smoothing=0.0, extras={"code": ((0, 0.0),)})
+    plan = make_curriculum(schedule, {source: 7, "xh": 0}, LENGTH)
+    assert plan.sources == (source,)
+    assert sorted(locate(plan, 0, 7)[1]) == list(range(7))
 
 
 def scheduled(name):
