@@ -68,6 +68,7 @@ def tiny(tmp_path_factory):
         text = "\n\n".join(" ".join(sentences[i:] + sentences[:i]) for i in range(len(sentences)))
         (folder / "text" / code / "prose.txt").write_text(text, encoding="utf-8")
     settings = TINY | {
+        "corpus.split": "\\n\\n",
         "corpus.text": folder / "text",
         "corpus.path": folder / "corpus",
         "tokenizer.path": folder / "tokenizer",

@@ -6,28 +6,38 @@ On disk, under its path:
     licences/<package>/                 the notices that came with the text
     packages/                           the downloads, kept so that later builds need no network
     manifest.json                       written last: a folder without one is no corpus
+
+A document of more than a million characters has several lines, with "part": 1, 2, … and, in all
+but the last, "more": true. Text goes through as a stream, so memory does not grow with it.
 """
 
 import hashlib
 import json
-import re
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
+from polylm_jax.data import documents as users
 from polylm_jax.data import packages
-from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, is_bilingual
+from polylm_jax.data.documents import Reading, Stretch
+from polylm_jax.data.languages import CODE, LANGUAGES, NON_ENGLISH, in_order, is_bilingual, name_of
 from polylm_jax.data.packages import Package, Piece
+from polylm_jax.data.replacing import BUILDING, SPLITS, only_writer, refuse_to_replace, replace
+from polylm_jax.data.sides import hashed
+from polylm_jax.data.writing import write
 from polylm_jax.errors import UserError
-from polylm_jax.ranges import Range, check
-
-SPLITS = ("train", "valid")
-SOURCES = (*LANGUAGES, *(f"en-{code}" for code in NON_ENGLISH), "code")
+from polylm_jax.files import MANIFEST
+from polylm_jax.ranges import OneOf, Range, check
 
 _DOCUMENT = 1200  # bytes of UTF-8 at which a document made of short pieces is full
+
+PAPERS = (*LANGUAGES, *(f"en-{code}" for code in NON_ENGLISH), CODE)
+
+Source = tuple[str, Iterator[Stretch], Reading]
 
 
 @dataclass(frozen=True)
@@ -35,25 +45,27 @@ class Corpus:
     """Where the corpus lies and what it is made of.
 
     path: folder of the corpus.
-    text: folder of the user's own text, instead of the packages: xx/*.txt, xx/*.jsonl (key
-        "text"), or xx.txt, xx.jsonl, where xx is a language's code, "code" or en-xx.
+    text: folder of the user's own text, instead of the packages: .txt, .jsonl and .parquet files
+        named xx.* or below a folder xx, the first two also as .gz and .zst, where xx is a
+        language's code (hi, swh, zh-Hant, pt-BR), a pair of them (en-hi) or "code".
     valid_share: share of the documents that is held out, at most 0.5.
+    valid_megabytes: most text of a source that is held out, in millions of UTF-8 bytes.
+    split: what stands between two documents of a .txt ("\\n" is the end of a line); "" makes
+        each file one document.
+    key: the text's key in a line of a .jsonl, and its column in a .parquet.
+    on_bad_line: what happens to a line that is not UTF-8 or has no text, "refuse" or "skip".
     """
 
     path: str = "data/corpus"
     text: str = ""
     valid_share: Annotated[float, Range(0, 0.5)] = 0.1
+    valid_megabytes: Annotated[float, Range(0, 1e6)] = 20.0
+    split: str = ""
+    key: str = "text"
+    on_bad_line: Annotated[str, OneOf("refuse", "skip")] = "refuse"
 
     def __post_init__(self) -> None:
         check(self, "corpus")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A document and where it is from: a package, or a file of the user's folder."""
-
-    text: str
-    origin: str
 
 
 def build(corpus: Corpus, large: bool, progress: Callable[[str], None] = print) -> dict:
@@ -67,43 +79,70 @@ def build(corpus: Corpus, large: bool, progress: Callable[[str], None] = print) 
     """
     if corpus.text and large:
         raise UserError("corpus.text replaces the packages: leave out either it or --large")
-    root = Path(corpus.path)
+    root = Path(os.path.realpath(corpus.path))
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"corpus.path={root} cannot be made a folder: {error.strerror}") from error
-    _refuse_to_replace_others_files(root, corpus.text)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as name:
-        new = Path(name)
-        if corpus.text:
-            entries, found = [], _users(Path(corpus.text), progress)
-        else:
-            files = _fetched(root, large, progress)
-            entries, found = _entries(files, new / "licences"), _packaged(files)
-        sources = {}
-        for source, texts in found:
-            sources[source] = _write(new / source, texts, corpus.valid_share)
-            train, valid = (sources[source][split]["bytes"] / 1000 for split in SPLITS)
-            progress(f"{source:6}{train:10,.0f} kB train{valid:8,.0f} kB valid")
-        content = "".join(source["sha256"] for source in sources.values())
-        result = {
-            "valid_share": corpus.valid_share,
-            "sha256": hashlib.sha256(content.encode()).hexdigest(),
-            "packages": entries,
-            "sources": sources,
-        }
-        (new / "manifest.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-        _replace(root, new)
+    try:
+        with only_writer(root), tempfile.TemporaryDirectory(dir=root, prefix=BUILDING) as name:
+            return _build(corpus, large, progress, root, Path(name))
+    except OSError as error:
+        raise UserError(
+            f"corpus.path={corpus.path} cannot be written ({error.strerror or error}); "
+            "mend that or name another folder"
+        ) from error
+
+
+def _build(
+    corpus: Corpus, large: bool, progress: Callable[[str], None], root: Path, scratch: Path
+) -> dict:
+    new = scratch / "new"
+    new.mkdir()
+    passed: dict[str, list[int]] = {}
+    refuse_to_replace(root, PAPERS)
+    if corpus.text:
+        found, entries = _users(corpus, root, passed), []
+    else:
+        files = _fetched(root, large, progress)
+        found, entries = _packaged(files), _entries(files, new / "licences")
+    sources = {}
+    for source, stretches, reading in found:
+        sources[source] = write(
+            new / source,
+            stretches,
+            reading,
+            corpus.valid_share,
+            corpus.valid_megabytes * 1e6,
+            scratch,
+        )
+        for line in _told(source, sources[source]):
+            progress(line)
+    for kind, (number, size) in passed.items():
+        progress(f"passed over: {number:,} of {kind} ({size:,} bytes)")
+    content = "".join(source["sha256"] for source in sources.values())
+    result = {
+        "valid_share": corpus.valid_share,
+        "valid_megabytes": corpus.valid_megabytes,
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "packages": entries,
+        "passed_over": passed,
+        "sources": sources,
+    }
+    (new / MANIFEST).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    replace(root, new)
+    progress(_balance([source["bytes"] for source in sources.values()]))
     return result
 
 
 def manifest(path: str) -> dict:
     """The manifest of a built corpus: valid_share, sha256 of the content, packages, and sources.
 
-    sources: per source and split, documents and bytes (of UTF-8 text); and the sha256 of both.
+    sources: per source and split, documents and bytes (of UTF-8 text); the sha256 of both; and
+    "bytes", what became of all that was read (see `writing.write`).
     Raises UserError if there is no corpus at `path`.
     """
-    file = Path(path) / "manifest.json"
+    file = Path(path, MANIFEST)
     if not file.is_file():
         raise UserError(f"no corpus at {path}; run polylm corpus --small")
     return json.loads(file.read_text("utf-8"))
@@ -117,6 +156,7 @@ def sources(path: str) -> list[str]:
 def documents(path: str, source: str, split: str) -> Iterator[str]:
     """The documents of one source and split ("train" or "valid") of a built corpus, in order.
 
+    A document of more than a million characters comes in several texts.
     Raises UserError if there is no corpus at `path` or if it lacks the source.
     """
     if split not in SPLITS:
@@ -127,19 +167,6 @@ def documents(path: str, source: str, split: str) -> Iterator[str]:
     with open(Path(path) / source / f"{split}.jsonl", encoding="utf-8", newline="\n") as lines:
         for line in lines:
             yield json.loads(line)["text"]
-
-
-def hold_out(texts: Iterable[str], valid_share: float) -> tuple[set[str], set[str]]:
-    """Distinct texts as (train, valid): held out is a text whose hash falls below the share.
-
-    So a text stays on its side when others are added. Only a source so small that this would
-    hold out fewer than 2 texts of 10 (1 of 5) or leave nothing to train on is evened out.
-    """
-    ranked = sorted(set(texts), key=_hash)
-    below = sum(_hash(text) < valid_share * 2**64 for text in ranked)
-    least = min(2, len(ranked) // 5) if valid_share else 0
-    held_out = max(least, min(below, len(ranked) - 1))
-    return set(ranked[held_out:]), set(ranked[:held_out])
 
 
 def grouped(pieces: Iterable[Piece], both_ways: bool) -> Iterator[str]:
@@ -163,26 +190,9 @@ def grouped(pieces: Iterable[Piece], both_ways: bool) -> Iterator[str]:
 def _joined(document: list[Piece], both_ways: bool) -> str:
     between = "\n" if all(len(piece) == 1 for piece in document) else "\n\n"
     text = between.join("\n".join(piece) for piece in document)
-    if both_ways and _hash(text) % 2:
+    if both_ways and hashed(text) % 2:
         text = between.join("\n".join(reversed(piece)) for piece in document)
     return text
-
-
-def _hash(text: str) -> int:
-    """64 bits that depend on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
-def _refuse_to_replace_others_files(root: Path, text: str) -> None:
-    ours = {f"{split}.jsonl" for split in SPLITS}
-    others = [file for source in SOURCES for file in root.glob(f"{source}/*")]
-    others = [file for file in others if file.name not in ours]
-    if others or (text and Path(text).resolve() == root.resolve()):
-        named = f" ({others[0]})" if others else ""
-        raise UserError(
-            f"corpus.path={root} has text that a corpus there would replace{named}: "
-            "name another folder with --gin.corpus.path=FOLDER"
-        )
 
 
 def _fetched(root: Path, large: bool, progress: Callable[[str], None]) -> dict[Package, Path]:
@@ -210,126 +220,66 @@ def _entries(files: dict[Package, Path], licences: Path) -> list[dict]:
     return entries
 
 
-def _packaged(files: dict[Package, Path]) -> Iterator[tuple[str, list[Document]]]:
+def _packaged(files: dict[Package, Path]) -> Iterator[Source]:
     """The sources that the packages give; what a source has said before is left out."""
     names = {file: package.name for package, file in files.items()}
     seen: set[tuple[str, Piece]] = set()
-    by_source: dict[str, dict[str, list[Piece]]] = {source: {} for source in SOURCES}
+    by_source: dict[str, dict[str, list[Piece]]] = {}
     for file, source, found in packages.pieces(list(names)):
         for piece in found:
             if (source, piece) not in seen:
                 seen.add((source, piece))
-                by_source[source].setdefault(names[file], []).append(piece)
-    for source, by_name in by_source.items():
-        if by_name:
-            yield (
-                source,
-                [
-                    Document(text, name)
-                    for name, pieces in by_name.items()
-                    for text in grouped(pieces, both_ways=is_bilingual(source))
-                ],
-            )
+                by_source.setdefault(source, {}).setdefault(names[file], []).append(piece)
+    for source in in_order(by_source):
+        texts = [
+            Stretch(text, name)
+            for name, pieces in by_source[source].items()
+            for text in grouped(pieces, both_ways=is_bilingual(source))
+        ]
+        yield source, iter(texts), Reading(read=sum(len(text.text.encode()) for text in texts))
 
 
-def _users(folder: Path, progress: Callable[[str], None]) -> Iterator[tuple[str, list[Document]]]:
-    """The sources of a user's folder."""
+def _users(corpus: Corpus, root: Path, passed: dict[str, list[int]]) -> Iterator[Source]:
+    """The sources of a user's folder. UserError for one that has no text."""
+    folder = Path(corpus.text)
     if not folder.is_dir():
         raise UserError(f"corpus.text={folder} is no folder: name one that has xx/*.txt in it")
-    for other in sorted(entry.name for entry in folder.iterdir() if entry.is_dir()):
-        if other not in SOURCES:
-            progress(f"{folder / other} is passed over: its name is no language's code")
-    files = {
-        source: sorted(
-            file
-            for ending in ("txt", "jsonl")
-            for file in (*folder.glob(f"{source}.{ending}"), *folder.glob(f"{source}/*.{ending}"))
-        )
-        for source in SOURCES
-        if any(folder.glob(source)) or any(folder.glob(f"{source}.*"))
-    }
-    if not files:
+    tops, others = users.tops(folder)
+    if not tops:
         raise UserError(
-            f"corpus.text={folder} has no languages: "
-            f"put text in xx/*.txt or xx/*.jsonl, where xx is one of {', '.join(LANGUAGES)}"
+            f"corpus.text={folder} has no languages: put text in xx/*.txt or xx/*.jsonl, where "
+            f"xx is a language's code such as {', '.join([*LANGUAGES][:6])}, hi or zh-Hant"
         )
-    for source, of_source in files.items():
-        found = [
-            Document(text, file.relative_to(folder).as_posix())
-            for file in of_source
-            for text in (_of_jsonl(file) if file.suffix == ".jsonl" else _of_txt(file))
-        ]
-        if not found:
+    refuse_to_replace(root, tops)
+    for other in others:
+        kind = f"{other.name}, whose name is no language's code"
+        users.pass_over(passed, kind, users.files(other))
+    marker = corpus.split.replace("\\n", "\n").replace("\\t", "\t")
+    for source in in_order(tops):
+        reading = Reading(corpus.key, marker, corpus.on_bad_line == "skip", passed)
+        stretches = users.documents(folder, tops[source], reading)
+        first = next(stretches, None)
+        if first is None:
             raise UserError(
                 f"{folder / source} has no text: put some in *.txt or *.jsonl, or remove it"
             )
-        yield source, found
+        yield source, chain([first], stretches), reading
 
 
-def _of_txt(file: Path) -> list[str]:
-    paragraphs = re.split(r"\n\s*\n", _decoded(file, file.read_bytes(), line=1).strip())
-    documents: list[str] = []
-    for paragraph in filter(None, paragraphs):
-        if documents and len(documents[-1].encode()) < _DOCUMENT:
-            documents[-1] += f"\n\n{paragraph}"
-        else:
-            documents.append(paragraph)
-    return documents
+def _told(source: str, entry: dict) -> Iterator[str]:
+    train, valid = (entry[split]["bytes"] / 1000 for split in SPLITS)
+    yield f"{source:6}{train:10,.0f} kB train{valid:8,.0f} kB valid  {name_of(source)}"
+    if again := entry["duplicates"]:
+        yield f"{source:6}{again:10,} documents have been before and are dropped"
+    if lines := entry["bad_lines"]["lines"]:
+        places = ", ".join(entry["bad_lines"]["first"])
+        yield f"{source:6}{lines:10,} bad lines are left out, the first: {places}"
 
 
-def _of_jsonl(file: Path) -> list[str]:
-    texts = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(_decoded(file, line, number))["text"]
-            text.encode()  # JSON can spell half a character, which no UTF-8 can
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f'{file}:{number} is not a JSON object with a string under "text": '
-                'write it as {"text": "…"}'
-            ) from error
-        if text.strip():
-            texts.append(text)
-    return texts
-
-
-def _decoded(file: Path, content: bytes, line: int) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        raise UserError(
-            f"{file}:{line} is not UTF-8 at its byte {column}: save the file as UTF-8"
-        ) from error
-
-
-def _write(folder: Path, found: list[Document], valid_share: float) -> dict:
-    """Writes train.jsonl and valid.jsonl and returns the source's entry in the manifest."""
-    folder.mkdir()
-    origins = {document.text: document.origin for document in reversed(found)}
-    sides = hold_out(origins, valid_share)
-    entry: dict = {}
-    digest = hashlib.sha256()
-    for name, side in zip(SPLITS, sides, strict=True):
-        texts = [text for text in reversed(origins) if text in side]
-        lines = [
-            json.dumps({"text": text, "from": origins[text]}, ensure_ascii=False) + "\n"
-            for text in texts
-        ]
-        content = "".join(lines).encode()
-        (folder / f"{name}.jsonl").write_bytes(content)
-        digest.update(content)
-        entry[name] = {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
-    return {**entry, "sha256": digest.hexdigest()}
-
-
-def _replace(root: Path, new: Path) -> None:
-    """Puts a finished corpus in the place of an older one; in between there is no manifest."""
-    (root / "manifest.json").unlink(missing_ok=True)
-    for name in (*SOURCES, "licences"):
-        shutil.rmtree(root / name, ignore_errors=True)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name == "manifest.json"):
-        entry.replace(root / entry.name)
+def _balance(bytes_of: list[dict[str, int]]) -> str:
+    """What became of all bytes, in one line."""
+    total = {name: sum(one[name] for one in bytes_of) for name in bytes_of[0]}
+    return (
+        "{read:,} bytes read = {documents:,} in documents + {duplicates:,} in documents that have "
+        "been before + {around:,} around the text + {bad:,} in bad lines".format(**total)
+    )

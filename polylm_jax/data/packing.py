@@ -11,6 +11,7 @@ in what order, nor on how often the build was stopped.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -26,8 +27,9 @@ import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data import corpus
-from polylm_jax.data.rows import DOCUMENT, RowSettings, checksum, open_store
-from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.documents import batches, stretches
+from polylm_jax.data.rows import LINE, RowSettings, checksum, open_store
+from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
 from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
 from polylm_jax.files import already_made, new_file, resumed_folder, write_manifest
@@ -35,11 +37,11 @@ from polylm_jax.files import already_made, new_file, resumed_folder, write_manif
 # A part is documents from about this much of a file; it fits in memory many times over.
 PART_BYTES = 16_000_000
 
-# Text is tokenized in batches of about this size, for Python's integers are large.
-BATCH_CHARACTERS = 1_000_000
-
 # A process more starts slower than it tokenizes less than this.
 BYTES_PER_WORKER = 32_000_000
+
+COUNTED = ("documents", "bytes", "tokens")
+TOTALS = (*COUNTED, "rows", "dropped_tokens")
 
 LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 
@@ -49,6 +51,18 @@ class _Part(NamedTuple):
     split: str
     number: int
     bytes: int  # of the source's file
+
+
+class _Stretch(NamedTuple):
+    """Text of a line. place: the line's first byte, or None in a stretch that does not begin it.
+
+    begins, ends: whether the document does; what does not begin one goes on with the one before.
+    """
+
+    text: str
+    place: int | None
+    begins: bool
+    ends: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,8 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
     A build that is stopped, be it by kill -9, leaves nothing at `settings.path`; the next one
     goes on from there, and the store is the same byte for byte. A store made from the same
     corpus, tokenizer and settings is kept. A UserError where it was made from others, where a
-    source has not a single row to train on, where text is damaged, or where the disk is full.
+    no source has a single row to train on, where text is damaged, or where the disk is full. A
+    source without one is left out, and said to be.
     """
     if "://" in settings.path:
         raise UserError(
@@ -105,7 +120,10 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
 
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
     streams = [(source, split) for source in text["sources"] for split in corpus.SPLITS]
-    with resumed_folder(settings.path, made_from | {"part": PART_BYTES}) as (scratch, whole):
+    with resumed_folder(settings.path, made_from | {"part": PART_BYTES, "parts": 2}) as (
+        scratch,
+        whole,
+    ):
         job = _Job(corpus_path, tokenizer, settings, dtype, PART_BYTES, scratch, whole)
         for source in text["sources"]:
             (whole / source).mkdir(exist_ok=True)
@@ -117,15 +135,24 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
             source: {split: cut[source, split] for split in corpus.SPLITS}
             for source in text["sources"]
         }
-        for source, entry in entries.items():
-            if not entry["train"]["rows"]:
-                raise UserError(
-                    f"{corpus_path}/{source} has {entry['train']['tokens']:,} tokens to "
-                    f"train on and one row needs {settings.length + 1:,}; "
-                    "add text or lower rows.length."
-                )
-        manifest = {"made_from": made_from, "dtype": dtype.name} | _totals(settings.length, entries)
+        left_out = {source: entry for source, entry in entries.items() if _is_short(entry)}
+        if len(left_out) == len(entries):
+            raise UserError(_short(corpus_path, left_out, settings.length, ""))
+        for source in left_out:
+            del entries[source]
+            shutil.rmtree(whole / source)
+        manifest = {
+            "made_from": made_from,
+            "dtype": dtype.name,
+            **_totals(settings.length, entries),
+            "left_out": {
+                source: {split: {name: entry[split][name] for name in COUNTED} for split in entry}
+                for source, entry in left_out.items()
+            },
+        }
         write_manifest(whole, manifest)
+    if left_out:
+        print(_short(corpus_path, left_out, settings.length, ": left out"))
     rows = sum(splits["train"]["rows"] for splits in entries.values())
     print(
         f"rows: {rows:,} of {settings.length:,} tokens to train on, in {settings.path}; "
@@ -134,14 +161,27 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
     return manifest
 
 
+def _is_short(entry: dict[str, dict]) -> bool:
+    """Whether a source has not a single row to train on."""
+    return not entry["train"]["rows"]
+
+
+def _short(corpus_path: str, sources: dict[str, dict], length: int, done: str) -> str:
+    """The sentence on sources that fill no row."""
+    tokens = ", ".join(f"{name} {entry['train']['tokens']:,}" for name, entry in sources.items())
+    return (
+        f"rows: one row needs {length + 1:,} tokens and of these sources of {corpus_path} there "
+        f"are fewer to train on{done} ({tokens}); add text or lower rows.length."
+    )
+
+
 def _totals(length: int, entries: dict[str, dict[str, dict]]) -> dict:
     """The manifest's part about all sources, and the entries of each."""
     streams = [(*pair, entry) for pair, entry in _flat(entries)]
-    counts = ("documents", "bytes", "tokens", "rows", "dropped_tokens")
     hashes = [(source, split, entry["sha256"]) for source, split, entry in streams]
     return {
         "fingerprint": sha256(json.dumps((length, hashes)).encode()).hexdigest(),
-        **{name: sum(entry[name] for *_, entry in streams) for name in counts},
+        **{name: sum(entry[name] for *_, entry in streams) for name in TOTALS},
         # the share of a row's places that hold text: there is no padding
         "fill": 1.0,
         "sources": entries,
@@ -202,31 +242,65 @@ def _tokenize_all(job: _Job, parts: list[_Part], run: Callable) -> None:
 def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
     """Write a part's tokens, with </s> after each document; return how many.
 
-    The file holds the number of documents, the size of their text in bytes, the documents as in
+    The file holds the number of lines, of documents and of their text's bytes, the lines as in
     the store but with tokens counted from the part's first, and the tokens.
     """
-    packed, lengths, places, size = [], [0], [], 0
+    packed, places, begun, size, tokens = [], [], 0, 0, 0
     begin = part.number * job.part_bytes
     text = job.text(part.source, part.split)
-    for batch in _batches(_documents(text, begin, begin + job.part_bytes)):
-        texts = [text.encode() for _, text in batch]
-        ids = job.tokenizer.processor.encode(texts, add_eos=True, num_threads=1)
-        # half as dear again through NumPy, an integer at a time
-        packed += [pack(f"{len(some)}{job.dtype.char}", *some) for some in ids]
-        lengths += map(len, ids)
-        places += [place for place, _ in batch]
+    lines = _lines(text, begin, begin + job.part_bytes)
+    for batch in batches(_stretches(lines), lambda one: len(one.text), BATCH_CHARACTERS):
+        texts = [stretch.text.encode() for stretch in batch]
         size += sum(map(len, texts))
-    documents = np.empty(len(places), DOCUMENT)
-    documents["token"], documents["byte"] = np.cumsum(lengths)[:-1], places
+        for stretch, ids in zip(batch, _encoded(job.tokenizer, batch, texts), strict=True):
+            begun += stretch.begins
+            if stretch.place is not None:
+                places.append((tokens, stretch.place))
+            if stretch.ends:
+                ids.append(EOS)
+            tokens += len(ids)
+            # half as dear again through NumPy, an integer at a time
+            packed.append(pack(f"{len(ids)}{job.dtype.char}", *ids))
+    lines_at = np.array(places, LINE)
     with new_file(job.tokens(part), job.scratch) as file:
-        np.array([len(documents), size], "<i8").tofile(file)
-        documents.tofile(file)
+        np.array([len(lines_at), begun, size], "<i8").tofile(file)
+        lines_at.tofile(file)
         file.write(b"".join(packed))
-    return part, sum(lengths)
+    return part, tokens
 
 
-def _documents(file: Path, begin: int, end: int) -> Iterator[tuple[int, str]]:
-    """(first byte of its line, text) of the documents whose lines begin at these bytes."""
+def _encoded(tokenizer: Tokenizer, batch: list[_Stretch], texts: list[bytes]) -> list[list[int]]:
+    """Ids of each stretch, in UTF-8 in `texts`, as they are inside its document."""
+    if not tokenizer.adds_space:
+        return tokenizer.processor.encode(texts, num_threads=1)
+    # the space that is added before a text stands for one that is there, or goes again
+    lacks = [not stretch.begins and not stretch.text.startswith(" ") for stretch in batch]
+    texts = [
+        text if stretch.begins else text.removeprefix(b" ")
+        for text, stretch in zip(texts, batch, strict=True)
+    ]
+    space = tokenizer.processor.piece_to_id("▁")
+    return [
+        ids[1:] if lack and ids[:1] == [space] else ids
+        for ids, lack in zip(tokenizer.processor.encode(texts, num_threads=1), lacks, strict=True)
+    ]
+
+
+def _stretches(lines: Iterable[_Stretch]) -> Iterator[_Stretch]:
+    """The lines in stretches that are tokenized at once."""
+    for line in lines:
+        if len(line.text) <= AT_ONCE:
+            yield line
+            continue
+        *some, last = stretches(line.text, AT_ONCE)
+        for text in some:
+            yield line._replace(text=text, ends=False)
+            line = line._replace(place=None, begins=False)
+        yield line._replace(text=last)
+
+
+def _lines(file: Path, begin: int, end: int) -> Iterator[_Stretch]:
+    """The lines that begin at these bytes of a source's file."""
     with open(file, "rb") as lines:
         if begin:
             # the line that the part's first byte may lie in belongs to the part before
@@ -237,26 +311,14 @@ def _documents(file: Path, begin: int, end: int) -> Iterator[tuple[int, str]]:
             if place >= end:
                 return
             try:
-                text = json.loads(line.decode())["text"]
+                record = json.loads(line.decode())
+                text, part, more = record["text"], record.get("part", 1), record.get("more")
             except (ValueError, LookupError, TypeError):
                 raise UserError(
                     f"{file} is damaged at its byte {place:,}; run polylm corpus again."
                 ) from None
-            yield place, text
+            yield _Stretch(text, place, begins=part == 1, ends=not more)
             place += len(line)
-
-
-def _batches(documents: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document[1])
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 # --- cutting
@@ -277,15 +339,12 @@ def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], di
         with new_file(index, job.scratch) as file:
             for path in files:
                 with open(path, "rb") as part:
-                    count, size = np.fromfile(part, "<i8", 2).tolist()
-                    documents, ids = (
-                        np.fromfile(part, DOCUMENT, count),
-                        np.fromfile(part, job.dtype),
-                    )
-                documents["token"] += totals["tokens"]
-                file.write(documents.data)
+                    count, begun, size = np.fromfile(part, "<i8", 3).tolist()
+                    lines, ids = np.fromfile(part, LINE, count), np.fromfile(part, job.dtype)
+                lines["token"] += totals["tokens"]
+                file.write(lines.data)
                 digest.update(ids.data)
-                totals["documents"] += count
+                totals["documents"] += begun
                 totals["bytes"] += size
                 totals["tokens"] += len(ids)
                 yield ids

@@ -6,7 +6,7 @@ by one token, so that every token but the first is a target exactly once. There 
 
     <path>/manifest.json                        written last; what it does not say is not there
     <path>/<source>/<split>-00000.tokens        little-endian ids, `rows * length + 1` of them
-    <path>/<source>/<split>.documents           where each document lies, here and in the corpus
+    <path>/<source>/<split>.documents           where each line lies, here and in the corpus
 
 A shard's last token is also the first of the next, so a row never crosses a border. A store
 is read from a local disk or from any path that fsspec knows, such as gs://bucket/rows.
@@ -29,8 +29,9 @@ from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 from polylm_jax.ranges import Range, check
 
-# A document's first token in its stream, and the first byte of its line in the corpus.
-DOCUMENT = np.dtype([("token", "<i8"), ("byte", "<i8")])
+# Of a line of the corpus, which has a document or a part of a long one: its first token in its
+# stream, and its first byte in its file.
+LINE = np.dtype([("token", "<i8"), ("byte", "<i8")])
 
 # (file of each row, its first byte there, the byte after its last) to the rows' bytes
 Fetch = Callable[[list[int], list[int], list[int]], Sequence[bytes | memoryview]]
@@ -143,15 +144,15 @@ class Store:
                 "documents cannot be told; give its folder as --gin.corpus.path=FOLDER."
             )
         index = self.manifest["sources"][source][split]["index"]["file"]
-        documents = _array(self._files, f"{self._root}/{source}/{index}", DOCUMENT)
+        lines_at = _array(self._files, f"{self._root}/{source}/{index}", LINE)
         first = row * self.length
-        begin = np.searchsorted(documents["token"], first, "right") - 1
-        end = np.searchsorted(documents["token"], first + self.length, "right")
+        begin = np.searchsorted(lines_at["token"], first, "right") - 1
+        end = np.searchsorted(lines_at["token"], first + self.length, "right")
         text = Path(corpus_path, source, f"{split}.jsonl")
         with open(text, "rb") as lines:
             found = []
             for number in range(begin, end):
-                lines.seek(documents["byte"][number])
+                lines.seek(lines_at["byte"][number])
                 name = json.loads(lines.readline()).get("from", "")
                 found.append(Origin(str(text), number + 1, name))
         return found

@@ -8,10 +8,12 @@ own: U+2581 (▁), its mark for a space, comes back as a space.
 import random
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from itertools import repeat
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +21,7 @@ import sentencepiece
 from fsspec.core import url_to_fs
 
 from polylm_jax.data import corpus
+from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.languages import is_bilingual
 from polylm_jax.errors import UserError
 from polylm_jax.files import already_made, new_folder, write_manifest
@@ -29,6 +32,14 @@ MODEL = "tokenizer.model"
 
 # The trainer skips lines over 4,192 bytes; UTF-8 needs at most 4 bytes a character.
 LINE_CHARACTERS = 1024
+
+# Text is tokenized in batches of about this size, for Python's integers are large.
+BATCH_CHARACTERS = 1_000_000
+
+# A text is tokenized in stretches of at most this size. The pieces are the same, but for what
+# SentencePiece rounds: it sums float32 from a text's begin, so that the longer the text, the
+# more often a unigram model takes pieces that are not the likeliest.
+AT_ONCE = 2**16
 
 # Floats are summed per thread, so the number of threads is part of the result.
 TRAINER_THREADS = 16
@@ -184,26 +195,29 @@ def bytes_per_token(
     """UTF-8 bytes of text per token (`</s>` not counted) of each source that has text."""
     ratios = {}
     for source in corpus.sources(corpus_path):
-        texts = list(corpus.documents(corpus_path, source, split))
-        tokens = sum(map(len, tokenizer.encode(texts)))
+        size = tokens = 0
+        texts = corpus.documents(corpus_path, source, split)
+        parts = (part for text in texts for part in stretches(text, AT_ONCE))
+        for batch in batches(parts, len, BATCH_CHARACTERS):
+            size += sum(len(text.encode()) for text in batch)
+            tokens += sum(map(len, tokenizer.encode(batch)))
         if tokens:
-            ratios[source] = sum(len(text.encode()) for text in texts) / tokens
+            ratios[source] = size / tokens
     return ratios
 
 
 def _fit(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
     """Sample the corpus and run SentencePiece's trainer on it."""
-    print(f"tokenizer: sampling {corpus_path} …", flush=True)
-    lines = _sample(settings, corpus_path)
+    rates, size = _rates(settings, corpus_path)
     print(
-        f"tokenizer: training {settings.pieces:,} {settings.algorithm} pieces on "
-        f"{sum(len(line.encode()) for line in lines) / 1e6:,.1f} MB …",
+        f"tokenizer: training {settings.pieces:,} {settings.algorithm} pieces on about "
+        f"{size / 1e6:,.1f} MB of {corpus_path} …",
         flush=True,
     )
     model = BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=_sample(rates, corpus_path),
             model_writer=model,
             model_type=settings.algorithm,
             vocab_size=settings.pieces,
@@ -226,7 +240,7 @@ def _fit(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
     return Tokenizer(model.getvalue())
 
 
-def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> Exception:
+def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> UserError:
     """The trainer's complaint about the vocabulary's size in words that name the mend."""
     if most := re.search(r"a value <= (\d+)", str(error)):
         return UserError(
@@ -238,11 +252,15 @@ def _explained(error: RuntimeError, pieces: int, corpus_path: str) -> Exception:
             f"tokenizer.pieces is {pieces:,}, but the bytes and characters of "
             f"{corpus_path} alone need {int(least[2]):,}; ask for more pieces."
         )
-    return error
+    reason = str(error).split("] ")[-1].strip() or "there was none to train on"
+    return UserError(
+        f"No tokenizer could be trained on the text of {corpus_path} ({reason}); give more text or "
+        "raise tokenizer.sample_megabytes."
+    )
 
 
-def _sample(settings: TokenizerTraining, corpus_path: str) -> list[str]:
-    """Lines of training text, balanced over the sources that are not bilingual.
+def _sample(rates: dict[str, float], corpus_path: str) -> Iterator[str]:
+    """Lines of training text, of each source at its rate.
 
     Newlines are cut away, so that they stay byte pieces (`<0x0A>`) as in the release. A source
     that should weigh more than it has text is shown several times: the trainer only counts, and
@@ -250,30 +268,31 @@ def _sample(settings: TokenizerTraining, corpus_path: str) -> list[str]:
     than with the large sources thinned to match (3.02) or with all text once (2.96). The draw
     of documents depends on the source's name and nothing else.
     """
-    rates = _rates(settings, corpus_path)
-    lines = []
     for source, rate in rates.items():
         chance = random.Random(source)
         for text in corpus.documents(corpus_path, source, "train"):
             copies = int(rate + chance.random())
             for line in text.split("\n") if copies else ():
                 for start in range(0, len(line), LINE_CHARACTERS):
-                    lines += [line[start : start + LINE_CHARACTERS]] * copies
-    if not lines:
-        raise UserError(f"There is no text in {corpus_path}; run polylm corpus first.")
-    return lines
+                    yield from repeat(line[start : start + LINE_CHARACTERS], copies)
 
 
-def _rates(settings: TokenizerTraining, corpus_path: str) -> dict[str, float]:
-    """How often the trainer sees each document of each source, on average."""
+def _rates(settings: TokenizerTraining, corpus_path: str) -> tuple[dict[str, float], float]:
+    """How often the trainer sees each document of each source on average, and bytes of all.
+
+    Bilingual sources have the same languages once more: they count only where all are such.
+    """
     sizes = {
         source: entry["train"]["bytes"]
         for source, entry in corpus.manifest(corpus_path)["sources"].items()
-        if not is_bilingual(source)
     }
+    sizes = {name: size for name, size in sizes.items() if not is_bilingual(name)} or sizes
+    if not sum(sizes.values()):
+        raise UserError(f"There is no text in {corpus_path}; run polylm corpus first.")
     weights = {source: size**settings.exponent for source, size in sizes.items() if size}
     budget = min(settings.sample_megabytes * 1e6, sum(sizes.values()))
-    return {
+    rates = {
         source: budget * weight / sum(weights.values()) / sizes[source]
         for source, weight in weights.items()
     }
+    return rates, budget

@@ -4,9 +4,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import Any
 
@@ -28,8 +29,13 @@ def shared_by(job: Any, count: int) -> Iterator[Callable]:
     with ProcessPoolExecutor(count, get_context("spawn"), _start_worker, (job,)) as pool:
 
         def run(function: Callable, pieces: Iterable[Any]) -> Iterator[Any]:
-            futures = [pool.submit(_call, function, piece) for piece in pieces]
-            return (future.result() for future in as_completed(futures))
+            left = iter(pieces)
+            # a few for each, or there would be a future in memory for all there is to do
+            waiting = {pool.submit(_call, function, piece) for piece in islice(left, 4 * count)}
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                waiting |= {pool.submit(_call, function, p) for p in islice(left, len(done))}
+                yield from (future.result() for future in done)
 
         try:
             yield run

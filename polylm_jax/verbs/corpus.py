@@ -17,6 +17,7 @@ def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     settings = config.get("corpus")
     kind = "large" if given.large else "small"
-    print(f"Building the {kind} corpus from {settings.text or 'packages by name'}.")
+    what = f"a corpus from {settings.text}" if settings.text else f"the {kind} corpus from packages"
+    print(f"Building {what}.")
     manifest = corpus.build(settings, given.large)
     print(f"{len(manifest['sources'])} sources are in {settings.path}.")

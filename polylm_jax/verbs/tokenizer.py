@@ -24,6 +24,9 @@ def run(given: argparse.Namespace) -> None:
     )
     trained = tokenizer.train(settings, text)
     table = tokenizer.bytes_per_token(trained, text)
+    if not table:
+        print(f"The tokenizer is in {settings.path}; there is no held-out text to measure it on.")
+        return
     shown = Table("source", "bytes per token", title="Held-out text")
     for source, value in table.items():
         shown.add_row(source, f"{value:.2f}")

@@ -73,18 +73,6 @@ class TestUsersFolder:
             size = sum(len(text.encode()) for text in found)
             assert manifest["sources"]["th"][split] == {"documents": len(found), "bytes": size}
 
-    def test_text_files_become_documents_of_whole_paragraphs(self, tmp_path):
-        folder = tmp_path / "texts"
-        folder.mkdir()
-        paragraphs = [f"Absatz {number}: " + "wirklich " * 50 for number in range(40)]
-        (folder / "de.txt").write_bytes("\r\n\r\n".join(paragraphs).encode("utf-8-sig"))
-        build(tmp_path / "corpus", folder)
-        found = list(corpus.documents(str(tmp_path / "corpus"), "de", "train"))
-        found += corpus.documents(str(tmp_path / "corpus"), "de", "valid")
-        pieces = [piece.strip() for text in found for piece in text.split("\n\n")]
-        assert sorted(pieces) == sorted(paragraph.strip() for paragraph in paragraphs)
-        assert all(1200 <= len(text.encode()) < 1800 for text in found[:-1])
-
     def test_each_document_names_its_file(self, tmp_path, texts):
         build(tmp_path / "corpus", texts)
         first = (tmp_path / "corpus/pl/train.jsonl").read_text("utf-8").split("\n")[0]
@@ -105,31 +93,6 @@ class TestUsersFolder:
         said: list[str] = []
         corpus.build(Corpus(str(tmp_path / "corpus"), str(texts)), False, said.append)
         assert any("klingon" in line for line in said)
-
-
-class TestSplit:
-    def test_sides_are_disjoint_and_complete_and_near_the_share(self):
-        texts = [f"text {number}" for number in range(5000)]
-        train, valid = corpus.hold_out(texts + texts[:100], 0.1)
-        assert not train & valid
-        assert train | valid == set(texts)
-        assert 400 < len(valid) < 600
-
-    def test_a_text_stays_on_its_side_when_others_are_added(self):
-        texts = [f"text {number}" for number in range(5000)]
-        _, before = corpus.hold_out(texts[:1000], 0.1)
-        _, after = corpus.hold_out(texts, 0.1)
-        assert before == after & set(texts[:1000])
-
-    @pytest.mark.parametrize(("count", "least"), [(1, 0), (4, 0), (5, 1), (9, 1), (10, 2), (12, 2)])
-    def test_small_sources_have_both_sides(self, count, least):
-        for start in range(50):
-            train, valid = corpus.hold_out([f"{start} {n}" for n in range(count)], 0.1)
-            assert len(valid) >= least
-            assert train
-
-    def test_nothing_is_held_out_when_none_is_asked_for(self):
-        assert corpus.hold_out(["a", "b"] + [str(n) for n in range(20)], 0.0)[1] == set()
 
 
 class TestGrouping:

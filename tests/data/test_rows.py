@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import fsspec
@@ -18,10 +19,11 @@ import sentencepiece
 
 from polylm_jax.__main__ import main
 from polylm_jax.data import corpus as documents
+from polylm_jax.data import documents as documents_room
 from polylm_jax.data import packing
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
-from polylm_jax.data.tokenizer import TokenizerTraining, load, train
+from polylm_jax.data.tokenizer import Tokenizer, TokenizerTraining, load, train
 from polylm_jax.errors import UserError
 from polylm_jax.files import resumed_folder
 from tests.conftest import gin_flags
@@ -479,7 +481,8 @@ def test_a_changed_shard_is_named(corpus, tokenizer, settings):
 
 
 def test_too_little_text(corpus, tokenizer, settings):
-    with pytest.raises(UserError, match=r"corpus/de has [\d,]+ tokens .* row needs 100,001; add"):
+    words = r"one row needs 100,001 tokens .* fewer to train on \(de [\d,]+, th .*\); add text or"
+    with pytest.raises(UserError, match=words):
         build(replace(settings, length=100_000), corpus, tokenizer)
     assert not Path(settings.path).exists()
 
@@ -513,3 +516,82 @@ def test_the_tokenizer_is_named_by_its_fingerprint(corpus, tokenizer, settings, 
     other = train(TokenizerTraining(path=str(tmp_path / "other"), pieces=550), corpus)
     with pytest.raises(UserError, match="delete it or give another path"):
         build(settings, corpus, other)
+
+
+@pytest.mark.parametrize("at_once", [30, 60, 2**16])
+def test_long_documents_are_encoded_in_parts_as_whole_ones(
+    tokenizer, settings, tmp_path, monkeypatch, at_once
+):
+    monkeypatch.setattr(packing, "AT_ONCE", at_once)
+    monkeypatch.setattr(packing, "PART_BYTES", 500)
+    monkeypatch.setattr(documents_room, "STRETCH", 300)
+    texts = {"de": [" ".join(TEXTS["de"][:n]) + "\n  end" for n in range(1, 6)], "th": TEXTS["th"]}
+    for code, documents_of in texts.items():
+        (tmp_path / "text" / code).mkdir(parents=True)
+        lines = [json.dumps({"text": text}) for text in documents_of]
+        (tmp_path / "text" / code / "a.jsonl").write_text("\n".join(lines))
+    path = str(tmp_path / "corpus")
+    documents.build(documents.Corpus(path, str(tmp_path / "text"), 0.0), large=False)
+    manifest = build(settings, path, tokenizer)
+    store = open_store(settings.path)
+    # Thai has no spaces, so where it is cut is chance
+    for source in ("de", "th") if at_once == 2**16 else ("de",):
+        expected = naive_rows(tokenizer, texts[source], LENGTH)
+        np.testing.assert_array_equal(store.read(source, np.arange(len(expected))), expected)
+    entry = manifest["sources"]["de"]["train"]
+    assert entry["documents"] == 5
+    assert entry["bytes"] == sum(len(text.encode()) for text in texts["de"])
+    lines = Path(path, "de", "train.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) > 10
+    stream = np.concatenate([np.array(ids) for ids in tokenizer.encode(texts["de"])])
+    assert entry["tokens"] == len(stream) + 5
+    for row in range(store.rows("de")):
+        for origin in store.origins(path, "de", row):
+            [part] = tokenizer.encode([json.loads(lines[origin.line - 1])["text"]])
+            read = store.read("de", np.array([row]))[0].tolist()
+            assert {*part} & {*read}
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_tokenizer_that_adds_a_space_adds_none_inside(tmp_path, settings, monkeypatch, algorithm):
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES["en"]),
+        model_writer=model,
+        model_type=algorithm,
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    monkeypatch.setattr(packing, "AT_ONCE", 25)
+    # 000 is 0 and 00 or 00 and 0: which one is chance
+    sentences = [sentence for sentence in SENTENCES["en"] if "000" not in sentence]
+    text = "\n".join(" ".join(sentences) + "   three  \n\n spaces" for _ in range(3))
+    path = write_corpus(tmp_path / "corpus", {"en": [text, "short"]})
+    spaced = Tokenizer(model.getvalue())
+    assert spaced.adds_space
+    build(settings, path, spaced)
+    expected = naive_rows(spaced, [text, "short"], LENGTH)
+    read = open_store(settings.path).read("en", np.arange(len(expected)))
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_sources_that_fill_no_row_are_left_out(tokenizer, settings, tmp_path, capsys):
+    path = write_corpus(tmp_path / "corpus", {"de": TEXTS["de"], "sw": ["Ndiyo"], "cs": []})
+    manifest = build(settings, path, tokenizer)
+    assert list(manifest["sources"]) == ["de"]
+    assert set(manifest["left_out"]) == {"sw", "cs"}
+    assert manifest["left_out"]["sw"]["train"]["documents"] == 1
+    assert "left out (sw 6, cs 0); add text or lower" in capsys.readouterr().out
+    assert sorted(os.listdir(settings.path)) == ["de", "manifest.json"]
+    store = open_store(settings.path)
+    assert store.sources == ("de",)
+    verify(store)
+    with pytest.raises(UserError, match='no train rows of "sw"; it has de'):
+        store.rows("sw")

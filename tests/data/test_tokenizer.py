@@ -142,7 +142,7 @@ def test_bilingual_text_is_not_sampled_and_small_sources_are_raised(tmp_path):
         tmp_path / "corpus",
         {"en": ["large\n" + "x" * 3000] * 200, "ko": ["작은"] * 1000, "en-ko": ["both"] * 1000},
     )
-    lines = room._sample(TokenizerTraining(exponent=0.3), path)
+    lines = list(room._sample(room._rates(TokenizerTraining(exponent=0.3), path)[0], path))
     assert "both" not in lines
     assert max(len(line.encode()) for line in lines) <= 4096
     english = sum(len(line.encode()) for line in lines if "작은" not in line)
