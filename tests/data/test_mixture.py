@@ -47,6 +47,7 @@ def path(tmp_path_factory):
         pieces = [f"{number} {text}" for number, text in enumerate(texts)]
         (folder / "text" / source / "some.txt").write_text("\n\n".join(pieces), encoding="utf-8")
     settings = {
+        "corpus.split": "\\n\\n",
         "corpus.text": folder / "text",
         "corpus.path": folder / "corpus",
         "tokenizer.path": folder / "tokenizer",
