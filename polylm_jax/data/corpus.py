@@ -119,7 +119,7 @@ def _build(
         for line in _told(source, sources[source]):
             progress(line)
     for kind, (number, size) in passed.items():
-        progress(f"passed over: {number:,} of {kind} ({size:,} bytes)")
+        progress(f"passed over, {number:,} files of {size:,} bytes: {kind}")
     content = "".join(source["sha256"] for source in sources.values())
     result = {
         "valid_share": corpus.valid_share,

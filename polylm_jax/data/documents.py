@@ -65,7 +65,7 @@ class Reading:
     def refuse(self, place: str, why: str, size: int) -> None:
         """Counts a bad line of `size` bytes, or raises UserError where none may be."""
         if not self.skip:
-            raise UserError(f'{place} {why}, or leave it out by corpus.on_bad_line = "skip"')
+            raise UserError(f"{place} {why}, or leave it out with --gin.corpus.on_bad_line=skip")
         self.bad += size
         self.bad_lines += 1
         if len(self.places) < _PLACES:
@@ -293,7 +293,7 @@ def _text_of(line: bytes, place: str, reading: Reading) -> str | None:
         why = _not_utf8(error)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         why = f'is not a JSON object with a string under "{key}": '
-        why += f'write it as {{"{key}": "…"}}, or name another key with corpus.key'
+        why += f'write it as {{"{key}": "…"}}, or name another key with --gin.corpus.key=KEY'
     reading.refuse(place, why, len(line))
     return None
 
@@ -311,7 +311,7 @@ def _of_parquet(file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
             if reading.key not in names:
                 raise UserError(
                     f'{file} has no column "{reading.key}", only {", ".join(names)}: '
-                    "name one with corpus.key"
+                    "name it with --gin.corpus.key=COLUMN"
                 )
             batches = table.iter_batches(64, columns=[reading.key])
             values = (value for batch in batches for value in batch.column(0))

@@ -137,7 +137,7 @@ def test_what_is_left_out_is_said(tmp_path):
         "no ending": [1, 7],
         ".pdf": [2, 1234],
     }
-    assert "passed over: 2 of .pdf (1,234 bytes)" in said
+    assert "passed over, 2 files of 1,234 bytes: .pdf" in said
     assert "270 documents have been before and are dropped" in said
     entry = manifest["sources"]["hi"]
     assert entry["duplicates"] == 270
@@ -179,12 +179,14 @@ def test_a_line_without_end_is_bad(tmp_path, monkeypatch):
 def test_another_key(tmp_path):
     put(tmp_path, "hi/a.jsonl", as_jsonl(TEXTS[:2], "content"))
     put(tmp_path, "hi/b.parquet", as_parquet(tmp_path, content=TEXTS[2:4]))
-    with pytest.raises(UserError, match=r"a.jsonl:1 .*string under \"text\".* with corpus.key"):
+    with pytest.raises(
+        UserError, match=r"a.jsonl:1 .*string under \"text\".* with --gin.corpus.key"
+    ):
         built(tmp_path)
     built(tmp_path, key="content")
     assert sorted(documents_of(tmp_path)) == sorted(TEXTS[:4])
     put(tmp_path, "hi/a.jsonl", as_jsonl(TEXTS[:2], "text"))
-    with pytest.raises(UserError, match=r'b.parquet has no column "text", only content: name one'):
+    with pytest.raises(UserError, match=r'b.parquet has no column "text", only content: name it'):
         built(tmp_path)
 
 

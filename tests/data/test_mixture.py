@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 LENGTH = 16
 FAR = 3 * BLOCK - 50  # the rows after it cross from one of the curriculum's blocks to the next
 TEXTS = {code: SENTENCES[code] * 8 for code in ("en", "de", "th")} | {
-    # too little to hold any out
-    "en-de": [f"Good morning, {number}.\nGuten Morgen, {number}." for number in range(60)]
+    # one document, so none to hold out
+    "en-de": ["\n".join(f"Good morning, {n}.\nGuten Morgen, {n}." for n in range(60))]
 }
 SCHEDULE = Schedule(
     non_english=((0, 0.3), (LENGTH * 1000, 0.3), (LENGTH * 2000, 0.6)),
