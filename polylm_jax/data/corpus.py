@@ -116,7 +116,7 @@ def _build(
             corpus.valid_megabytes * 1e6,
             scratch,
         )
-        for line in _told(source, sources[source]):
+        for line in _told(source, sources[source], corpus.valid_share):
             progress(line)
     for kind, (number, size) in passed.items():
         progress(f"passed over, {number:,} files of {size:,} bytes: {kind}")
@@ -266,9 +266,14 @@ def _users(corpus: Corpus, root: Path, passed: dict[str, list[int]]) -> Iterator
         yield source, chain([first], stretches), reading
 
 
-def _told(source: str, entry: dict) -> Iterator[str]:
+def _told(source: str, entry: dict, share: float) -> Iterator[str]:
     train, valid = (entry[split]["bytes"] / 1000 for split in SPLITS)
     yield f"{source:6}{train:10,.0f} kB train{valid:8,.0f} kB valid  {name_of(source)}"
+    if not entry["valid"]["documents"] and share:
+        yield (
+            f"{source:6}{entry['train']['documents']:10,} documents are too few to hold one out "
+            "(a .txt is one, unless --gin.corpus.split=MARKER says what parts them)"
+        )
     if again := entry["duplicates"]:
         yield f"{source:6}{again:10,} documents have been before and are dropped"
     if lines := entry["bad_lines"]["lines"]:

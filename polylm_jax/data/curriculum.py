@@ -221,7 +221,7 @@ def every_source(schedule: Schedule) -> tuple[str, ...]:
 
 
 def _paper_weights(schedule: Schedule, rows: dict[str, int]) -> dict[str, float]:
-    """Table 2's tokens of the store's languages, English left out; 1 each if all are equal."""
+    """Table 2's tokens of the store's languages but English; 1 each if all are equal or one."""
     others = {"en", CODE, *schedule.extras}
     languages = [
         name for name in rows if rows[name] and name not in others and not is_bilingual(name)
@@ -232,7 +232,7 @@ def _paper_weights(schedule: Schedule, rows: dict[str, int]) -> dict[str, float]
             "the row store has no language but English; add text in other languages or set "
             "curriculum.non_english = ((0, 0),)."
         )
-    if schedule.smoothing == 0 or not foreign:
+    if schedule.smoothing == 0 or not foreign or len(languages) == 1:
         return dict.fromkeys(languages, 1.0)
     unknown = [name for name in languages if name not in LANGUAGES]
     if unknown:

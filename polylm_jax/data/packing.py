@@ -152,7 +152,7 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
         }
         write_manifest(whole, manifest)
     if left_out:
-        print(_short(corpus_path, left_out, settings.length, ": left out"))
+        print("rows: " + _short(corpus_path, left_out, settings.length, ": left out"))
     rows = sum(splits["train"]["rows"] for splits in entries.values())
     print(
         f"rows: {rows:,} of {settings.length:,} tokens to train on, in {settings.path}; "
@@ -170,7 +170,7 @@ def _short(corpus_path: str, sources: dict[str, dict], length: int, done: str) -
     """The sentence on sources that fill no row."""
     tokens = ", ".join(f"{name} {entry['train']['tokens']:,}" for name, entry in sources.items())
     return (
-        f"rows: one row needs {length + 1:,} tokens and of these sources of {corpus_path} there "
+        f"one row needs {length + 1:,} tokens and of these sources of {corpus_path} there "
         f"are fewer to train on{done} ({tokens}); add text or lower rows.length."
     )
 

@@ -7,7 +7,7 @@ The first pass writes lines of JSON and, of each document, a record; from the re
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from polylm_jax.data.documents import Reading, Stretch
 from polylm_jax.data.sides import DUPLICATE, RECORD, TRAIN, VALID, sides
 
 _COPIED = 2**20  # bytes that are copied at once
-_TOLD = 2**24  # bytes of text between two looks at the live line
+_TOLD = 2**24  # bytes that are read between two looks at the live line
 
 
 def write(
@@ -39,27 +39,57 @@ def write(
     """
     folder.mkdir()
     lines, records = scratch / "lines", scratch / "records"
-    work = scratch / "sides"
-    work.mkdir()
-    line = LiveLine(10)
-    with open(lines, "wb") as text_file, open(records, "wb") as record_file:
-        size = 0
-        for document in _lines(stretches, text_file):
-            record_file.write(np.array(document, RECORD).tobytes())
-            size, before = size + document[3], size
-            if before // _TOLD < size // _TOLD:
-                line.show(f"corpus: {folder.name}, {reading.read / 1e6:,.0f} MB read")
-    line.close()
+    _collect(stretches, reading, lines, records, folder.name)
+    counts, digest = _part(folder, lines, records, share, most)
+    documents, sizes = ({side: int(count[at]) for side, count in counts.items()} for at in (0, 1))
+    became = {
+        "read": reading.read,
+        "documents": sizes[TRAIN] + sizes[VALID],
+        "duplicates": sizes[DUPLICATE],
+        "around": reading.around,
+        "bad": reading.bad,
+    }
+    if became["read"] != sum(became.values()) - became["read"]:
+        raise AssertionError(f"{folder.name}: bytes are lost or counted twice: {became}")
+    return {
+        "train": {"documents": documents[TRAIN], "bytes": sizes[TRAIN]},
+        "valid": {"documents": documents[VALID], "bytes": sizes[VALID]},
+        "sha256": digest,
+        "bytes": became,
+        "duplicates": documents[DUPLICATE],
+        "bad_lines": {"lines": reading.bad_lines, "first": reading.places},
+    }
+
+
+def _collect(
+    stretches: Iterable[Stretch], reading: Reading, lines: Path, records: Path, source: str
+) -> None:
+    """Writes the lines of all documents, and a RECORD of each."""
+    live, told = LiveLine(10), 0
+    with open(lines, "wb") as text, open(records, "wb") as file:
+        for document in _lines(stretches, text):
+            file.write(np.array(document, RECORD).tobytes())
+            if reading.read - told > _TOLD:
+                told = reading.read
+                live.show(f"corpus: {source}, {told / 1e6:,.0f} MB read")
+    live.close()
+
+
+def _part(
+    folder: Path, lines: Path, records: Path, share: float, most: float
+) -> tuple[dict[int, np.ndarray], str]:
+    """Copies lines to train and valid; returns number and bytes of the documents of each side,
+    and the SHA-256 of train and valid, one after the other."""
     counts = dict.fromkeys((DUPLICATE, TRAIN, VALID), np.zeros(2, np.int64))
     digest = hashlib.sha256()
     with (
+        tempfile.TemporaryDirectory(dir=records.parent) as work,
         open(lines, "rb") as source,
         open(folder / "train.jsonl", "wb") as train,
         open(folder / "valid.jsonl", "w+b") as valid,
     ):
         files: dict[int, IO[bytes]] = {TRAIN: train, VALID: valid}
-        decided = sides(records, work, share, most)
-        for chunk, side in decided:
+        for chunk, side in sides(records, Path(work), share, most):
             for which in counts:
                 sizes = chunk["text"][side == which]
                 counts[which] = counts[which] + (len(sizes), sizes.sum())
@@ -67,27 +97,7 @@ def write(
         valid.seek(0)
         while content := valid.read(_COPIED):
             digest.update(content)
-    shutil.rmtree(work)
-    entry: dict = {
-        split: dict(zip(("documents", "bytes"), counts[side].tolist(), strict=True))
-        for split, side in (("train", TRAIN), ("valid", VALID))
-    }
-    became = {
-        "read": reading.read,
-        "documents": entry["train"]["bytes"] + entry["valid"]["bytes"],
-        "duplicates": int(counts[DUPLICATE][1]),
-        "around": reading.around,
-        "bad": reading.bad,
-    }
-    if became["read"] != sum(became.values()) - became["read"]:
-        raise AssertionError(f"{folder.name}: bytes are lost or counted twice: {became}")
-    return {
-        **entry,
-        "sha256": digest.hexdigest(),
-        "bytes": became,
-        "duplicates": int(counts[DUPLICATE][0]),
-        "bad_lines": {"lines": reading.bad_lines, "first": reading.places},
-    }
+    return counts, digest.hexdigest()
 
 
 def _lines(stretches: Iterable[Stretch], file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:

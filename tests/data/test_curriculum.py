@@ -325,7 +325,7 @@ def test_a_store_without_english_is_the_schedules_languages():
 
 @pytest.mark.parametrize(("source", "foreign"), [("hi", 1.0), ("en", 0.0), ("ko", 1.0)])
 def test_one_language_alone(source, foreign):
-    schedule = Schedule(((0, foreign),), smoothing=0.0, extras={"code": ((0, 0.0),)})
+    schedule = Schedule(((0, foreign),), extras={"code": ((0, 0.0),)})
     plan = make_curriculum(schedule, {source: 7, "xh": 0}, LENGTH)
     assert plan.sources == (source,)
     assert sorted(locate(plan, 0, 7)[1]) == list(range(7))
