@@ -3,6 +3,7 @@
 import argparse
 
 from polylm_jax import config
+from polylm_jax.console import visible
 from polylm_jax.data import corpus
 
 
@@ -19,5 +20,5 @@ def run(given: argparse.Namespace) -> None:
     kind = "large" if given.large else "small"
     what = f"a corpus from {settings.text}" if settings.text else f"the {kind} corpus from packages"
     print(f"Building {what}.")
-    manifest = corpus.build(settings, given.large)
+    manifest = corpus.build(settings, given.large, lambda line: print(visible(line)))
     print(f"{len(manifest['sources'])} sources are in {settings.path}.")

@@ -14,7 +14,7 @@ SIZES = (6_000_000, 24_000_000)
 MOST_MORE = 25  # megabytes that 18 million bytes more may take: noise, and a last buffer
 
 PROGRAM = """
-import resource, sys
+import sys
 from polylm_jax.data import corpus, packing, tokenizer
 from polylm_jax.data.rows import RowSettings
 verb, folder = sys.argv[1:]
@@ -27,7 +27,9 @@ elif verb == "tokenizer":
     tokenizer.bytes_per_token(tokenizer.train(made, path), path)
 else:
     packing.build(RowSettings(f"{folder}/rows", 64), path, tokenizer.load(made.path), workers=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# ru_maxrss would begin with what the process had that started this one
+[most] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(most) / 1024)
 """
 
 
