@@ -6,7 +6,7 @@
 # shellcheck disable=SC2034
 
 # all flags, as they stand where they are not given; without a zone or project gcloud takes its own
-name="" zone="" project="" type="" tokenizer="" commit=HEAD folder="" to=""
+name="" zone="" project="" type="" slices=1 tokenizer="" commit=HEAD folder="" to=""
 topology="" cluster="" image="" max_restarts=100
 spot=false reserved=false unchecked=false dry_run=false
 arguments=() # for `polylm`, in the order given
@@ -53,6 +53,14 @@ for argument in "$@"; do
   fi
 done
 [[ -n $name ]] || ! knows --name= || stop "give the machine a name with --name=NAME."
+[[ $slices =~ ^[1-9][0-9]{0,2}$ ]] || stop "--slices=$slices is no number from 1 to 999."
+
+# the slices as Google names them, and what tells the next script of them
+nodes=("$name") these="--name=$name"
+if ((slices > 1)); then
+  nodes=() these+=" --slices=$slices"
+  for ((node = 0; node < slices; node++)); do nodes+=("$name-$node"); done
+fi
 
 needs_gin_file() {
   [[ " ${arguments[*]-}" == *" --gin_file="* ]] || stop "say what to train with --gin_file=FILE."
@@ -73,4 +81,14 @@ tpus() {
   run gcloud compute tpus "$@" ${zone:+--zone="$zone"} ${project:+--project="$project"}
 }
 
-on_all_workers() { tpus tpu-vm ssh "$name" --worker=all --command="$1"; }
+# on WORKER COMMAND: on that worker of each slice, or on "all" of each
+on() {
+  local node failed=0
+  for node in "${nodes[@]}"; do
+    tpus tpu-vm ssh "$node" --worker="$1" --command="$2" || failed=1
+  done
+  return "$failed"
+}
+
+# on_first COMMAND: on worker 0 of the first slice, which speaks for all
+on_first() { tpus tpu-vm ssh "${nodes[0]}" --worker=0 --command="$1"; }

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Ask for a TPU slice and wait until it is ours:
-#   tpu_scripts/create.sh --name=polylm --type=v5p-128 [--spot | --reserved] [--zone=Z] [--project=P]
+# Ask for a TPU slice, or for several, all or none, and wait until they are ours:
+#   tpu_scripts/create.sh --name=polylm --type=v5p-128 [--slices=N] [--spot | --reserved]
+#     [--zone=Z] [--project=P]
+# Of several slices each is of that type, and has a name of its own: polylm-0, polylm-1, …
 # Interrupt the waiting freely: the request stays in the queue, and the same command waits on.
 set -euo pipefail
-knows="--name= --type= --spot --reserved --zone= --project="
+knows="--name= --type= --slices= --spot --reserved --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
 [[ -n $type ]] || stop "say which slice with --type=TYPE, for example --type=v5p-128."
@@ -18,7 +20,10 @@ case $type in
   *) stop "does not know the slice '$type'; it knows v4-N, v5litepod-N (v5e), v5p-N and v6e-N." ;;
 esac
 
-request=(create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$image")
+# Google tells the machines of several slices of each other; libtpu and JAX ask for that
+shape=(--node-id="$name")
+((slices == 1)) || shape=(--node-count="$slices" --node-prefix="$name")
+request=(create "$name" "${shape[@]}" --accelerator-type="$type" --runtime-version="$image")
 [[ $spot == false ]] || request+=(--spot)
 [[ $reserved == false ]] || request+=(--reserved)
 look=(describe "$name" --format="value(state.state)")
@@ -48,4 +53,4 @@ while [[ $state != ACTIVE ]]; do
   state=$(tpus queued-resources "${look[@]}")
 done
 printf '\r%s is ACTIVE after %d s\n' "$name" "$SECONDS"
-echo "next: tpu_scripts/setup.sh --name=$name"
+echo "next: tpu_scripts/setup.sh $these"

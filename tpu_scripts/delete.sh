@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Give a slice back, with everything on its disks, whatever state it is in:
+# Give a slice back, or all of a request, with everything on their disks, whatever state it is in:
 #   tpu_scripts/delete.sh --name=polylm [--zone=Z] [--project=P]
 set -euo pipefail
 knows="--name= --zone= --project="

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Copy a run's folder here: checkpoints, metrics and figures.
 #   tpu_scripts/fetch.sh --name=polylm --folder=gs://BUCKET/runs/x [--to=runs/x] [--project=P]
-#   tpu_scripts/fetch.sh --name=polylm --folder=runs/x [--to=runs/x] [--zone=Z] [--project=P]
-# A folder without gs:// lies on worker 0, in ~/polylm_jax.
+#   tpu_scripts/fetch.sh --name=polylm --folder=runs/x [--to=runs/x] [--slices=N] [--zone=Z]
+# A folder without gs:// lies on worker 0, of the first slice, in ~/polylm_jax.
 set -euo pipefail
-knows="--name= --folder= --to= --zone= --project="
+knows="--name= --folder= --to= --slices= --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "$0")/common.sh"
 [[ -n $folder ]] || stop "say what to fetch with --folder=FOLDER, the run's train.folder."
@@ -17,6 +17,6 @@ if [[ $folder == gs://* ]]; then
   run gcloud storage rsync --recursive "$folder" "$to" ${project:+--project="$project"}
 else
   [[ $folder == /* ]] || folder="polylm_jax/$folder"
-  tpus tpu-vm scp --recurse "$name:$folder/*" "$to" --worker=0
+  tpus tpu-vm scp --recurse "${nodes[0]}:$folder/*" "$to" --worker=0
 fi
 [[ $dry_run == true ]] || echo "The run is in $to; \`polylm report --run=$to\` shows it."

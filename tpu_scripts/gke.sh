@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The same on GKE, as a JobSet, which starts again by itself when a node is taken away:
-#   SLICE='--name=polylm --type=v5p --topology=4x4x4'
+#   SLICE='--name=polylm --type=v5p --topology=4x4x4' # and --slices=N for several
 #   tpu_scripts/gke.sh create $SLICE --cluster=C [--spot | --reserved=RESERVATION]
 #   tpu_scripts/gke.sh launch $SLICE --image=IMAGE --gin_file=FILE [--gin.NAME=VALUE …]
 #   tpu_scripts/gke.sh watch --name=polylm
 #   tpu_scripts/gke.sh delete --name=polylm
-#   tpu_scripts/gke.sh delete-nodes --name=polylm --cluster=C
-# create makes a pool of nodes that grows to one slice and shrinks to nothing when it is idle; the
+#   tpu_scripts/gke.sh delete-nodes --name=polylm --cluster=C [--slices=N]
+# create makes a pool of nodes that grows to one slice and shrinks to nothing when it is idle, for
+# each slice one: several are polylm-0, polylm-1, …, and GKE tells their pods of each other. The
 # cluster must have JobSet 0.10 or newer (jobset.sigs.k8s.io). kubectl must point at the cluster
 # (gcloud container clusters get-credentials). launch checks the run here first; --unchecked goes
 # without. The job completes when the run has finished, fails for good when a person must look at it,
@@ -16,7 +17,7 @@ set -euo pipefail
 verb=${1-}
 shift || true
 here=$(dirname "$0")
-knows="--name= --type= --topology= --cluster= --spot --reserved= --image= --max_restarts="
+knows="--name= --type= --topology= --slices= --cluster= --spot --reserved= --image= --max_restarts="
 knows+=" --gin_file= --gin.NAME= --unchecked --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$here/common.sh"
@@ -38,6 +39,9 @@ slice() {
   chips=$((${topology//x/*}))
   hosts=$((chips / 4))
   ((hosts > 0)) || stop "--topology=$topology has fewer than the 4 chips of one machine."
+  # as GKE has it
+  ((slices == 1 || hosts > 1)) ||
+    stop "--topology=$topology is one machine, and of several slices each must have more."
 }
 
 # JSON, which is YAML too
@@ -47,8 +51,9 @@ quoted() {
 }
 
 manifest() {
-  local list argument person
+  local list argument person pools
   person=$(statuses_of person | paste -s -d , -)
+  pools=$(printf ', %s' "${nodes[@]}")
   list=$(quoted train)
   for argument in "${arguments[@]}"; do list+=", $(quoted "$argument")"; done
   cat <<YAML
@@ -71,7 +76,7 @@ spec:
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
-      replicas: 1
+      replicas: $slices
       template:
         spec:
           parallelism: $hosts
@@ -93,7 +98,14 @@ spec:
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: $accelerator
                 cloud.google.com/gke-tpu-topology: $topology
-                cloud.google.com/gke-nodepool: $name
+              affinity: # by the annotation above one pool has one slice
+                nodeAffinity:
+                  requiredDuringSchedulingIgnoredDuringExecution:
+                    nodeSelectorTerms:
+                      - matchExpressions:
+                          - key: cloud.google.com/gke-nodepool
+                            operator: In
+                            values: [${pools#, }]
               tolerations:
                 - key: google.com/tpu
                   operator: Exists
@@ -109,10 +121,15 @@ spec:
 YAML
 }
 
+# pools VERB …: with the pool of each slice
 pools() {
+  local node failed=0
   [[ -n $cluster ]] || stop "say which cluster with --cluster=NAME."
-  run gcloud container node-pools "$@" --cluster="$cluster" \
-    ${zone:+--location="$zone"} ${project:+--project="$project"}
+  for node in "${nodes[@]}"; do
+    run gcloud container node-pools "$1" "$node" "${@:2}" --cluster="$cluster" \
+      ${zone:+--location="$zone"} ${project:+--project="$project"} || failed=1
+  done
+  return "$failed"
 }
 
 # what the image lacks is seen by its pods only
@@ -142,7 +159,7 @@ case $verb in
   create)
     slice
     [[ $spot == false || $reserved == false ]] || stop "nodes are --spot or --reserved, not both."
-    wanted=(create "$name" --machine-type="$machine" --tpu-topology="$topology" --num-nodes=0)
+    wanted=(create --machine-type="$machine" --tpu-topology="$topology" --num-nodes=0)
     wanted+=(--enable-autoscaling --min-nodes=0 --max-nodes="$hosts")
     [[ $spot == false ]] || wanted+=(--spot)
     [[ $reserved == false ]] ||
@@ -157,7 +174,8 @@ case $verb in
       check_settings
       check_places stop
       check_image
-      check_slice "$type-$((chips * cores))"
+      one=$type-$((chips * cores))
+      if ((slices == 1)); then check_slice "$one"; else check_slice "${slices}x$one"; fi
     fi
     if [[ $dry_run == true ]]; then
       printf 'kubectl apply --filename=- <<"YAML"\n%s\nYAML\n' "$(manifest)"
@@ -170,7 +188,8 @@ case $verb in
     fi
     ;;
   watch)
-    first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    first="jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0"
+    first+=",batch.kubernetes.io/job-completion-index=0"
     # pod 0 speaks for all; after a restart there is a new one, so this asks again until it ends
     if [[ $dry_run == true ]]; then
       run kubectl logs --follow --tail=100 --selector="$first"
@@ -188,6 +207,6 @@ case $verb in
     done
     ;;
   delete) run kubectl delete jobset "$name" ;;
-  delete-nodes) pools delete "$name" --quiet ;;
+  delete-nodes) pools delete --quiet ;;
   *) stop "does not know '$verb'; it knows create, launch, watch, delete and delete-nodes." ;;
 esac

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # A whole run on a slice that may be taken away: asks for it, sets it up, launches, and looks on;
 # when the slice is preempted it is asked for again and the run goes on from its last checkpoint:
-#   tpu_scripts/run.sh --name=polylm --type=v5p-128 [--spot | --reserved] [--tokenizer=FILE.model]
-#     --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z] [--project=P]
+#   tpu_scripts/run.sh --name=polylm --type=v5p-128 [--slices=N] [--spot | --reserved]
+#     [--tokenizer=FILE.model] --gin_file=FILE [--gin.NAME=VALUE …] [--zone=Z] [--project=P]
 # The rows and train.folder must be where every slice finds them again. All that can be refused is
 # refused here before anything is asked for; --unchecked goes without. What the workers get is the
 # commit of this moment. This script may be stopped at any time, and the same command takes over.
+# One slice of several that is lost ends all: they are started again when all are there.
 # Only a finished run's slice is deleted. A run that was stopped or lost a process is started
 # again, one that failed up to three times, and one that a person must look at is left alone.
 set -euo pipefail
 here=$(dirname "$0")
-knows="--name= --type= --spot --reserved --tokenizer= --gin_file= --gin.NAME= --unchecked"
+knows="--name= --type= --slices= --spot --reserved --tokenizer= --gin_file= --gin.NAME= --unchecked"
 knows+=" --zone= --project="
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$here/common.sh"
@@ -22,12 +23,13 @@ source "$here/check.sh"
 needs_gin_file
 
 machine=("--name=$name" ${zone:+--zone="$zone"} ${project:+--project="$project"})
-create=("$here/create.sh" "${machine[@]}" "--type=$type")
+everywhere=("${machine[@]}" "--slices=$slices")
+create=("$here/create.sh" "${everywhere[@]}" "--type=$type")
 [[ $spot == false ]] || create+=(--spot)
 [[ $reserved == false ]] || create+=(--reserved)
-setup=("$here/setup.sh" "${machine[@]}" ${tokenizer:+--tokenizer="$tokenizer"})
+setup=("$here/setup.sh" "${everywhere[@]}" ${tokenizer:+--tokenizer="$tokenizer"})
 setup+=(--commit="$(git -C "$root" rev-parse HEAD)")
-launch=("$here/launch.sh" "${machine[@]}" "${arguments[@]}" --unchecked)
+launch=("$here/launch.sh" "${everywhere[@]}" "${arguments[@]}" --unchecked)
 delete=("$here/delete.sh" "${machine[@]}")
 
 # each step refuses what it does not know
@@ -41,7 +43,8 @@ if [[ $unchecked == false ]]; then
   check_commit
   check_places stop
   check_tokenizer
-  check_slice "${type/#v5litepod-/v5e-}"
+  one=${type/#v5litepod-/v5e-}
+  if ((slices == 1)); then check_slice "$one"; else check_slice "${slices}x$one"; fi
 fi
 if [[ $dry_run == true ]]; then
   echo "$printed"
@@ -58,29 +61,43 @@ left() {
 trap 'left 130' INT
 trap 'left 143' TERM
 
+# the request's state; with several slices INCOMPLETE, while one is being replaced or repaired
 slice_state() {
-  tpus queued-resources describe "$name" --format="value(state.state)" 2>/dev/null || echo GONE
+  local state node
+  state=$(tpus queued-resources describe "$name" --format="value(state.state)" 2>/dev/null) ||
+    state=GONE
+  if [[ $state == ACTIVE ]] && ((slices > 1)); then
+    for node in "${nodes[@]}"; do
+      case $(tpus tpu-vm describe "$node" --format="value(state)" 2>/dev/null) in
+        READY) ;;
+        PREEMPTED | TERMINATED) state=SUSPENDED && break ;;
+        *) state=INCOMPLETE ;;
+      esac
+    done
+  fi
+  echo "$state"
 }
 
-# states WORKER: exit status of the run there, "running", or "none" where nothing was launched; no
-# line of a worker that does not answer. The worker expands what is in single quotes.
+# how the run fares on a worker: its exit status, "running", or "none" where nothing was launched.
+# The worker expands what is in single quotes.
 # shellcheck disable=SC2016
-states() {
-  tpus tpu-vm ssh "$name" --worker="$1" --command='
+look='
 if kill -0 "$(cat ~/polylm.pid 2>/dev/null)" 2>/dev/null; then echo running
 elif [ -f ~/polylm.exit ]; then cat ~/polylm.exit
-else echo none; fi' 2>/dev/null | grep -E -x 'running|none|[0-9]+' || true
-}
+else echo none; fi'
+
+# WHERE (on all, on_first) LOOK: a line of each worker that answers
+states() { "$@" 2>/dev/null | grep -E -x 'running|none|[0-9]+' || true; }
 
 # half of a pod may still hold the chips; it saves upon SIGTERM, and has a minute for that
 # shellcheck disable=SC2016
 end_all() {
-  on_all_workers 'pid=$(cat ~/polylm.pid) && kill "$pid" 2>/dev/null || exit 0
+  on all 'pid=$(cat ~/polylm.pid) && kill "$pid" 2>/dev/null || exit 0
 for _ in $(seq 60); do kill -0 "$pid" 2>/dev/null || exit 0; sleep 1; done
 kill -9 "$pid" 2>/dev/null || true' || true
 }
 
-last_lines() { tpus tpu-vm ssh "$name" --worker=0 --command='tail -n 20 ~/polylm.log' >&2 || true; }
+last_lines() { on_first 'tail -n 20 ~/polylm.log' >&2 || true; }
 
 failed() {
   failures=$((failures + 1))
@@ -94,10 +111,11 @@ failed() {
 
 # ended STATUS: what follows the end of the run on worker 0
 ended() {
-  local status=$1
+  local status=$1 others=""
   # an end that is no success may be the echo of another worker's
-  # shellcheck disable=SC2046
-  ((status == 0)) || status=$(gravest "$status" $(states all))
+  ((status == 0)) || others=$(states on all "$look")
+  # shellcheck disable=SC2086
+  status=$(gravest "$status" $others)
   end_of "$status"
   if [[ $action == "done" ]]; then
     "${delete[@]}"
@@ -117,7 +135,8 @@ ended() {
     retry) failed "the run ended with status $status" ;;
   esac
   end_all
-  start "${launch[@]}"
+  # where nothing was launched, the machine may be one that has come for another
+  if [[ $others == *none* ]]; then start set_up_and_launch; else start "${launch[@]}"; fi
 }
 
 set_up_and_launch() { "${setup[@]}" && "${launch[@]}"; }
@@ -127,27 +146,33 @@ start() {
   "$@" || [[ $(slice_state) != ACTIVE ]] || failed "$name could not be set up or launched"
 }
 
+# nobody: worker 0 does not answer, or a slice is not there
+nobody() {
+  silent=$((silent + 1))
+  ((silent > 1)) || say "$1; looking again."
+  ((silent < 20)) || stop "$1, but $name costs money: see delete.sh --name=$name."
+}
+
 failures=0 # to run, since it last ran for 30 looks
 steady=0   # looks in a row at which it ran
-silent=0   # looks in a row at which worker 0 did not answer
+silent=0   # looks in a row at which worker 0 did not answer or a slice was not there
 lost=0     # requests in a row that came to nothing
 seen=false # whether there was a slice: what gcloud does not find then may be gcloud's trouble
 while true; do
   case $(slice_state) in
     ACTIVE)
       lost=0 seen=true
-      state=$(states 0)
-      if [[ -n $state ]]; then silent=0; else silent=$((silent + 1)); fi
+      state=$(states on_first "$look")
+      if [[ -n $state ]]; then silent=0; else nobody "worker 0 does not answer"; fi
       if [[ $state == running ]]; then steady=$((steady + 1)); else steady=0; fi
       ((steady < 30)) || failures=0
-      ((silent < 20)) ||
-        stop "worker 0 does not answer, but $name costs money: see delete.sh --name=$name."
       case $state in
         running | "") ;;
         none) start set_up_and_launch ;;
         *) ended "$state" ;;
       esac
       ;;
+    INCOMPLETE) nobody "a slice is not there" ;;
     SUSPENDING | SUSPENDED | FAILED)
       lost=$((lost + 1))
       ((lost < 10)) ||

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -56,7 +57,7 @@ LAUNCHERS = (
         ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID"),
         lambda variables: len(variables["TPU_WORKER_HOSTNAMES"].split(",")),
     ),
-    Launcher("TPU pod", (), lambda variables: _tpu_workers(variables)),
+    Launcher("TPU pod", (), lambda variables: _tpu_hosts(variables)),
 )
 
 
@@ -71,19 +72,29 @@ def launcher(variables: Mapping[str, str]) -> str | None:
     return None
 
 
-def _tpu_workers(variables: Mapping[str, str]) -> int:
-    """How many hosts this TPU VM's slice has, by Google's metadata server; 1 if this is none."""
+def _tpu_hosts(variables: Mapping[str, str]) -> int:
+    """How many hosts this TPU VM's slices have, by Google's metadata server; 1 if this is none.
+
+    Of slices that were asked for together each machine is told in `tpu-env`, where JAX looks too.
+    """
     on_tpu = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     if not on_tpu or "TPU_SKIP_MDS_QUERY" in variables or variables.get("JAX_PLATFORMS") == "cpu":
         return 1
+    workers = _told("worker-network-endpoints", variables).split(",")
+    slices = re.search(r"^MEGASCALE_NUM_SLICES:\D*(\d+)", _told("tpu-env", variables), re.MULTILINE)
+    return len(workers) * (int(slices[1]) if slices else 1)
+
+
+def _told(attribute: str, variables: Mapping[str, str]) -> str:
+    """What Google's metadata server tells this machine of itself; "" where it tells nothing."""
     server = variables.get("GCE_METADATA_IP", "metadata.google.internal")
-    address = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    address = f"http://{server}/computeMetadata/v1/instance/attributes/{attribute}"
     request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return len(answer.read().decode().split(","))
+            return answer.read().decode()
     except OSError:
-        return 1
+        return ""
 
 
 @contextlib.contextmanager

@@ -34,15 +34,31 @@ def test_the_environment_tells_who_started_the_process(variables, name):
     assert hosts.launcher(variables) == name
 
 
-@pytest.mark.parametrize(("workers", "name"), [("a,b,c", "TPU pod"), ("a", None), (None, None)])
-def test_a_tpu_vm_asks_the_metadata_server_how_many_it_is(monkeypatch, workers, name):
+# as Google writes it; the slices of one machine each are told apart from one alone only here
+SLICES = "ACCELERATOR_TYPE: 'v5p-8'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '0'\n"
+
+
+@pytest.mark.parametrize(
+    ("workers", "env", "name"),
+    [
+        ("a,b,c", None, "TPU pod"),
+        ("a", None, None),
+        (None, None, None),
+        ("a", SLICES, "TPU pod"),
+        ("a,b,c", SLICES, "TPU pod"),
+        ("a", SLICES.replace("'2'", "'1'"), None),
+        ("a", "ACCELERATOR_TYPE: 'v5p-8'\n", None),
+    ],
+)
+def test_a_tpu_vm_asks_the_metadata_server_how_many_it_is(monkeypatch, workers, env, name):
     class Server(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            assert self.path.endswith("/instance/attributes/worker-network-endpoints")
+            asked = self.path.removeprefix("/computeMetadata/v1/instance/attributes/")
+            told = {"worker-network-endpoints": workers, "tpu-env": env}[asked]
             assert self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(404 if workers is None else 200)
+            self.send_response(404 if told is None else 200)
             self.end_headers()
-            self.wfile.write((workers or "").encode())
+            self.wfile.write((told or "").encode())
 
         def log_message(self, *_):
             pass

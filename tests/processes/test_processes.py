@@ -89,9 +89,9 @@ def one(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def four(tiny, tmp_path_factory):
-    """Four processes of 2 devices, which nobody disturbed."""
+    """Four processes of 2 devices, on two slices, which nobody disturbed."""
     folder = tmp_path_factory.mktemp("four") / "run"
-    processes = start(tiny, folder, 4)
+    processes = start(tiny, folder, 4, mesh=(1, 2, 2), mesh__slices=2)
     codes, said = processes.wait()
     assert codes == [0] * 4, said
     return folder, processes
@@ -102,7 +102,8 @@ def test_four_processes_train_as_one_and_each_reads_only_its_rows(one, four):
     np.testing.assert_allclose(losses(folder), losses(one), atol=LOSS)
     counts = [record.get("row_counts") for record in records(folder)]
     assert counts == [record.get("row_counts") for record in records(one)]
-    # on 2 x 2 x 2 each process holds one of the 4 parts of the batch, for both ways of tensor
+    # on 2 slices of 1 x 2 x 2 each process holds one of the 4 parts of the batch, for both ways of
+    # tensor: two processes are a slice, with one copy of the model
     for index, read in enumerate(processes.rows()):
         assert {row % 16 // 4 for row in read} == {index}
         assert {row for row in read if row < 12 * 16} == {
