@@ -20,12 +20,20 @@ SCRIPTS = ROOT / "tpu_scripts"
 WHERE = ["--zone=us-east5-a", "--project=tongues"]
 LOOK = ["compute", "tpus", "queued-resources", "describe", "p1", "--format=value(state.state)"]
 
-# Records its arguments. `describe` answers with the next line of states; scp copies the file into
-# the worker's home, ssh runs the command there.
+# Records its arguments. `describe` answers with the next line of states, and of nodes where it is
+# a slice of several: one that is not ready has lost its disk. scp copies the file into the home of
+# the slice's worker, ssh runs the command there.
 GCLOUD = r"""#!/usr/bin/env bash
 { printf '%s\0' "$@"; printf '\036'; } >>"$PLAY/calls"
 refuse() { echo "ERROR: $1" >&2; exit 1; }
+of_node() { home=$PLAY/worker${1#p1}; mkdir -p "$home"; }
 case "$*" in
+  *" tpu-vm describe "*)
+    of_node "$5"
+    state=$(head -n 1 "$PLAY/nodes")
+    sed -i 1d "$PLAY/nodes"
+    [[ ${state:=READY} == READY ]] || rm -rf "$home"/*
+    echo "$state" ;;
   *" describe "*failedData*) cat "$PLAY/why" ;;
   *" describe "*)
     state=$(head -n 1 "$PLAY/states")
@@ -34,11 +42,12 @@ case "$*" in
     echo "$state" ;;
   *" create "* | *" delete "*) [[ ! -s $PLAY/refusal ]] || refuse "$(cat "$PLAY/refusal")" ;;
   *" scp --recurse "*) ;;
-  *" scp "*) cp "$5" "$PLAY/worker" ;;
+  *" scp "*) of_node "${6%:}"; cp "$5" "$home" ;;
   *" ssh "*)
+    of_node "$5"
     for argument in "$@"; do
       [[ $argument == --command=* ]] || continue
-      cd "$PLAY/worker" && HOME=$PWD exec bash -c "${argument#*=}"
+      cd "$home" && HOME=$PWD exec bash -c "${argument#*=}"
     done ;;
 esac
 """
@@ -95,7 +104,7 @@ class Play:
         self.folder = folder
         self.tree = folder / "tree"
         shutil.copytree(committed, self.tree)
-        for name in ("states", "why", "refusal", "calls"):
+        for name in ("states", "nodes", "why", "refusal", "calls"):
             self.write(name, "")
         self.program("bin/gcloud", GCLOUD)
         self.program("bin/polylm", CHECKER)
@@ -299,7 +308,9 @@ RUN = ["run.sh", "--name=p1", "--type=v5p-128", "--spot", "--gin_file=a.gin", "-
 def pod(play):
     refusal = '[[ ! -s $PLAY/refusal ]] || refuse "$(cat "$PLAY/refusal")"'
     assert GCLOUD.count(refusal) == 1
-    clean = GCLOUD.replace(refusal, f'{refusal}\n    [[ $4 != create ]] || rm -rf "$PLAY"/worker/*')
+    clean = GCLOUD.replace(
+        refusal, f'{refusal}\n    [[ $4 != create ]] || rm -rf "$PLAY"/worker*/*'
+    )
     play.program("bin/gcloud", clean)
     play.program("bin/python3", PYTHON)
     play.program("pip", PIP_WITH_PROGRAM)
@@ -471,6 +482,117 @@ def test_a_slice_that_gcloud_does_not_find_for_a_while_is_not_given_up(pod, trai
     assert done.returncode == 1
     assert done.stderr.count("no network") == 11
     assert "run.sh: there is no slice; mend what gcloud says above" in done.stderr
+
+
+# The slices of a run end as told in their own files, the first time, the second time, …
+SLICE = r"""#!/usr/bin/env bash
+me=${HOME##*/}
+echo "$@" >>"$PLAY/trained-$me"
+exit "$(sed -n "$(wc -l <"$PLAY/trained-$me")p" "$PLAY/exits-$me")"
+"""
+TWO = [*RUN[:2], "--type=v5p-512", "--slices=2", "--spot", "--gin_file=a.gin"]
+
+
+@pytest.fixture
+def two(pod):
+    """Two slices that are there when they are asked for, and trained to the end the second time."""
+    pod.program("polylm", SLICE)
+    pod.write("states", "NOT_FOUND\nNOT_FOUND\n" + "ACTIVE\n" * 60)
+    for index in range(2):
+        pod.write(f"exits-worker-{index}", "76\n0\n")
+    return pod
+
+
+def test_two_slices_are_one_request_and_one_run(two):
+    two.write("exits-worker-0", "0\n")
+    done = two.run(*TWO, *WHERE)
+    assert done.returncode == 0, done.stderr
+    checked = (two.folder / "checked").read_text()
+    assert "plan --known --slice=2xv5p-512 --gin_file=a.gin" in checked
+    (create,) = (call for call in two.calls if call[3] == "create")
+    assert {"--node-count=2", "--node-prefix=p1", "--accelerator-type=v5p-512"} <= set(create)
+    assert not [word for word in create if word.startswith("--node-id")]
+    assert [call[5] for call in two.calls if call[3] == "scp"] == ["p1-0:", "p1-1:"]
+    for index in range(2):
+        assert (two.folder / f"trained-worker-{index}").read_text() == "train --gin_file=a.gin\n"
+    (delete,) = (call for call in two.calls if call[3] == "delete")
+    assert delete[4] == "p1"  # the request, with all of its slices
+    assert all(call[-2:] == WHERE for call in two.calls)
+
+
+def test_the_steps_for_two_slices_are_printed_and_each_tells_the_next(two):
+    printed = two.run(*TWO, "--dry_run").stdout
+    assert "--node-count=2 --node-prefix=p1" in printed
+    nodes = re.findall(r"tpu-vm (?:scp \S+|ssh) (\S+)", printed)
+    assert nodes == ["p1-0:", "p1-1:", *["p1-0", "p1-1"] * 2]  # copied, set up and launched
+    two.write("states", "ACTIVE\n")
+    create = two.run("create.sh", "--name=p1", "--type=v5p-512", "--slices=2")
+    assert create.stdout.endswith("next: tpu_scripts/setup.sh --name=p1 --slices=2\n")
+    setup = two.run("setup.sh", "--name=p1", "--slices=2")
+    assert "next: tpu_scripts/launch.sh --name=p1 --slices=2 --gin_file=FILE" in setup.stdout
+    launch = two.run("launch.sh", "--name=p1", "--slices=2", "--gin_file=a.gin")
+    assert "tpu_scripts/watch.sh --name=p1 --slices=2" in launch.stdout
+    two.program("bin/tail", "#!/bin/sh")
+    assert two.run("watch.sh", "--name=p1", "--slices=2").returncode == 0
+    to = str(two.folder / "here")
+    fetch = ["fetch.sh", "--name=p1", "--slices=2", "--folder=runs/x", f"--to={to}"]
+    assert two.run(*fetch).returncode == 0
+    watched, fetched = two.calls[-2:]
+    assert watched[3:6] == ["ssh", "p1-0", "--worker=0"]
+    assert fetched[4:] == ["--recurse", "p1-0:polylm_jax/runs/x/*", to, "--worker=0"]
+
+
+# a look at the two slices is two lines
+@pytest.mark.parametrize(
+    ("nodes", "steps"),
+    [
+        # it is replaced, by a machine that has nothing: all start again
+        ("READY\nREADY\nREADY\nREPAIRING\nREADY\nCREATING\n", ["create", *["scp"] * 4]),
+        ("READY\nREADY\nREPAIRING\nREADY\n", ["create", *["scp"] * 4]),
+        # it is taken away for good, and so the request with it
+        (
+            "READY\nREADY\nREADY\nPREEMPTED\n",
+            ["create", "scp", "scp", "delete", "create", "scp", "scp"],
+        ),
+    ],
+    ids=["second", "first", "for good"],
+)
+def test_a_slice_of_two_that_is_lost_ends_both_and_both_start_again(two, nodes, steps):
+    if "PREEMPTED" in nodes:
+        states = ["NOT_FOUND", "NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE", "NOT_FOUND", "NOT_FOUND"]
+        two.write("states", "".join(f"{state}\n" for state in [*states, *["ACTIVE"] * 60]))
+    two.write("nodes", nodes)
+    done = two.run(*TWO)
+    assert done.returncode == 0, done.stderr
+    assert [verb for verb in two.verbs if verb != "ssh"] == [*steps, "delete"]
+    for index in range(2):
+        assert (two.folder / f"trained-worker-{index}").read_text().count("\n") == 2
+
+
+def test_a_slice_that_does_not_come_back_is_told_in_the_end(two):
+    two.program("bin/sleep", "#!/bin/sh")
+    two.write("nodes", "READY\nREPAIRING\n" * 60)
+    done = two.run(*TWO)
+    assert done.returncode == 1
+    assert done.stderr.count("a slice is not there; looking again.") == 1
+    assert "a slice is not there, but p1 costs money: see delete.sh --name=p1." in done.stderr
+    assert "delete" not in two.verbs
+
+
+def test_run_follows_the_slice_whose_end_is_the_gravest(two):
+    two.write("exits-worker-1", "65\n")
+    done = two.run(*TWO)
+    assert done.returncode == 65
+    assert f"the run has ended: stuck, {ENDS['stuck'].meaning}." in done.stderr
+    assert "delete" not in two.verbs
+
+
+@pytest.mark.parametrize("slices", ["0", "-1", "two", "2x", "1000"])
+def test_a_number_of_slices_that_is_none_is_one_sentence(play, slices):
+    done = play.run("watch.sh", "--name=p1", f"--slices={slices}")
+    assert done.returncode == 1
+    assert done.stderr == f"watch.sh: --slices={slices} is no number from 1 to 999.\n"
+    assert not play.calls
 
 
 # what no worker would train, and how it is told
@@ -675,6 +797,34 @@ def test_gke_makes_nodes_that_grow_from_nothing(play):
     done = play.run(*create)
     assert done.returncode == 1
     assert "gcloud refused the nodes of p1" in done.stderr
+
+
+def test_gke_gives_each_of_two_slices_a_job_and_a_pool_of_its_own(play):
+    play.program("bin/kubectl", KUBECTL)
+    gke = [*GKE, "--slices=2"]
+    done = play.run("gke.sh", "launch", *gke, "--image=eu/x:1", "--gin_file=a.gin")
+    assert done.returncode == 0, done.stderr
+    asked = (play.folder / "checked").read_text().splitlines()
+    assert asked[-1] == "plan --known --slice=2xv5p-128 --gin_file=a.gin"
+    jobset = yaml.safe_load((play.folder / "applied").read_text())
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert (slices["replicas"], job["parallelism"], job["completions"]) == (2, 16, 16)
+    exclusive = jobset["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    pod = job["template"]["spec"]
+    wanted = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (term,) = wanted["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [
+        {"key": exclusive, "operator": "In", "values": ["p1-0", "p1-1"]}
+    ]
+    play.write("calls", "")
+    assert play.run("gke.sh", "create", *gke, "--cluster=c").returncode == 0
+    assert play.run("gke.sh", "delete-nodes", *gke, "--cluster=c").returncode == 0
+    told = [call[2:4] for call in play.calls]
+    assert told == [[verb, f"p1-{i}"] for verb in ("create", "delete") for i in range(2)]
+    done = play.run("gke.sh", "create", *gke, "--topology=2x2x1", "--cluster=c")
+    assert done.returncode == 1
+    assert "--topology=2x2x1 is one machine, and of several slices each must have" in done.stderr
 
 
 def test_gke_watches_across_restarts_and_says_how_it_ended(play):

@@ -81,11 +81,11 @@ tpus() {
   run gcloud compute tpus "$@" ${zone:+--zone="$zone"} ${project:+--project="$project"}
 }
 
-# on WORKER COMMAND: on that worker of each slice, or on "all" of each
-on() {
+# on_all_workers COMMAND: of all slices, one slice after the other
+on_all_workers() {
   local node failed=0
   for node in "${nodes[@]}"; do
-    tpus tpu-vm ssh "$node" --worker="$1" --command="$2" || failed=1
+    tpus tpu-vm ssh "$node" --worker=all --command="$1" || failed=1
   done
   return "$failed"
 }

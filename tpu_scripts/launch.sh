@@ -25,7 +25,7 @@ fi
 printf -v arguments ' %q' "${arguments[@]}"
 
 # two runs would fight for the chips, so a second launch is refused
-on all "cd ~/polylm_jax || exit 1
+on_all_workers "cd ~/polylm_jax || exit 1
 if kill -0 \"\$(cat ~/polylm.pid 2>/dev/null)\" 2>/dev/null; then
   echo \"\$(hostname) is training already: see ~/polylm.log\" >&2
   exit 1

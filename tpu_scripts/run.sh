@@ -86,13 +86,13 @@ if kill -0 "$(cat ~/polylm.pid 2>/dev/null)" 2>/dev/null; then echo running
 elif [ -f ~/polylm.exit ]; then cat ~/polylm.exit
 else echo none; fi'
 
-# WHERE (on all, on_first) LOOK: a line of each worker that answers
+# states WHERE LOOK (WHERE is a function of common.sh): a line of each worker that answers
 states() { "$@" 2>/dev/null | grep -E -x 'running|none|[0-9]+' || true; }
 
 # half of a pod may still hold the chips; it saves upon SIGTERM, and has a minute for that
 # shellcheck disable=SC2016
 end_all() {
-  on all 'pid=$(cat ~/polylm.pid) && kill "$pid" 2>/dev/null || exit 0
+  on_all_workers 'pid=$(cat ~/polylm.pid) && kill "$pid" 2>/dev/null || exit 0
 for _ in $(seq 60); do kill -0 "$pid" 2>/dev/null || exit 0; sleep 1; done
 kill -9 "$pid" 2>/dev/null || true' || true
 }
@@ -113,7 +113,7 @@ failed() {
 ended() {
   local status=$1 others=""
   # an end that is no success may be the echo of another worker's
-  ((status == 0)) || others=$(states on all "$look")
+  ((status == 0)) || others=$(states on_all_workers "$look")
   # shellcheck disable=SC2086
   status=$(gravest "$status" $others)
   end_of "$status"

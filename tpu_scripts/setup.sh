@@ -28,7 +28,7 @@ done
 
 # The Ubuntu 22.04 of the machine images has Python 3.10, which is too old: uv fetches 3.11.
 # A module that the new tree no longer has must not linger, so the package is unpacked afresh.
-on all 'set -e
+on_all_workers 'set -e
 mkdir -p polylm_jax
 rm -rf polylm_jax/polylm_jax polylm_jax/gin_configs
 tar -xzf polylm_jax.tar.gz -C polylm_jax
