@@ -32,6 +32,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
+from polylm_jax.train.ends import RunEnded
 
 Meta = dict[str, Any]
 
@@ -133,11 +134,11 @@ def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> E
         return error
     # what the failed save has left behind complains as it is taken down
     sys.unraisablehook = lambda _: None
-    return UserError(
-        f"the checkpoint of step {step} could not be written to {manager.directory} ({reason}); "
-        "free some space and run the same command again: it goes on from the newest whole "
-        "checkpoint."
-    )
+    what = f"the checkpoint of step {step} could not be written to {manager.directory} ({reason})"
+    again = "run the same command again: it goes on from the newest whole checkpoint."
+    if reason == "Permission denied":
+        return RunEnded("failed", f"{what}; give this user the right to write there and {again}")
+    return RunEnded("storage full", f"{what}; free some space and {again}")
 
 
 def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Meta:

@@ -1,13 +1,16 @@
 """The training run, in the order of time: mesh, data, state, steps, checkpoints."""
 
 import contextlib
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
+from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum, rows_until_out
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
@@ -20,6 +23,7 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import Size
 from polylm_jax.train import checkpoint
+from polylm_jax.train.ends import ENDS, RunEnded, end_of
 from polylm_jax.train.heartbeat import Heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -51,6 +55,27 @@ class Training:
     data_timeout: float = 300.0
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a run need, opened and compiled once."""
+
+    training: Training
+    patience: int
+    size: Size
+    mesh: Mesh
+    store: Store
+    tokenizer: Tokenizer
+    curriculum: Curriculum
+    gin: str
+    fingerprints: dict[str, str]
+    manager: Any
+    metrics: Metrics
+    heartbeat: Heartbeat
+    stopped: threading.Event
+    update: Callable[..., tuple[State, dict[str, jax.Array]]]
+    evaluate: Callable[..., jax.Array]
+
+
 def train(
     training: Training,
     size: Size,
@@ -62,11 +87,12 @@ def train(
     rows: str,
     tokenizer: Tokenizer,
     gin: str,
-) -> int:
-    """Trains until training.steps, or SIGINT or SIGTERM in any process; returns the last step.
+) -> None:
+    """Trains until training.steps are done.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
-    Raises UserError for data, a mesh or a checkpoint that does not fit the configuration.
+    Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
+    does not fit the configuration.
     """
     mesh = make_mesh(mesh_shape)
     store = open_store(rows)
@@ -108,101 +134,210 @@ def train(
             step, meta, state = newest
             row = meta["rows"]
             metrics.say(f"Going on from step {step} of {training.folder}.")
+            for record in meta.get("unlogged", []):
+                metrics.write(record)
         if writer:
             put(f"{training.folder}/{MODEL}", tokenizer.model)
         if step >= training.steps:
             metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
-            return step
+            return
         heartbeat.tell(step=step, steps=training.steps, processes=jax.process_count())
 
         update = make_update(
             size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
         )
         evaluate = make_evaluate(size, compute, mesh)
-        exchange, clock = hosts.make_exchange(mesh), Clock()
-
-        def validate() -> None:
-            part = training.batch // training.microbatches
-            with clock.on("validation"):
-                record = validation(
-                    evaluate, state["params"], mesh, store, tokenizer, training.validate_rows, part
-                )
-            metrics.write(record | {"step": step, "tokens": row * store.length})
-            mean = np.mean(list(record["bits_per_byte"].values()))
-            metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
-
-        def save() -> None:
-            meta = checkpoint.meta_of(size, row, gin, fingerprints)
-            with clock.on("checkpoint"):
-                checkpoint.save(manager, step, state, meta)
-                metrics.publish()
-
-        report = make_report(
-            training.steps,
-            training.log_every,
-            training.batch,
+        run = Run(
+            training,
+            optimizer.spike_patience,
             size,
             mesh,
+            store,
+            tokenizer,
             curriculum,
-            row,
+            gin,
+            fingerprints,
+            manager,
             metrics,
             heartbeat,
-            clock,
+            stopped,
+            update,
+            evaluate,
         )
+        end = go_on(run, step, row, state)
+        if end is not None:
+            raise end
+        heartbeat.tell(state="finished")
+
+
+def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
+    """Makes steps until the last one is done, or one of the other ends is there, and saves.
+
+    step, row: steps done and rows read when the state was as it is. Returns the end on which all
+    processes agree, None where all steps are done; raises what one of them cannot share.
+    """
+    training, manager, metrics = run.training, run.manager, run.metrics
+    rows, out_of_rows = rows_until_out(
+        run.curriculum, row + (training.steps - step) * training.batch
+    )
+    last = step + (rows - row) // training.batch
+    if last < training.steps:
+        metrics.say(f"Only {last} of {training.steps} steps can be done: then {out_of_rows}")
+    exchange, clock = hosts.make_exchange(run.mesh), Clock()
+    report = make_report(
+        training.steps,
+        training.log_every,
+        training.batch,
+        run.size,
+        run.mesh,
+        run.curriculum,
+        row,
+        metrics,
+        run.heartbeat,
+        clock,
+    )
+    skipped = int(state["skipped_in_a_row"])
+    # a run that is started again may skip as many once more
+    limit = (skipped // run.patience + 1) * run.patience
+    # metrics are fetched one step late, so that the devices never wait
+    pending: tuple[int, int, dict[str, jax.Array]] | None = None
+    end: RunEnded | None = None
+    notes: Any = None
+
+    def tell() -> None:
+        """Logs the step that is pending, and finds out whether the run must end."""
+        nonlocal pending, skipped, end
+        if pending is not None:
+            one, pending = pending, None
+            asked, skipped = report(*one, notes)
+            if end is None and skipped >= limit:
+                end = _stuck(run, one[0], step)
+            elif end is None and asked:
+                end = _asked(run, asked, step)
+
+    def validate() -> None:
+        part = training.batch // training.microbatches
+        with clock.on("validation"):
+            record = validation(
+                run.evaluate,
+                state["params"],
+                run.mesh,
+                run.store,
+                run.tokenizer,
+                training.validate_rows,
+                part,
+            )
+        metrics.write(record | {"step": step, "tokens": row * run.store.length})
+        mean = np.mean(list(record["bits_per_byte"].values()))
+        metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
+
+    def save() -> None:
+        meta = checkpoint.meta_of(run.size, row, run.gin, run.fingerprints)
+        if metrics.unwritten:
+            meta["unlogged"] = metrics.unwritten
+        with clock.on("checkpoint"):
+            checkpoint.save(manager, step, state, meta)
+            metrics.publish()
+
+    def save_last() -> None:
+        tell()
+        if manager.latest_step() != step:
+            save()
+        checkpoint.finish(manager)
+
+    try:
         if step == 0:
             validate()
-        # metrics are fetched one step late, so that the devices never wait
-        pending: tuple[int, int, dict[str, jax.Array]] | None = None
-        stop = stuck = False
-
-        def tell(notes: jax.Array) -> None:
-            """Logs the step that is pending, and looks whether the run must stop."""
-            nonlocal pending, stop, stuck
-            assert pending
-            asked, skipped = report(*pending, notes)
-            # a run that is started again may skip as many once more
-            stuck = skipped > 0 and skipped % optimizer.spike_patience == 0
-            pending, stop = None, asked or stuck
-
         feed = batches(
-            store, curriculum, batch_sharding(mesh), training.batch, row, training.data_timeout
+            run.store,
+            run.curriculum,
+            batch_sharding(run.mesh),
+            training.batch,
+            row,
+            training.data_timeout,
         )
         with contextlib.closing(feed):
-            while step < training.steps and not stop:
+            while step < last and end is None:
                 with clock.on("data"):
                     batch = next(feed)
-                notes = exchange(hosts.notes_of(stopped, clock.last))
-                state, values = update(state, batch)
+                notes = exchange(hosts.notes_of(_wish(run), clock.last))
+                state, values = run.update(state, batch)
                 step, row = step + 1, row + training.batch
-                if pending is not None:
-                    tell(notes)
+                tell()
                 pending = (step, row, values)
                 last_step = step == training.steps
                 saves = step % training.checkpoint_every == 0 or last_step
                 validates = step % training.validate_every == 0 or last_step
                 if saves or validates:
                     # before the save, so that no step lies behind a checkpoint without a record
-                    tell(notes)
+                    tell()
                 if saves:
                     save()
                 if validates:
                     validate()
-        if pending is not None:
-            tell(notes)
-        if manager.latest_step() != step:
+        save_last()
+    except RunEnded:
+        raise  # the save itself has failed
+    except Exception as error:
+        raise _saved_before(error, run, step, state, save_last) from error
+    if end is None and last < training.steps:
+        end = RunEnded("out of data", f"{out_of_rows} Step {step} of {training.steps} is saved.")
+    return end
+
+
+def _wish(run: Run) -> int:
+    """Exit status with which this process wants the run to end, 0 for none."""
+    if run.metrics.error is not None:
+        return end_of(run.metrics.error).status
+    return ENDS["stopped"].status if run.stopped.is_set() else 0
+
+
+def _stuck(run: Run, skipped_to: int, step: int) -> RunEnded:
+    return RunEnded(
+        "stuck",
+        f"{run.patience} steps in a row were skipped up to step {skipped_to}, as spikes or not "
+        f"finite; step {step} is saved: lower optimizer.peak_learning_rate, or delete the newest "
+        f"of {run.training.folder}/checkpoints to go back, or run the same command again to skip "
+        "these rows and go on.",
+    )
+
+
+def _asked(run: Run, status: int, step: int) -> RunEnded | None:
+    """The end that a process has asked for, None where it comes too late to matter."""
+    folder, steps = run.training.folder, run.training.steps
+    if status == ENDS["stopped"].status:
+        if step == steps:
+            return None
+        reason = f"it was asked to stop and did at step {step} of {steps}, all saved"
+        return RunEnded("stopped", f"{reason}; the same command goes on from there.")
+    word = next(end.word for end in ENDS.values() if end.status == status)
+    error = run.metrics.error
+    why = end_of(error).reason if error else "process 0 says why."
+    return RunEnded(
+        word,
+        f"the log of {folder} cannot be written: {why} Step {step} of {steps} is saved; mend that "
+        "and run the same command again.",
+    )
+
+
+def _saved_before(
+    error: Exception, run: Run, step: int, state: State, save: Callable[[], None]
+) -> RunEnded:
+    """The end that an error is, once the state is saved, if it can be."""
+    end, steps = end_of(error), run.training.steps
+    gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # given to a step that failed
+    if not gone and step and hosts.all_come(f"end/{step}"):
+        try:
             save()
-        checkpoint.finish(manager)
-        if stuck:
-            raise UserError(
-                f"{optimizer.spike_patience} steps in a row were skipped up to step {step}, as "
-                "spikes or not finite; all is saved: lower optimizer.peak_learning_rate, or delete "
-                f"the newest of {training.folder}/checkpoints to go back, or run the same command "
-                "again to skip these rows and go on."
-            )
-        heartbeat.tell(state="finished" if step == training.steps else "stopped")
-        if step < training.steps:
-            metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
-        return step
+            return RunEnded(end.word, f"{end.reason} Step {step} of {steps} is saved.")
+        except Exception as second:
+            end = RunEnded(end.word, f"{end.reason} And then: {end_of(second).reason}")
+    newest = run.manager.latest_step()
+    return RunEnded(
+        end.word,
+        f"{end.reason} What came after step {newest} is not saved"
+        + ("." if jax.process_count() == 1 else ", which all processes do together."),
+    )
 
 
 def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:

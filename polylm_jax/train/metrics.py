@@ -1,7 +1,9 @@
 """What a run says while it works: a live line, a JSONL file and TensorBoard."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -25,10 +27,15 @@ class Metrics:
     folder: local, or a path that fsspec knows, such as gs://bucket/run. An object store appends
     to nothing: there the records wait on this machine's disk, and `publish` makes files of
     those that are new, FOLDER/metrics-STEP.jsonl.
+
+    error: why the log cannot be written any more, None while it can. From then on records are
+    kept in `unwritten`, for a checkpoint to take them along.
     """
 
     def __init__(self, folder: str, active: bool) -> None:
         self._active, self._line = active, LiveLine()
+        self.error: OSError | None = None
+        self.unwritten: list[dict[str, Any]] = []
         self._files, self._folder = url_to_fs(folder)
         self._local = isinstance(self._files, LocalFileSystem)
         if active:
@@ -40,7 +47,7 @@ class Metrics:
         path = self._place / "metrics.jsonl"
         (self._place / "tensorboard").mkdir(parents=True, exist_ok=True)
         _drop_half_line(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
         # the plain writer: SummaryWriter's thread waits by the wall clock, which may jump
         self._board = EventsWriter(f"{self._place}/tensorboard/events")
 
@@ -49,7 +56,31 @@ class Metrics:
         if not self._active:
             return
         self._last = record["step"]
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            if self.error is None:
+                self._append(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self.unwritten.append(record)
+            return
+        try:
+            self._show(record)
+        except OSError as error:
+            self.error = error
+
+    def _append(self, line: bytes) -> None:
+        """Adds a line, or what there is no room for leaves no trace."""
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def _show(self, record: dict[str, Any]) -> None:
+        """Brings a record to TensorBoard."""
         values = [
             Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
             for name, value in _flat(record)
@@ -102,8 +133,10 @@ class Metrics:
     ) -> None:
         if self._active:
             self._line.close()
-            self.publish()
-            self._close()
+            # what is full says so once, by `error`
+            with contextlib.suppress(*(() if self.error is None else (OSError,))):
+                self.publish()
+                self._close()
             if not self._local:
                 shutil.rmtree(self._place)
 

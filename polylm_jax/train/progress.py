@@ -21,7 +21,7 @@ from polylm_jax.train.metrics import Clock, Metrics
 RECENT = 20  # steps whose median pace is the speed, and whose mean loss the heartbeat tells
 
 Record = dict[str, Any]
-Report = Callable[[int, int, dict[str, jax.Array], jax.Array], tuple[bool, int]]
+Report = Callable[[int, int, dict[str, jax.Array], jax.Array], tuple[int, int]]
 
 
 def make_report(
@@ -38,7 +38,8 @@ def make_report(
 ) -> Report:
     """Function (step, row, values, notes) that logs a step.
 
-    It returns whether a process asks to stop, and how many steps were skipped in a row.
+    It returns the exit status with which a process asks to end, 0 for none, and how many steps
+    were skipped in a row.
 
     It waits until the devices have done the step, so it is called when the next one is on its
     way. values: the step's metrics. notes: of all processes, float32 [devices, Notes], the
@@ -55,7 +56,7 @@ def make_report(
 
     def report(
         step: int, row: int, values: dict[str, jax.Array], notes: jax.Array
-    ) -> tuple[bool, int]:
+    ) -> tuple[int, int]:
         nonlocal counts, laps
         with clock.on("devices"):
             fetched, told = jax.device_get((values, notes))
@@ -101,7 +102,7 @@ def make_report(
         if metrics.live or step % log_every == 0 or step == steps:
             planned = non_english(share(curriculum, row))
             metrics.line(_line(record, steps, planned, rate), last=step == steps)
-        return bool(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
+        return int(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
 
     return report
 

@@ -1,12 +1,16 @@
 """Train, or go on training."""
 
 import argparse
+import traceback
 
 import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.errors import UserError
 from polylm_jax.parallel import hosts, platform
+from polylm_jax.train.ends import ENDS, end_of
+from polylm_jax.train.heartbeat import write_end
 from polylm_jax.train.loop import train
 
 
@@ -28,21 +32,32 @@ def run(given: argparse.Namespace) -> None:
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training = config.get("train")
-    with hosts.joined(given.coordinator, given.processes, given.process):
-        train(
-            training,
-            config.get("model"),
-            config.get("init"),
-            config.get("compute"),
-            config.get("mesh"),
-            config.get("optimizer"),
-            config.get("curriculum"),
-            config.get("rows").path,
-            tokenizer.load(config.get("tokenizer").path),
-            config.resolved(),
-        )
-        if jax.process_index() == 0:
-            print(
-                f"The run is in {training.folder}; "
-                f"`polylm report --run={training.folder}` shows it."
+
+    def leave(word: str, reason: str) -> int:
+        write_end(training.folder, word, reason)
+        return ENDS[word].status
+
+    with hosts.joined(given.coordinator, given.processes, given.process, leave):
+        try:
+            train(
+                training,
+                config.get("model"),
+                config.get("init"),
+                config.get("compute"),
+                config.get("mesh"),
+                config.get("optimizer"),
+                config.get("curriculum"),
+                config.get("rows").path,
+                tokenizer.load(config.get("tokenizer").path),
+                config.resolved(),
             )
+        except Exception as error:
+            end = end_of(error)
+            cause = end.__cause__ if end is error else error
+            if not isinstance(cause, None | UserError | OSError):
+                traceback.print_exception(cause)  # a defect of ours: its trace, then the word
+            raise end from None
+    print(
+        f"finished: all {training.steps:,} steps are done; "
+        f"`polylm report --run={training.folder}` shows the run."
+    )
