@@ -298,7 +298,7 @@ def rows_until_out(curriculum: Curriculum, most: int) -> tuple[int, OutOfRows | 
 
     With it what `locate` raises at the next row; None where `most` can be read.
     """
-    out = lambda n: (consumed(curriculum, n) > curriculum.rows).any()  # noqa: E731
+    out = lambda n: bool((consumed(curriculum, n) > curriculum.rows).any())  # noqa: E731
     if curriculum.schedule.on_end != "refuse" or not out(most):
         return most, None
     # whole blocks first, whose counts cost next to nothing

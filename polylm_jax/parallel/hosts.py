@@ -154,6 +154,18 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
         )
 
 
+def process() -> int:
+    """Which process of the run this is; unlike JAX's own number it needs no devices."""
+    state: Any = distributed.global_state
+    return state.process_id or 0
+
+
+def processes() -> int:
+    """How many processes the run has; unlike JAX's own number it needs no devices."""
+    state: Any = distributed.global_state
+    return state.num_processes or 1
+
+
 def verdict(name: str, mine: str, judge: Callable[[list[str]], str]) -> str:
     """What process 0 makes of what each process says, for all of them; it needs no devices.
 

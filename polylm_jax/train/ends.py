@@ -63,12 +63,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunEnded(UserError):
-    """A run's end that is no success. word: of ENDS. reason: the sentence without the word."""
+    """A run's end that is no success.
 
-    def __init__(self, word: str, reason: str) -> None:
+    word: of ENDS. reason: the sentence without the word. defect: what was raised, where that is no
+    fault of the user's or of storage, whose trace must be shown.
+    """
+
+    def __init__(self, word: str, reason: str, defect: BaseException | None = None) -> None:
         super().__init__(f"{word}: {reason}")
         self.status = ENDS[word].status
-        self.word, self.reason = word, reason
+        self.word, self.reason, self.defect = word, reason, defect
 
 
 def end_of(error: BaseException) -> RunEnded:
@@ -83,8 +87,9 @@ def end_of(error: BaseException) -> RunEnded:
         word = "data stalled"
     elif isinstance(error, OutOfRows):
         word = "out of data"
-    elif not isinstance(error, UserError):
+    elif not isinstance(error, UserError | OSError):
         reason = f"{type(error).__name__}: {reason.splitlines()[0]}"
+        return RunEnded(word, reason, error)
     return RunEnded(word, reason)
 
 

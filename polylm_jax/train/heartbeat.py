@@ -71,7 +71,7 @@ class Heartbeat:
             beat = self._beat | {"time": time.time()}
         # neither a full disk nor a store out of reach may end the run here: saving says it better
         with contextlib.suppress(Exception):
-            _put(self._folder, beat)
+            write(self._folder, beat)
 
 
 def write_end(folder: str, word: str, reason: str) -> None:
@@ -79,7 +79,7 @@ def write_end(folder: str, word: str, reason: str) -> None:
     beat = read_heartbeat(folder)
     if beat is not None and beat.get("state") not in ENDS:
         with contextlib.suppress(Exception):
-            _put(folder, beat | {"state": word, "reason": reason, "time": time.time()})
+            write(folder, beat | {"state": word, "reason": reason, "time": time.time()})
 
 
 def read_heartbeat(folder: str) -> Beat | None:
@@ -92,7 +92,8 @@ def read_heartbeat(folder: str) -> Beat | None:
     return beat if isinstance(beat, dict) else None
 
 
-def _put(folder: str, beat: Beat) -> None:
+def write(folder: str, beat: Beat) -> None:
+    """Writes a heartbeat as it is, whole or not at all where there is room."""
     numbers = {k: None for k, v in beat.items() if isinstance(v, float) and not math.isfinite(v)}
     content = json.dumps(beat | numbers, allow_nan=False).encode()
     try:

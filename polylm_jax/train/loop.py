@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from polylm_jax.console import LiveLine
 from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum, rows_until_out
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
@@ -22,12 +23,17 @@ from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import Size
-from polylm_jax.train import checkpoint
-from polylm_jax.train.ends import ENDS, RunEnded, end_of
-from polylm_jax.train.heartbeat import Heartbeat
+from polylm_jax.train import checkpoint, ending
+from polylm_jax.train.agreement import check_data, check_settings
+from polylm_jax.train.claim import claimed
+from polylm_jax.train.ends import RunEnded
+from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.progress import make_report
+from polylm_jax.train.restore import restore_state
+from polylm_jax.train.retention import Retention, Skipped
+from polylm_jax.train.start import Start, newest_of, newest_sound
 from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import validation
 
@@ -69,6 +75,7 @@ class Run:
     gin: str
     fingerprints: dict[str, str]
     manager: Any
+    retention: Retention
     metrics: Metrics
     heartbeat: Heartbeat
     stopped: threading.Event
@@ -94,89 +101,108 @@ def train(
     Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
     does not fit the configuration.
     """
-    mesh = make_mesh(mesh_shape)
-    store = open_store(rows)
-    _check(training, size, mesh, store, tokenizer)
-    curriculum = make_curriculum(
-        schedule, {source: store.rows(source, "train") for source in store.sources}, store.length
-    )
-    fingerprints = {
-        "tokenizer": tokenizer.fingerprint,
-        "row store": store.fingerprint,
-        "curriculum": curriculum.fingerprint(),
-    }
-    _announce(training, size, mesh, store, curriculum)
+    first = hosts.process() == 0
+    say = LiveLine().say if first else lambda _: None
+    with claimed(training.folder, say), Heartbeat(training.folder, first) as heartbeat:
+        former = read_heartbeat(training.folder) or {}
+        heartbeat.tell(
+            step=former.get("step", 0), steps=training.steps, processes=hosts.processes()
+        )
+        check_settings(gin)
+        store = open_store(rows)
+        curriculum = make_curriculum(
+            schedule,
+            {source: store.rows(source, "train") for source in store.sources},
+            store.length,
+        )
+        fingerprints = {
+            "tokenizer": tokenizer.fingerprint,
+            "row store": store.fingerprint,
+            "curriculum": curriculum.fingerprint(),
+        }
+        check_data(fingerprints)
+        mesh = make_mesh(mesh_shape)
+        _check(training, size, mesh, store, tokenizer)
+        _announce(training, size, mesh, store, curriculum)
 
-    abstract = abstract_state(size, init, optimizer, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    writer = jax.process_index() == 0
-    with (
-        jax.set_mesh(mesh),
-        Heartbeat(training.folder, writer) as heartbeat,
-        contextlib.closing(checkpoint.open_manager(training.folder, training.keep)) as manager,
-        Metrics(training.folder, writer) as metrics,
-        hosts.stop_signals() as stopped,
-    ):
-        fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
+        abstract = abstract_state(size, init, optimizer, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        make = make_state(size, init, optimizer)
+        retention = Retention(training.keep)
+        # what happens at the end of a source changes no row before it
+        orders = {curriculum.with_end(end).fingerprint() for end in ("repeat", "refuse")}
+        usable = {name: {value} for name, value in fingerprints.items()} | {"curriculum": orders}
 
-        def load(step: int, meta: checkpoint.Meta) -> State:
+        def begin(parts: Sequence[str]) -> State:
+            """These parts of a fresh state."""
+            chosen = lambda tree: {part: tree[part] for part in parts}  # noqa: E731
+            fresh = jax.jit(lambda key: chosen(make(key)), out_shardings=chosen(shardings))
+            return fresh(jax.random.key(training.seed))
+
+        def load(step: int, meta: checkpoint.Meta) -> tuple[State, list[str]]:
             checkpoint.check_model(meta, size, training.folder)
-            checkpoint.check_fingerprints(meta, fingerprints, training.folder)
+            checkpoint.check_fingerprints(meta, usable, training.folder)
             if not meta.get("imported"):
-                return checkpoint.restore(manager, step, abstract)
+                return restore_state(manager, step, meta, abstract, begin)
             params = checkpoint.restore_params(manager, step, size, mesh)
-            return fresh(jax.random.key(training.seed)) | {"params": params}
+            return begin([part for part in abstract if part != "params"]) | {"params": params}, []
 
-        newest = checkpoint.restore_newest(manager, load, metrics.say)
-        if newest is None:
-            state, step, row = fresh(jax.random.key(training.seed)), 0, 0
-        else:
-            step, meta, state = newest
-            row = meta["rows"]
-            metrics.say(f"Going on from step {step} of {training.folder}.")
-            for record in meta.get("unlogged", []):
-                metrics.write(record)
-        if writer:
-            put(f"{training.folder}/{MODEL}", tokenizer.model)
-        if step >= training.steps:
-            metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
-            return
-        heartbeat.tell(step=step, steps=training.steps, processes=jax.process_count())
+        with (
+            jax.set_mesh(mesh),
+            contextlib.closing(checkpoint.open_manager(training.folder, retention)) as manager,
+            Metrics(training.folder, first) as metrics,
+            hosts.stop_signals() as stopped,
+        ):
+            retention.saved = checkpoint.saved(manager)
+            run = Run(
+                training,
+                optimizer.spike_patience,
+                size,
+                mesh,
+                store,
+                tokenizer,
+                curriculum,
+                gin,
+                fingerprints,
+                manager,
+                retention,
+                metrics,
+                heartbeat,
+                stopped,
+                make_update(
+                    size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
+                ),
+                make_evaluate(size, compute, mesh),
+            )
+            where = (manager, load, metrics)
+            start = newest_of(manager.all_steps(), *where) or Start(0, 0, begin(list(abstract)))
+            if first:
+                put(f"{training.folder}/{MODEL}", tokenizer.model)
+            unsound = int(start.state["skipped_in_a_row"]) > 0
+            end = go_on(run, start)
+            del start
+            if end is not None and end.word == "stuck" and unsound:
+                back = newest_sound(*where)
+                end = end if back is None else go_on(run, back)
+            if end is not None:
+                raise end
+            heartbeat.tell(state="finished")
 
-        update = make_update(
-            size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
-        )
-        evaluate = make_evaluate(size, compute, mesh)
-        run = Run(
-            training,
-            optimizer.spike_patience,
-            size,
-            mesh,
-            store,
-            tokenizer,
-            curriculum,
-            gin,
-            fingerprints,
-            manager,
-            metrics,
-            heartbeat,
-            stopped,
-            update,
-            evaluate,
-        )
-        end = go_on(run, step, row, state)
-        if end is not None:
-            raise end
-        heartbeat.tell(state="finished")
 
-
-def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
+def go_on(run: Run, start: Start) -> RunEnded | None:
     """Makes steps until the last one is done, or one of the other ends is there, and saves.
 
-    step, row: steps done and rows read when the state was as it is. Returns the end on which all
-    processes agree, None where all steps are done; raises what one of them cannot share.
+    Returns the end on which all processes agree, None where all steps are done; raises what one
+    of them cannot share. The start's state is used up.
     """
     training, manager, metrics = run.training, run.manager, run.metrics
+    step, row, state = start
+    skipped = int(state["skipped_in_a_row"])
+    if step >= training.steps:
+        metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
+        stuck = skipped >= run.patience
+        return ending.stuck(training.folder, run.patience, step, step) if stuck else None
+    run.heartbeat.tell(step=step)
     rows, out_of_rows = rows_until_out(
         run.curriculum, row + (training.steps - step) * training.batch
     )
@@ -196,7 +222,6 @@ def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
         run.heartbeat,
         clock,
     )
-    skipped = int(state["skipped_in_a_row"])
     # a run that is started again may skip as many once more
     limit = (skipped // run.patience + 1) * run.patience
     # metrics are fetched one step late, so that the devices never wait
@@ -211,9 +236,9 @@ def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
             one, pending = pending, None
             asked, skipped = report(*one, notes)
             if end is None and skipped >= limit:
-                end = _stuck(run, one[0], step)
+                end = ending.stuck(training.folder, run.patience, one[0], step)
             elif end is None and asked:
-                end = _asked(run, asked, step)
+                end = ending.asked(asked, training.folder, step, training.steps, metrics.error)
 
     def validate() -> None:
         part = training.batch // training.microbatches
@@ -232,7 +257,11 @@ def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
         metrics.say(f"Step {step}: validation {mean:.3f} bits per byte (mean of sources).")
 
     def save() -> None:
-        meta = checkpoint.meta_of(run.size, row, run.gin, run.fingerprints)
+        in_a_row = int(state["skipped_in_a_row"])
+        run.retention.saved[step] = Skipped(in_a_row, in_a_row >= run.patience)
+        meta = checkpoint.meta_of(
+            run.size, row, run.gin, run.fingerprints, run.retention.saved[step]
+        )
         if metrics.unwritten:
             meta["unlogged"] = metrics.unwritten
         with clock.on("checkpoint"):
@@ -260,7 +289,8 @@ def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
             while step < last and end is None:
                 with clock.on("data"):
                     batch = next(feed)
-                notes = exchange(hosts.notes_of(_wish(run), clock.last))
+                wish = ending.wish(run.stopped, metrics.error)
+                notes = exchange(hosts.notes_of(wish, clock.last))
                 state, values = run.update(state, batch)
                 step, row = step + 1, row + training.batch
                 tell()
@@ -279,65 +309,10 @@ def go_on(run: Run, step: int, row: int, state: State) -> RunEnded | None:
     except RunEnded:
         raise  # the save itself has failed
     except Exception as error:
-        raise _saved_before(error, run, step, state, save_last) from error
+        raise ending.saved_before(error, state, step, training.steps, save_last, manager) from error
     if end is None and last < training.steps:
         end = RunEnded("out of data", f"{out_of_rows} Step {step} of {training.steps} is saved.")
     return end
-
-
-def _wish(run: Run) -> int:
-    """Exit status with which this process wants the run to end, 0 for none."""
-    if run.metrics.error is not None:
-        return end_of(run.metrics.error).status
-    return ENDS["stopped"].status if run.stopped.is_set() else 0
-
-
-def _stuck(run: Run, skipped_to: int, step: int) -> RunEnded:
-    return RunEnded(
-        "stuck",
-        f"{run.patience} steps in a row were skipped up to step {skipped_to}, as spikes or not "
-        f"finite; step {step} is saved: lower optimizer.peak_learning_rate, or delete the newest "
-        f"of {run.training.folder}/checkpoints to go back, or run the same command again to skip "
-        "these rows and go on.",
-    )
-
-
-def _asked(run: Run, status: int, step: int) -> RunEnded | None:
-    """The end that a process has asked for, None where it comes too late to matter."""
-    folder, steps = run.training.folder, run.training.steps
-    if status == ENDS["stopped"].status:
-        if step == steps:
-            return None
-        reason = f"it was asked to stop and did at step {step} of {steps}, all saved"
-        return RunEnded("stopped", f"{reason}; the same command goes on from there.")
-    word = next(end.word for end in ENDS.values() if end.status == status)
-    error = run.metrics.error
-    why = end_of(error).reason if error else "process 0 says why."
-    return RunEnded(
-        word,
-        f"the log of {folder} cannot be written: {why} Step {step} of {steps} is saved; mend that "
-        "and run the same command again.",
-    )
-
-
-def _saved_before(
-    error: Exception, run: Run, step: int, state: State, save: Callable[[], None]
-) -> RunEnded:
-    """The end that an error is, once the state is saved, if it can be."""
-    end, steps = end_of(error), run.training.steps
-    gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # given to a step that failed
-    if not gone and step and hosts.all_come(f"end/{step}"):
-        try:
-            save()
-            return RunEnded(end.word, f"{end.reason} Step {step} of {steps} is saved.")
-        except Exception as second:
-            end = RunEnded(end.word, f"{end.reason} And then: {end_of(second).reason}")
-    newest = run.manager.latest_step()
-    return RunEnded(
-        end.word,
-        f"{end.reason} What came after step {newest} is not saved"
-        + ("." if jax.process_count() == 1 else ", which all processes do together."),
-    )
 
 
 def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,6 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
-from polylm_jax.errors import UserError
 from polylm_jax.parallel import hosts, platform
 from polylm_jax.train.ends import ENDS, end_of
 from polylm_jax.train.heartbeat import write_end
@@ -53,9 +52,8 @@ def run(given: argparse.Namespace) -> None:
             )
         except Exception as error:
             end = end_of(error)
-            cause = end.__cause__ if end is error else error
-            if not isinstance(cause, None | UserError | OSError):
-                traceback.print_exception(cause)  # a defect of ours: its trace, then the word
+            if end.defect is not None:
+                traceback.print_exception(end.defect)
             raise end from None
     print(
         f"finished: all {training.steps:,} steps are done; "
