@@ -248,7 +248,7 @@ def _watched(say: Callable[[str], None], leave: Callable[[str, str], int]) -> It
         client.wait_at_barrier("polylm/end", PATIENCE * 1000)
         go()
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(getattr(error, "defect", error), jax.errors.JaxRuntimeError):
             # most likely the loss of another, which the watch knows in a moment and says better
             time.sleep(LOST_AFTER + 15)
         word, reason = getattr(error, "word", "failed"), getattr(error, "reason", str(error))

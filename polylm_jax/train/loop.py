@@ -229,11 +229,14 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     end: RunEnded | None = None
     notes: Any = None
 
-    def tell() -> None:
-        """Logs the step that is pending, and finds out whether the run must end."""
+    def tell(then: tuple[int, int, dict[str, jax.Array]] | None = None) -> None:
+        """Logs the step that is pending, if there is one, and finds out whether the run must end.
+
+        then: the step that is pending from here on.
+        """
         nonlocal pending, skipped, end
-        if pending is not None:
-            one, pending = pending, None
+        one, pending = pending, then
+        if one is not None:
             asked, skipped = report(*one, notes)
             if end is None and skipped >= limit:
                 end = ending.stuck(training.folder, run.patience, one[0], step)
@@ -293,8 +296,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
                 notes = exchange(hosts.notes_of(wish, clock.last))
                 state, values = run.update(state, batch)
                 step, row = step + 1, row + training.batch
-                tell()
-                pending = (step, row, values)
+                tell((step, row, values))
                 last_step = step == training.steps
                 saves = step % training.checkpoint_every == 0 or last_step
                 validates = step % training.validate_every == 0 or last_step

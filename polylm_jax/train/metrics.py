@@ -76,7 +76,8 @@ class Metrics:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         except OSError:
-            self._file.truncate(size)
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
             raise
 
     def _show(self, record: dict[str, Any]) -> None:

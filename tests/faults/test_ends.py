@@ -87,7 +87,7 @@ TWO = {
     ),
     "a full log": ([("full_log", 11), ()], {}, ["storage full", "storage full"], 13),
     "a read that never ends, of one": (
-        [(), ("stalled_read", "zh", 12)],
+        [(), ("stalled_read", "zh", 4)],
         {"train__data_timeout": 3},
         ["data stalled", "data stalled"],
         0,
