@@ -8,19 +8,22 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import format_duration
+from polylm_jax.train.ends import ENDS, UNENDED
 from polylm_jax.train.heartbeat import EVERY, Beat, read_heartbeat
 
 GONE = 6 * EVERY  # seconds without a heartbeat after which a run's process is taken for dead
 STEPS = 20  # times its usual pace that a run may take for a step, a validation or a save
 STARTING = 1800.0  # seconds that a run may take until its first step, compiling
+NEEDED = {"time", "moved", "state", "step", "steps", "pid", "host", "processes"}
 AGAIN = "start it again with the same command and it goes on from the last checkpoint"
 
 
-class Status(NamedTuple):
-    """state: "never started", "running", "stalled", "stopped", "failed" or "finished".
+STATUSES = {end.word: end.status for end in ENDS.values()} | UNENDED
 
-    healthy: whether nobody need do anything. lines: five of them for people.
-    """
+
+class Status(NamedTuple):
+    """state: a word of ENDS or UNENDED. healthy: whether nobody need do anything. lines: five of
+    them for people."""
 
     state: str
     healthy: bool
@@ -30,7 +33,7 @@ class Status(NamedTuple):
 def status_of(folder: str, now: float | None = None) -> Status:
     """The status of the run in a folder. now: seconds since the epoch, the present by default."""
     beat, saved = read_heartbeat(folder), checkpoints(folder)
-    if beat is None:
+    if beat is None or NEEDED - beat.keys():
         return Status("never started", False, _never_started(folder, saved))
     now = time.time() if now is None else now
     state, why = _state(beat, now)
@@ -39,7 +42,7 @@ def status_of(folder: str, now: float | None = None) -> Status:
         healthy, why = False, f"{why}, but the loss is not a number; see its log"
     lines = (
         f"{folder}: {state} at step {beat['step']:,} of {beat['steps']:,} "
-        f"({beat['step'] / beat['steps']:.0%}), {_ago(now - beat['time'])} by process "
+        f"({beat['step'] / max(beat['steps'], 1):.0%}), {_ago(now - beat['time'])} by process "
         f"{beat['pid']} on {beat['host']}, of {beat['processes']}.",
         _loss(beat),
         _speed(beat),
@@ -73,16 +76,14 @@ def _state(beat: Beat, now: float) -> tuple[str, str]:
     silence, still = now - beat["time"], now - beat["moved"]
     rate = beat.get("steps_per_second")
     patience = max(120.0, STEPS / rate) if rate else STARTING
-    if beat["state"] == "finished":
-        return "finished", "all steps are done"
-    if beat["state"] == "stopped":
-        return "stopped", f"it was asked to stop and has saved; {AGAIN}"
-    if beat["state"] == "failed":
-        return "failed", f"it ended with: {beat['reason'].rstrip('.')}"
+    if beat["state"] in ENDS:
+        end = ENDS[beat["state"]]
+        reason = f": {beat['reason'].rstrip('.')}" if "reason" in beat else ""
+        return end.word, f"{end.meaning}{reason}"
     if silence > GONE:
-        return "stalled", f"no sign of life for {format_duration(silence)}; {AGAIN}"
+        return "silent", f"no sign of life for {format_duration(silence)}; {AGAIN}"
     if still > patience:
-        return "stalled", f"it lives but has made no step for {format_duration(still)}; see its log"
+        return "still", f"it lives but has made no step for {format_duration(still)}; see its log"
     return "running", "steps go by" if rate else "starting or compiling"
 
 

@@ -64,9 +64,9 @@ def test_a_checkpoint_in_an_object_store_counts_when_it_is_committed(tmp_path):
     ("later", "news", "state", "sentence"),
     [
         (50, {}, "running", "steps go by"),
-        (70, {}, "stalled", "no sign of life for 1 min 10 s"),
+        (70, {}, "silent", "no sign of life for 1 min 10 s"),
         (70, {"state": "finished"}, "finished", "all steps are done"),
-        (1e6, {"state": "stopped"}, "stopped", "asked to stop and has saved"),
+        (1e6, {"state": "stopped"}, "stopped", "it was asked to stop, by SIGTERM or Ctrl-C"),
         (-1e6, {}, "running", "steps go by"),  # another machine's clock
         (50, {"steps_per_second": None, "loss_before": None}, "running", "compiling"),
     ],
@@ -96,13 +96,13 @@ def test_where_there_was_no_loss_before_there_is_no_trend(tmp_path, before):
     assert status.lines[1] == "Loss: 4.000, too early for a trend."
 
 
-def test_a_run_that_lives_and_makes_no_step_is_stalled(tmp_path):
+def test_a_run_that_lives_and_makes_no_step_stands_still(tmp_path):
     folder = folder_with(tmp_path, steps_per_second=10.0)
     file = tmp_path / "heartbeat.json"
     beat = json.loads(file.read_text())
     file.write_text(json.dumps(beat | {"moved": beat["moved"] - 150}))
     status = status_of(folder)
-    assert status.state == "stalled"
+    assert status.state == "still"
     assert "lives but has made no step for 2 min 30 s" in status.lines[-1]
 
 
@@ -116,14 +116,14 @@ def test_a_run_that_fails_says_why(tmp_path):
         fails()
     status = status_of(str(tmp_path))
     assert (status.state, status.healthy) == ("failed", False)
-    assert "it ended with: the disk is full;" in status.lines[-1]
+    assert "no word of its own: the disk is full;" in status.lines[-1]
 
 
 def test_nothing_there_is_never_started_and_one_process_of_a_run_writes(tmp_path, capsys):
     with Heartbeat(str(tmp_path), False) as heartbeat:
         heartbeat.tell(**NEWS)
     assert read_heartbeat(str(tmp_path)) is None
-    assert main(["status", f"--run={tmp_path}"]) == 0
+    assert main(["status", f"--run={tmp_path}"]) == 11
     said = capsys.readouterr().out
     assert said.count("\n") == 5
     assert "never started" in said

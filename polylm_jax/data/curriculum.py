@@ -28,7 +28,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Annotated
@@ -48,6 +48,10 @@ BLOCK = 1 << 14  # rows that are ordered at once
 HORIZON = 1 << 40  # rows after which a run has no order
 UNIT = 1_000_000  # F is compared in millionths of a row, so that whole rows are met exactly
 MARGIN = UNIT // 4  # by which a cap is met, far above the rounding of F summed over sources
+
+
+class OutOfRows(UserError):
+    """A source has no unread rows left and the schedule says "refuse"."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,10 @@ class Curriculum:
         """SHA-256 of everything that decides the order of sources and rows."""
         parts = [dataclasses.asdict(self.schedule), self.sources, self.length, self.rows.tolist()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_end(self, on_end: str) -> "Curriculum":
+        """The same order of rows with another end: what a run may change and go on."""
+        return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, on_end=on_end))
 
 
 def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Curriculum:
@@ -296,20 +304,41 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
 
     The source is an index into curriculum.sources. A source's rows are visited in the order
     of a permutation keyed by seed, source and epoch; after the last one a new epoch begins,
-    or UserError is raised if the schedule says "refuse".
+    or OutOfRows is raised if the schedule says "refuse".
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
     parts = [np.empty((3, 0), np.int64), *(_block(curriculum, block) for block in blocks)]
     first = start - blocks.start * BLOCK
     source, epoch, row = np.concatenate(parts, axis=1)[:, first : first + stop - start]
     if curriculum.schedule.on_end == "refuse" and epoch.any():
-        ended = source[epoch > 0][0]
-        raise UserError(
-            f'all {curriculum.rows[ended]:,} rows of "{curriculum.sources[ended]}" have been '
-            "read; add text, give it a smaller share, or set "
-            'curriculum.on_end = "repeat".'
-        )
+        raise _out_of_rows(curriculum, int(source[epoch > 0][0]))
     return source, row
+
+
+def rows_until_out(curriculum: Curriculum, most: int) -> tuple[int, OutOfRows | None]:
+    """How many rows of the run, `most` at most, come before a source has none that is unread.
+
+    With it what `locate` raises at the next row; None where `most` can be read.
+    """
+    out = lambda n: bool((consumed(curriculum, n) > curriculum.rows).any())  # noqa: E731
+    if curriculum.schedule.on_end != "refuse" or not out(most):
+        return most, None
+    # whole blocks first, whose counts cost next to nothing
+    block = bisect_left(range(most // BLOCK), True, key=lambda i: out((i + 1) * BLOCK))
+    first = block * BLOCK
+    rows = first + bisect_left(
+        range(min(BLOCK, most - first)), True, key=lambda i: out(first + i + 1)
+    )
+    over = consumed(curriculum, rows + 1) > curriculum.rows
+    return rows, _out_of_rows(curriculum, int(over.argmax()))
+
+
+def _out_of_rows(curriculum: Curriculum, source: int) -> OutOfRows:
+    return OutOfRows(
+        f'all {curriculum.rows[source]:,} rows of "{curriculum.sources[source]}" have been read; '
+        'set curriculum.on_end = "repeat" to go on and read them again, or begin another run '
+        "with more text or a smaller share of it."
+    )
 
 
 def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -17,6 +17,10 @@ from polylm_jax.errors import UserError
 AHEAD = 2  # batches that are read and on their way to the devices before they are wanted
 
 
+class StalledRead(UserError):
+    """Rows have not come in time."""
+
+
 def read_rows(
     store: Store, curriculum: Curriculum, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +44,7 @@ def batches(
     """Endless global batches from row first_row on: tokens [batch, length + 1], source [batch].
 
     The rows a process reads follow from the sharding's index map and never from its number:
-    with tensor parallelism several processes feed the same rows. A UserError where a batch has
+    with tensor parallelism several processes feed the same rows. StalledRead where a batch has
     not come within `timeout` seconds of being wanted; 0 waits for ever.
     """
     shape = (batch, store.length + 1)
@@ -87,7 +91,7 @@ def batches(
             result = made.get(timeout=timeout or None)
         except Empty:
             files = [f"{store.path}/{name}/train-*" for name in silent(store, curriculum.sources)]
-            raise UserError(
+            raise StalledRead(
                 f"no rows came from {', '.join(files) or store.path} within {timeout:g} s; see "
                 "whether that storage answers and run the same command again, or raise "
                 "train.data_timeout."

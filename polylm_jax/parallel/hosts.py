@@ -1,10 +1,13 @@
 """The processes of a run: how they find each other, agree on when to stop, and notice a loss."""
 
 import contextlib
+import ctypes
 import glob
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -21,6 +24,9 @@ from jax.sharding import PartitionSpec as P
 from polylm_jax.errors import UserError
 
 LOST_AFTER = 30  # seconds without a heartbeat after which a process counts as lost
+PATIENCE = 600  # seconds that processes wait for each other where they must
+KEPT: list[Any] = []  # handlers that the C library knows the addresses of
+ALONE = "polylm/alone"  # under it a process that ends by itself leaves its word and its reason
 AGAIN = "start all processes again with the same command: the run goes on from its last checkpoint"
 
 
@@ -98,13 +104,20 @@ def _told(attribute: str, variables: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def joined(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
+def joined(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    leave: Callable[[str, str], int],
+) -> Iterator[None]:
     """Joins the other processes of the run, if there are any, for the length of the block.
 
     coordinator, processes, process: HOST:PORT of process 0, how many there are and which this
     is; all None to take them from what has started this process (`LAUNCHERS`).
-    While the block runs, the loss of another process ends this one with status 1 and one
-    sentence. Raises UserError if the flags are not whole or the others do not come.
+    leave: function (word, reason) that tells the readers of the run how it ended, and returns the
+    exit status. While the block runs it ends this process, with one sentence, as soon as another
+    one is lost ("lost") or has ended by itself (with its word).
+    Raises UserError if the flags are not whole or the others do not come.
     """
     given: dict[str, Any] = {
         "coordinator_address": coordinator,
@@ -113,10 +126,7 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
     }
     found = None
     if any(value is not None for value in given.values()):
-        if None in given.values():
-            raise UserError("--coordinator, --processes and --process go together: give all three.")
-        if processes is not None and process is not None and process >= processes:
-            raise UserError(f"--process={process} must lie below --processes={processes}.")
+        _check_flags(coordinator, processes, process)
     else:
         found, given = launcher(os.environ), {}
         if found is None:
@@ -136,55 +146,175 @@ def joined(coordinator: str | None, processes: int | None, process: int | None) 
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"the processes of the run did not find each other: {reason}") from None
-        with _watched(say):
+        with _watched(say, leave):
             yield
 
 
-@contextlib.contextmanager
-def _watched(say: Callable[[str], None]) -> Iterator[None]:
-    """Ends this process with one sentence as soon as another one has been lost."""
+def _check_flags(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    if coordinator is None or processes is None or process is None:
+        raise UserError("--coordinator, --processes and --process go together: give all three.")
+    host, port = re.fullmatch(r"(.*?)(?::(\d+))?", coordinator, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not host or not port or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--coordinator={coordinator} is not HOST:PORT; give process 0's name or address and "
+            "a free port there, as in --coordinator=localhost:8476."
+        )
+    if processes < 1 or not 0 <= process < processes:
+        raise UserError(
+            f"--process={process} is not one of --processes={processes}: they count from 0 to "
+            f"{max(processes, 1) - 1}."
+        )
+
+
+def process() -> int:
+    """Which process of the run this is; unlike JAX's own number it needs no devices."""
+    state: Any = distributed.global_state
+    return state.process_id or 0
+
+
+def processes() -> int:
+    """How many processes the run has; unlike JAX's own number it needs no devices."""
+    state: Any = distributed.global_state
+    return state.num_processes or 1
+
+
+def verdict(name: str, mine: str, judge: Callable[[list[str]], str]) -> str:
+    """What process 0 makes of what each process says, for all of them; it needs no devices.
+
+    name: of the question, one that was not asked before. judge: function from the words of all
+    processes, in their order, to the answer.
+    """
+    state: Any = distributed.global_state
+    if state.client is None:
+        return judge([mine])
+    key = f"polylm/{name}"
+    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(mine))
+    if state.process_id == 0:
+        told = [
+            json.loads(state.client.blocking_key_value_get(f"{key}/{i}", PATIENCE * 1000))
+            for i in range(state.num_processes)
+        ]
+        state.client.key_value_set(f"{key}/verdict", json.dumps(judge(told)))
+    return json.loads(state.client.blocking_key_value_get(f"{key}/verdict", PATIENCE * 1000))
+
+
+def all_come(name: str, seconds: float = 30) -> bool:
+    """Whether all processes call this, with the same name, within so many seconds."""
     client: Any = distributed.global_state.client
-    everyone = list(range(jax.process_count()))
+    if client is None:
+        return True
+    try:
+        client.wait_at_barrier(f"polylm/{name}", round(1000 * seconds))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _watched(say: Callable[[str], None], leave: Callable[[str, str], int]) -> Iterator[None]:
+    """Ends this process with one sentence as soon as another one is lost or has ended alone."""
+    state: Any = distributed.global_state
+    client = state.client
+    everyone = list(range(state.num_processes))
     over = threading.Event()
 
-    def lost() -> list[int]:
-        """Blocks until a process is no longer the one that it was at first."""
+    def news() -> tuple[str, str]:
+        """Blocks until a process has ended alone, or is not the one any more that it was."""
         first = client.get_live_nodes(everyone)
         while not over.wait(1):
+            for _, words in client.key_value_dir_get(ALONE):
+                word, reason = json.loads(words)
+                return word, reason
             live = client.get_live_nodes(everyone)
             if live != first:
-                return [i for i in everyone if i not in live or live[i] != first.get(i)]
-        return []
+                return _lost([i for i in everyone if i not in live or live[i] != first.get(i)])
+        return "", ""
+
+    def _lost(names: list[int]) -> tuple[str, str]:
+        which = " and ".join(map(str, names))
+        return "lost", f"process {which} of {len(everyone)} was lost; {AGAIN}."
+
+    leaving = threading.Lock()
+
+    def end(word: str, reason: str) -> None:
+        leaving.acquire()  # for good: one sentence is enough
+        threading.Timer(10, os._exit, [1]).start()  # storage may not answer either
+        status = leave(word, reason)
+        say(f"{word}: {reason}")
+        os._exit(status)
 
     def watch() -> None:
         try:
-            names = " and ".join(map(str, lost()))
+            word, reason = news()
         except jax.errors.JaxRuntimeError:
-            names = "0"  # there is nobody left to ask
+            word, reason = _lost([0])  # there is nobody left to ask
         # those who are through leave a moment sooner or later than this one
         if not over.wait(5):
-            say(f"process {names} of {len(everyone)} was lost; {AGAIN}.")
-            os._exit(1)
+            end(word, reason)
         # process 0 leaves last: JAX aborts whoever is still there without it
-        while jax.process_index() == 0 and len(client.get_live_nodes(everyone)) > 1:
+        while state.process_id == 0 and len(client.get_live_nodes(everyone)) > 1:
             time.sleep(0.1)
+
+    alone: list[int] = []  # the exit status, once this process has ended by itself
+
+    def aborted() -> None:
+        if alone:
+            os._exit(alone[0])
+        # the watch may wait for an answer that does not come
+        if not over.wait(5) and not _answers(state.coordinator_address):
+            end(*_lost([0]))
+
+    def go() -> None:
+        over.set()
+        thread.join(30)
 
     thread = threading.Thread(target=watch, daemon=True, name="watch")
     thread.start()
+    _before_an_abort(aborted)
     try:
         yield
-        client.wait_at_barrier("polylm_end", 60_000)
-        over.set()
-        thread.join(30)
+        client.wait_at_barrier("polylm/end", PATIENCE * 1000)
+        go()
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(getattr(error, "defect", error), jax.errors.JaxRuntimeError):
             # most likely the loss of another, which the watch knows in a moment and says better
             time.sleep(LOST_AFTER + 15)
-        # whoever fails alone must not wait for the others on the way out
-        threading.Timer(10, os._exit, [1]).start()
+        word, reason = getattr(error, "word", "failed"), getattr(error, "reason", str(error))
+        if isinstance(error, UserError) and all_come(f"end/{word}", 15):
+            go()
+            raise
+        over.set()
+        alone.append(getattr(error, "status", 1))
+        # whoever fails alone tells the others, and must not wait for them on the way out
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            reason = f"process {state.process_id} of {len(everyone)}: {reason}"
+            client.key_value_set(f"{ALONE}/{state.process_id}", json.dumps([word, reason]))
+        threading.Timer(10, os._exit, alone).start()
         raise
     finally:
         over.set()
+
+
+def _before_an_abort(happens: Callable[[], None]) -> None:
+    """Calls a function before SIGABRT ends this process, whatever thread it comes from.
+
+    JAX aborts a process that has lost process 0, and leaves Python no word otherwise.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: happens())
+    KEPT.append(handler)
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 2).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -194,7 +324,7 @@ def _last_words() -> Iterator[Callable[[str], None]]:
     Where nothing was left, the process was cut off, and the shell says that: JAX aborts all
     processes when it loses process 0, and no Python runs then.
     """
-    sentence = f"a process was cut off, or lost process 0; {AGAIN}."
+    sentence = f"lost: a process was cut off, or lost process 0; {AGAIN}."
     script = 'trap "" INT TERM HUP; read -r say || say="$0"; [ -z "$say" ] || echo "$say" >&2'
     command = ["sh", "-c", script, f"polylm train: {sentence}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as shell:
@@ -213,8 +343,9 @@ def _last_words() -> Iterator[Callable[[str], None]]:
 class Notes(NamedTuple):
     """What each process tells the others once a step.
 
-    stop: whether it was asked to stop. busy: seconds of the last step that it did not wait for
-    its devices. memory: GiB in use on its fullest device, 0 where that is not known.
+    stop: exit status with which it asks all to end after saving, 0 for none. busy: seconds of the
+    last step that it did not wait for its devices. memory: GiB in use on its fullest device, 0
+    where that is not known.
     """
 
     stop: float
@@ -222,11 +353,11 @@ class Notes(NamedTuple):
     memory: float
 
 
-def notes_of(stopped: threading.Event, seconds: Mapping[str, float]) -> Notes:
+def notes_of(stop: int, seconds: Mapping[str, float]) -> Notes:
     """This process's notes. seconds: of the last step, "step", and of it "devices" and others."""
     waited = seconds.get("devices", 0.0) + seconds.get("validation", 0.0)
     in_use = [(d.memory_stats() or {}).get("bytes_in_use", 0) for d in jax.local_devices()]
-    return Notes(stopped.is_set(), seconds.get("step", 0.0) - waited, max(in_use) / 2**30)
+    return Notes(stop, seconds.get("step", 0.0) - waited, max(in_use) / 2**30)
 
 
 def make_exchange(mesh: Mesh) -> Callable[[Notes], jax.Array]:

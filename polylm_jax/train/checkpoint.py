@@ -14,13 +14,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -32,8 +31,11 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
+from polylm_jax.train.checksum import state_checksum
+from polylm_jax.train.ends import RunEnded
+from polylm_jax.train.retention import Meta, Retention, Skipped, skipped_of, sound
 
-Meta = dict[str, Any]
+Loaded = TypeVar("Loaded")
 
 # what Orbax and JSON raise for a file that is missing, cut off or altered
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotFoundError)
@@ -41,19 +43,19 @@ DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotF
 OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
-def open_manager(folder: str, keep: int | None = None) -> ocp.CheckpointManager:
+def open_manager(folder: str, retention: Retention | None = None) -> ocp.CheckpointManager:
     """Manager of FOLDER/checkpoints: asynchronous.
 
-    keep: for a run that goes on; the newest so many stay, and what killed saves left is deleted.
+    retention: for a run that goes on; it says what stays, and what killed saves left is deleted.
     """
     _one_sentence_for_a_failed_save()
     _timeouts_by_the_steady_clock()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        preservation_policy=retention,
         enable_async_checkpointing=True,
         create=True,
         # never by a reader: the save of a run that is alive looks the same
-        cleanup_tmp_directories=keep is not None,
+        cleanup_tmp_directories=retention is not None,
     )
     path = epath.Path(folder)
     if "://" not in str(folder):
@@ -100,8 +102,8 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     try:
         manager.check_for_errors()
         whole = meta | {
-            "state_checksum": int(_state_checksum(state)),
-            "params_checksum": int(_state_checksum(state["params"])),
+            "state_checksum": int(state_checksum(state)),
+            "params_checksum": int(state_checksum(state["params"])),
         }
         whole["meta_checksum"] = _meta_checksum(whole)
         manager.save(
@@ -133,20 +135,27 @@ def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> E
         return error
     # what the failed save has left behind complains as it is taken down
     sys.unraisablehook = lambda _: None
-    return UserError(
-        f"the checkpoint of step {step} could not be written to {manager.directory} ({reason}); "
-        "free some space and run the same command again: it goes on from the newest whole "
-        "checkpoint."
-    )
+    what = f"the checkpoint of step {step} could not be written to {manager.directory} ({reason})"
+    again = "run the same command again: it goes on from the newest whole checkpoint."
+    if reason == "Permission denied":
+        return RunEnded("failed", f"{what}; give this user the right to write there and {again}")
+    return RunEnded("storage full", f"{what}; free some space and {again}")
 
 
-def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Meta:
-    """What is saved beside the state. rows: of the run, read so far."""
+def meta_of(
+    size: Size,
+    rows: int,
+    gin: str,
+    fingerprints: dict[str, str],
+    skipped: Skipped = Skipped(0, False),  # noqa: B008
+) -> Meta:
+    """What is saved beside the state. rows: of the run, read so far. skipped: just before."""
     return {
         "model": dataclasses.asdict(size),
         "rows": rows,
         "gin": gin,
         "fingerprints": fingerprints,
+        "skipped": skipped,
     }
 
 
@@ -156,6 +165,34 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
     if meta.pop("meta_checksum", None) != _meta_checksum(meta):
         raise ValueError("the meta was altered after it was saved")
     return meta
+
+
+def saved(manager: ocp.CheckpointManager) -> dict[int, Skipped]:
+    """Each whole checkpoint, and what had been skipped before it was saved.
+
+    One whose meta is damaged counts as sound: whoever takes it will say that it is damaged.
+    """
+    found = {}
+    for step in manager.all_steps():
+        try:
+            found[step] = skipped_of(read_meta(manager, step))
+        except DAMAGE:
+            found[step] = Skipped(0, False)
+    return found
+
+
+def newest_sound(manager: ocp.CheckpointManager) -> tuple[int, str]:
+    """The step of the checkpoint that readers take, and what to say where it is not the newest."""
+    steps = saved(manager)
+    newest, good = max(steps), sound(steps)
+    if not good:
+        return newest, f"Step {newest} was saved while steps were skipped; no sound one is left."
+    if good[-1] == newest:
+        return newest, ""
+    return good[-1], (
+        f"Taking step {good[-1]}, the newest sound checkpoint: step {newest} was saved while steps "
+        "were skipped."
+    )
 
 
 def check_model(meta: Meta, size: Size, folder: str) -> None:
@@ -168,15 +205,18 @@ def check_model(meta: Meta, size: Size, folder: str) -> None:
     ]
     if other:
         raise UserError(
-            f"the checkpoint in {folder} has {', '.join(other)}; use the gin file it was trained "
-            "with, or another train.folder."
+            f"the checkpoint in {folder} has {', '.join(other)}; leave that setting as it was, or "
+            "take the run that has it."
         )
 
 
-def check_fingerprints(meta: Meta, fingerprints: dict[str, str], folder: str) -> None:
-    """UserError naming what has changed since the checkpoint: tokenizer, rows or curriculum."""
+def check_fingerprints(meta: Meta, usable: Mapping[str, Collection[str]], folder: str) -> None:
+    """UserError naming what has changed since the checkpoint: tokenizer, rows or curriculum.
+
+    usable: of each, the fingerprints with which the run may go on.
+    """
     changed = [
-        name for name, value in meta["fingerprints"].items() if fingerprints.get(name) != value
+        name for name, value in meta["fingerprints"].items() if value not in usable.get(name, ())
     ]
     if changed:
         raise UserError(
@@ -187,33 +227,31 @@ def check_fingerprints(meta: Meta, fingerprints: dict[str, str], folder: str) ->
 
 def restore_newest(
     manager: ocp.CheckpointManager,
-    load: Callable[[int, Meta], Any],
+    steps: Sequence[int],
+    load: Callable[[int, Meta], Loaded],
     say: Callable[[str], None],
-) -> tuple[int, Meta, Any] | None:
-    """Step, meta and state of the newest whole checkpoint; None where there is no checkpoint.
+) -> tuple[int, Meta, Loaded] | None:
+    """Step, meta and what was loaded of the newest of these checkpoints; None where there is none.
 
     A damaged one is told of with `say` and moved to the folder `damaged` beside the others, but
-    only once an older one has been restored. load: function (step, meta) -> state; it raises
-    UserError for a meta that does not fit. All processes take the same checkpoint.
+    only once an older one has been restored. load: function (step, meta) -> what is wanted; it
+    raises UserError for a meta that does not fit. All processes take the same checkpoint.
     """
     damaged: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in sorted(steps, reverse=True):
         error = None
         try:
             meta = read_meta(manager, step)
-            state = load(step, meta)
-            imported = meta.get("imported")  # its arrays were written one by one, unsummed
-            if not imported and int(_state_checksum(state)) != meta["state_checksum"]:
-                raise ValueError("the state was altered after it was saved")
+            loaded = load(step, meta)
         except DAMAGE as raised:
             if any(word in str(raised) for word in OUT_OF_REACH):
                 raise
             error = raised
         if multihost_utils.process_allgather(np.array(error is None)).all():
             for former, why in damaged.items():
-                place = _set_aside(manager, former)
+                place = _set_aside(manager, former, "damaged")
                 say(f"The checkpoint of step {former} is damaged ({why}); it is now in {place}.")
-            return step, meta, state
+            return step, meta, loaded
         damaged[step] = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
     if damaged:
         why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -224,48 +262,41 @@ def restore_newest(
     return None
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> epath.Path:
-    """Moves a checkpoint out of the manager's sight and returns where it is now."""
-    folder = manager.directory.parent / "damaged"
+def _set_aside(manager: ocp.CheckpointManager, step: int, name: str) -> epath.Path:
+    """Moves a checkpoint into a folder of this name beside the others; returns where it is now."""
+    folder = manager.directory.parent / name
     taken = {path.name for path in folder.iterdir()} if folder.exists() else set()
     names = (f"{step}" if not again else f"{step}.{again}" for again in range(len(taken) + 1))
     place = folder / next(name for name in names if name not in taken)
-    multihost_utils.sync_global_devices("damaged checkpoint named")
+    multihost_utils.sync_global_devices("checkpoint named")
     if jax.process_index() == 0:
         folder.mkdir(exist_ok=True)
         (manager.directory / str(step)).rename(place)
-    multihost_utils.sync_global_devices("damaged checkpoint moved")
+    multihost_utils.sync_global_devices("checkpoint moved")
     manager.reload()
     return place
+
+
+def set_aside_after(manager: ocp.CheckpointManager, step: int) -> epath.Path:
+    """Moves the newest checkpoint to the folder `unsound`, in place of what is there, and deletes
+    the others that are later than `step`; returns where the newest is now."""
+    *others, newest = sorted(later for later in manager.all_steps() if later > step)
+    for other in others:
+        manager.delete(other)
+    multihost_utils.sync_global_devices("unsound checkpoints deleted")
+    if jax.process_index() == 0 and (manager.directory.parent / "unsound").exists():
+        (manager.directory.parent / "unsound").rmtree()
+    multihost_utils.sync_global_devices("unsound folder empty")
+    return _set_aside(manager, newest, "unsound")
 
 
 def _meta_checksum(meta: Meta) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-@jax.jit
-def _state_checksum(state: Any) -> jax.Array:
-    """uint32 over all bits and places of a tree of arrays, the same on every mesh.
-
-    The sum of the words, each times an odd number that follows from its place, modulo 2^32: the
-    change of one word always shows, of several all but once in 2^32.
-    """
-
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
-        place = jnp.zeros(leaf.shape, jnp.uint32)
-        for axis, size in enumerate(leaf.shape):
-            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-    sums = [of_leaf(leaf) * (2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(state))]
-    return sum(sums, jnp.uint32(0))
-
-
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     """The state of a step, placed as the abstract tree's shardings say."""
-    with _plain_errors():
+    with plain_errors():
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
@@ -273,7 +304,7 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Raises what was wrong with a read, which Orbax hides behind an `Exception` of no class."""
     try:
         yield
@@ -296,13 +327,14 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
     path = manager.directory / str(step) / "state"
     try:
         meta = read_meta(manager, step)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, _plain_errors():
+        check_model(meta, size, str(manager.directory.parent))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, plain_errors():
             restored = reader.restore(
                 path,
                 ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
             )
         params = restored["params"]
-        if not meta.get("imported") and int(_state_checksum(params)) != meta.get("params_checksum"):
+        if not meta.get("imported") and int(state_checksum(params)) != meta.get("params_checksum"):
             raise ValueError("the parameters were altered after they were saved")
     except DAMAGE as error:
         if any(word in str(error) for word in OUT_OF_REACH):

@@ -3,10 +3,14 @@
 The exit status of `polylm train` and `polylm status`, the word in the heartbeat and in the log, and
 what run.sh, GKE and SLURM do next are all taken from here; `docs/ends.md` is made from it. The
 statuses are those of BSD's sysexits.h where one fits: no signal and no shell uses them.
+`python -m polylm_jax.train.ends > docs/ends.md` makes the page anew.
 """
 
+import errno
 from typing import NamedTuple
 
+from polylm_jax.data.curriculum import OutOfRows
+from polylm_jax.data.feed import StalledRead
 from polylm_jax.errors import UserError
 
 ACTIONS = {
@@ -44,18 +48,81 @@ ENDS = {
 }
 
 # What `polylm status` says of a run that has not ended, and its exit status.
-UNENDED = {
-    "running": 10,
-    "never started": 11,
-    "silent": 12,  # no heartbeat any more: its process or its machine is gone
-    "still": 13,  # a heartbeat, but no step
+UNENDED = {"running": 10, "never started": 11, "silent": 12, "still": 13}
+
+
+UNENDED_MEANING = {
+    "running": "steps go by, or it compiles",
+    "never started": "there is no heartbeat file",
+    "silent": "no heartbeat any more: its process or its machine is gone",
+    "still": "a heartbeat, but no step",
 }
+
+# What storage without room answers: a full disk, a quota, a limit on a file's size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunEnded(UserError):
-    """A run's end that is no success. word: of ENDS."""
+    """A run's end that is no success.
 
-    def __init__(self, word: str, message: str) -> None:
-        super().__init__(message)
+    word: of ENDS. reason: the sentence without the word. defect: what was raised, where that is no
+    fault of the user's or of storage, whose trace must be shown.
+    """
+
+    def __init__(self, word: str, reason: str, defect: BaseException | None = None) -> None:
+        super().__init__(f"{word}: {reason}")
         self.status = ENDS[word].status
-        self.word = word
+        self.word, self.reason, self.defect = word, reason, defect
+
+
+def end_of(error: BaseException) -> RunEnded:
+    """The end of a run in which this was raised: the one place that tells errors apart."""
+    if isinstance(error, RunEnded):
+        return error
+    word, reason = "failed", f"{error}".strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        word = "storage full" if error.errno in FULL else "failed"
+        reason = error.strerror + (f" ({error.filename})" if error.filename else "") + "."
+    elif isinstance(error, StalledRead):
+        word = "data stalled"
+    elif isinstance(error, OutOfRows):
+        word = "out of data"
+    elif not isinstance(error, UserError | OSError):
+        reason = f"{type(error).__name__}: {reason.splitlines()[0]}"
+        return RunEnded(word, reason, error)
+    return RunEnded(word, reason)
+
+
+def page() -> str:
+    """docs/ends.md: each end and each state, for those who write launchers."""
+    rows = [
+        (f"`{end.word}`", end.status, end.meaning, ACTIONS[end.action]) for end in ENDS.values()
+    ]
+    states = [(f"`{word}`", status, UNENDED_MEANING[word]) for word, status in UNENDED.items()]
+    return f"""# How a run ends
+
+Made from `polylm_jax/train/ends.py` by `python -m polylm_jax.train.ends`; a test compares the two.
+
+`polylm train` ends with one of these exit statuses. The word is also the state in the run's
+`heartbeat.json`, what `polylm status` says (and exits with), and stands in the last line of the
+log: `polylm train: WORD: what happened and what mends it`. With several processes each ends with
+the same word and status; one that is killed itself, or dies of a signal, has the signal's.
+
+{_table(("word", "status", "the run ended because", "what run.sh, GKE and SLURM do"), rows)}
+
+Whatever ends a run whose state is sound saves it first. The exceptions are said in the last line:
+where there is no room, and where processes that save together are not all there any more.
+
+`polylm status` exits with the same numbers, and with these where a run has not ended:
+
+{_table(("word", "status", "meaning"), states)}
+"""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from polylm_jax.files import put
 from polylm_jax.jsonl import dumps
+from polylm_jax.train.ends import ENDS, FULL, end_of
 
 NAME = "heartbeat.json"
 EVERY = 10  # seconds between two heartbeats
@@ -24,8 +25,9 @@ class Heartbeat:
 
     It starts with the first news. folder: local, or a path that fsspec knows, such as
     gs://bucket/run. active: whether this process writes; one of a run does.
-    The file says time (of the beat), moved (of the last news), host, pid, state ("running", or
-    what the run was told last, or "failed" with a reason) and all that `tell` was given.
+    The file says time (of the beat), moved (of the last news), host, pid, state ("running", or a
+    word of ENDS), where the end is no success its reason, and all that `tell` was given. Numbers
+    that are none are null.
     """
 
     def __init__(self, folder: str, active: bool) -> None:
@@ -56,8 +58,8 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
         if error is not None:
-            reason = str(error).strip() or type(error).__name__
-            self.tell(state="failed", reason=reason.splitlines()[0])
+            end = end_of(error)
+            self.tell(state=end.word, reason=end.reason.splitlines()[0])
         self._write()
 
     def _go_on(self) -> None:
@@ -66,16 +68,39 @@ class Heartbeat:
 
     def _write(self) -> None:
         with self._lock:
-            content = dumps(self._beat | {"time": time.time()}).encode()
+            beat = self._beat | {"time": time.time()}
         # neither a full disk nor a store out of reach may end the run here: saving says it better
         with contextlib.suppress(Exception):
-            put(f"{self._folder}/{NAME}", content)
+            write(self._folder, beat)
+
+
+def write_end(folder: str, word: str, reason: str) -> None:
+    """Notes the end of a run whose heartbeat says of none, for a process that cannot write more."""
+    beat = read_heartbeat(folder)
+    if beat is not None and beat.get("state") not in ENDS:
+        with contextlib.suppress(Exception):
+            write(folder, beat | {"state": word, "reason": reason, "time": time.time()})
 
 
 def read_heartbeat(folder: str) -> Beat | None:
-    """The last heartbeat of a run, None if there is none."""
+    """The last heartbeat of a run, None if there is none that can be read."""
     files, place = url_to_fs(folder)
     try:
-        return json.loads(files.cat_file(f"{place}/{NAME}"))
-    except FileNotFoundError:
+        beat = json.loads(files.cat_file(f"{place}/{NAME}"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+    return beat if isinstance(beat, dict) else None
+
+
+def write(folder: str, beat: Beat) -> None:
+    """Writes a heartbeat as it is, whole or not at all where there is room."""
+    content = dumps(beat).encode()
+    try:
+        put(f"{folder}/{NAME}", content)
+    except OSError as error:
+        # on a full disk the old file still has room for the last word
+        if error.errno not in FULL:
+            raise
+        with open(url_to_fs(f"{folder}/{NAME}")[1], "r+b") as file:
+            file.write(content)
+            file.truncate()

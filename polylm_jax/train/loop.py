@@ -1,13 +1,16 @@
 """The training run, in the order of time: mesh, data, state, steps, checkpoints."""
 
 import contextlib
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 from jax.sharding import Mesh
 
-from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
+from polylm_jax.console import LiveLine
+from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum, rows_until_out
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
@@ -20,12 +23,18 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.ranges import Range, Seed, check
 from polylm_jax.sizes import Count, Size
-from polylm_jax.train import checkpoint
-from polylm_jax.train.heartbeat import Heartbeat
+from polylm_jax.train import checkpoint, ending
+from polylm_jax.train.agreement import check_data, check_settings
+from polylm_jax.train.claim import claimed
+from polylm_jax.train.ends import RunEnded
+from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.progress import make_report
 from polylm_jax.train.remarks import differences, remarks
+from polylm_jax.train.restore import restore_state
+from polylm_jax.train.retention import Retention, Skipped
+from polylm_jax.train.start import Start, newest_of, newest_sound
 from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
 from polylm_jax.train.validation import held_out, told, validation
 
@@ -76,6 +85,29 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the steps of a run need, opened and compiled once."""
+
+    training: Training
+    patience: int
+    size: Size
+    mesh: Mesh
+    store: Store
+    tokenizer: Tokenizer
+    curriculum: Curriculum
+    gin: str
+    fingerprints: dict[str, str]
+    manager: Any
+    retention: Retention
+    metrics: Metrics
+    heartbeat: Heartbeat
+    stopped: threading.Event
+    update: Callable[..., tuple[State, dict[str, jax.Array]]]
+    evaluate: Callable[..., jax.Array]
+    held_out: dict[str, int]
+
+
 def train(
     training: Training,
     size: Size,
@@ -87,154 +119,237 @@ def train(
     rows: str,
     tokenizer: Tokenizer,
     gin: str,
-) -> int:
-    """Trains until training.steps, or SIGINT or SIGTERM in any process; returns the last step.
+) -> None:
+    """Trains until training.steps are done.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
-    Raises UserError for data, a mesh or a checkpoint that does not fit the configuration.
+    Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
+    does not fit the configuration.
     """
-    mesh = make_mesh(mesh_shape)
-    store = open_store(rows)
-    _check(training, size, mesh, store, tokenizer)
-    curriculum = make_curriculum(
-        schedule, {source: store.rows(source, "train") for source in store.sources}, store.length
-    )
-    fingerprints = {
-        "tokenizer": tokenizer.fingerprint,
-        "row store": store.fingerprint,
-        "curriculum": curriculum.fingerprint(),
-    }
-    _announce(training, size, mesh, store, curriculum)
+    first = hosts.process() == 0
+    say = LiveLine().say if first else lambda _: None
+    with claimed(training.folder, say), Heartbeat(training.folder, first) as heartbeat:
+        former = read_heartbeat(training.folder) or {}
+        heartbeat.tell(
+            step=former.get("step", 0), steps=training.steps, processes=hosts.processes()
+        )
+        check_settings(gin)
+        store = open_store(rows)
+        curriculum = make_curriculum(
+            schedule,
+            {source: store.rows(source, "train") for source in store.sources},
+            store.length,
+        )
+        fingerprints = {
+            "tokenizer": tokenizer.fingerprint,
+            "row store": store.fingerprint,
+            "curriculum": curriculum.fingerprint(),
+        }
+        check_data(fingerprints)
+        mesh = make_mesh(mesh_shape)
+        _check(training, size, mesh, store, tokenizer)
+        _announce(training, size, mesh, store, curriculum)
 
-    abstract = abstract_state(size, init, optimizer, mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    writer = jax.process_index() == 0
-    with (
-        jax.set_mesh(mesh),
-        Heartbeat(training.folder, writer) as heartbeat,
-        contextlib.closing(checkpoint.open_manager(training.folder, training.keep)) as manager,
-        Metrics(training.folder, writer) as metrics,
-        hosts.stop_signals() as stopped,
-    ):
-        fresh = jax.jit(make_state(size, init, optimizer), out_shardings=shardings)
+        abstract = abstract_state(size, init, optimizer, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        make = make_state(size, init, optimizer)
+        retention = Retention(training.keep)
+        # what happens at the end of a source changes no row before it
+        orders = {curriculum.with_end(end).fingerprint() for end in ("repeat", "refuse")}
+        usable = {name: {value} for name, value in fingerprints.items()} | {"curriculum": orders}
 
-        def load(step: int, meta: checkpoint.Meta) -> State:
+        def begin(parts: Sequence[str]) -> State:
+            """These parts of a fresh state."""
+            chosen = lambda tree: {part: tree[part] for part in parts}  # noqa: E731
+            fresh = jax.jit(lambda key: chosen(make(key)), out_shardings=chosen(shardings))
+            return fresh(jax.random.key(training.seed))
+
+        def load(step: int, meta: checkpoint.Meta) -> tuple[State, list[str]]:
             checkpoint.check_model(meta, size, training.folder)
-            checkpoint.check_fingerprints(meta, fingerprints, training.folder)
+            checkpoint.check_fingerprints(meta, usable, training.folder)
             if not meta.get("imported"):
-                return checkpoint.restore(manager, step, abstract)
+                state, changed = restore_state(manager, step, meta, abstract, begin)
+                return state, [*changed, *differences(meta["gin"], gin)]
             params = checkpoint.restore_params(manager, step, size, mesh)
-            return fresh(jax.random.key(training.seed)) | {"params": params}
+            return begin([part for part in abstract if part != "params"]) | {"params": params}, []
 
-        newest = checkpoint.restore_newest(manager, load, metrics.say)
-        if newest is None:
-            state, step, row = fresh(jax.random.key(training.seed)), 0, 0
-        else:
-            step, meta, state = newest
-            row = meta["rows"]
-            metrics.say(f"Going on from step {step} of {training.folder}.")
-        changed = [] if newest is None or meta.get("imported") else differences(meta["gin"], gin)
-        tokens = training.steps * training.batch * store.length
-        for line in [*changed, *remarks(training.steps, optimizer, schedule, tokens)]:
-            metrics.say(line)
-        if writer:
-            put(f"{training.folder}/{MODEL}", tokenizer.model)
-        if step < training.steps or metrics.reaches_beyond(step):
-            metrics.start(step)
-        if step >= training.steps:
-            metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
-            return step
-        heartbeat.tell(step=step, steps=training.steps, processes=jax.process_count())
+        with (
+            jax.set_mesh(mesh),
+            contextlib.closing(checkpoint.open_manager(training.folder, retention)) as manager,
+            Metrics(training.folder, first) as metrics,
+            hosts.stop_signals() as stopped,
+        ):
+            retention.saved = checkpoint.saved(manager)
+            run = Run(
+                training,
+                optimizer.spike_patience,
+                size,
+                mesh,
+                store,
+                tokenizer,
+                curriculum,
+                gin,
+                fingerprints,
+                manager,
+                retention,
+                metrics,
+                heartbeat,
+                stopped,
+                make_update(
+                    size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
+                ),
+                make_evaluate(size, compute, mesh),
+                held_out(store, training.validate_rows),
+            )
+            if not run.held_out:
+                metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
+            tokens = training.steps * training.batch * store.length
+            for line in remarks(training.steps, optimizer, schedule, tokens):
+                metrics.say(line)
+            where = (manager, load, metrics)
+            start = newest_of(manager.all_steps(), *where) or Start(0, 0, begin(list(abstract)))
+            if first:
+                put(f"{training.folder}/{MODEL}", tokenizer.model)
+            unsound = int(start.state["skipped_in_a_row"]) > 0
+            end = go_on(run, start)
+            del start
+            if end is not None and end.word == "stuck" and unsound:
+                back = newest_sound(*where)
+                end = end if back is None else go_on(run, back)
+            if end is not None:
+                raise end
+            heartbeat.tell(state="finished")
 
-        update = make_update(
-            size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
+
+def go_on(run: Run, start: Start) -> RunEnded | None:
+    """Makes steps until the last one is done, or one of the other ends is there, and saves.
+
+    Returns the end on which all processes agree, None where all steps are done; raises what one
+    of them cannot share. The start's state is used up.
+    """
+    training, manager, metrics = run.training, run.manager, run.metrics
+    step, row, state = start
+    skipped = int(state["skipped_in_a_row"])
+    if step < training.steps or metrics.reaches_beyond(step):
+        metrics.start(step)
+    if step >= training.steps:
+        metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
+        stuck = skipped >= run.patience
+        return ending.stuck(training.folder, run.patience, step, step) if stuck else None
+    run.heartbeat.tell(step=step)
+    rows, out_of_rows = rows_until_out(
+        run.curriculum, row + (training.steps - step) * training.batch
+    )
+    last = step + (rows - row) // training.batch
+    if last < training.steps:
+        metrics.say(f"Only {last} of {training.steps} steps can be done: then {out_of_rows}")
+    exchange, clock = hosts.make_exchange(run.mesh), Clock()
+    report = make_report(
+        training.steps,
+        training.log_every,
+        training.batch,
+        run.size,
+        run.mesh,
+        run.curriculum,
+        row,
+        metrics,
+        run.heartbeat,
+        clock,
+    )
+    # a run that is started again may skip as many once more
+    limit = (skipped // run.patience + 1) * run.patience
+    # metrics are fetched one step late, so that the devices never wait
+    pending: tuple[int, int, dict[str, jax.Array]] | None = None
+    end: RunEnded | None = None
+    notes: Any = None
+
+    def tell(
+        then: tuple[int, int, dict[str, jax.Array]] | None = None, whole: bool = False
+    ) -> None:
+        """Logs the step that is pending, if there is one, and finds out whether the run must end.
+
+        then: the step that is pending from here on. whole: whether the record is a full one.
+        """
+        nonlocal pending, skipped, end
+        one, pending = pending, then
+        if one is not None:
+            asked, skipped = report(*one, notes, whole)
+            if end is None and skipped >= limit:
+                end = ending.stuck(training.folder, run.patience, one[0], step)
+            elif end is None and asked:
+                end = ending.asked(asked, training.folder, step, training.steps, metrics.error)
+
+    def validate() -> None:
+        if not run.held_out:
+            return
+        part = training.batch // training.microbatches
+        with clock.on("validation"):
+            record = validation(
+                run.evaluate,
+                state["params"],
+                run.mesh,
+                run.store,
+                run.tokenizer,
+                run.held_out,
+                part,
+            )
+        metrics.write(record | {"step": step, "tokens": row * run.store.length})
+        metrics.say(f"Step {step}: {told(record)}.")
+
+    def save() -> None:
+        in_a_row = int(state["skipped_in_a_row"])
+        run.retention.saved[step] = Skipped(in_a_row, in_a_row >= run.patience)
+        meta = checkpoint.meta_of(
+            run.size, row, run.gin, run.fingerprints, run.retention.saved[step]
         )
-        evaluate = make_evaluate(size, compute, mesh)
-        exchange, clock = hosts.make_exchange(mesh), Clock()
+        if metrics.unwritten:
+            meta["unlogged"] = metrics.unwritten
+        with clock.on("checkpoint"):
+            checkpoint.save(manager, step, state, meta)
+            metrics.publish()
 
-        counts = held_out(store, training.validate_rows)
-        if not counts:
-            metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
+    def save_last() -> None:
+        tell(whole=True)
+        if manager.latest_step() != step:
+            save()
+        checkpoint.finish(manager)
 
-        def validate() -> None:
-            if not counts:
-                return
-            part = training.batch // training.microbatches
-            with clock.on("validation"):
-                record = validation(evaluate, state["params"], mesh, store, tokenizer, counts, part)
-            metrics.write(record | {"step": step, "tokens": row * store.length})
-            metrics.say(f"Step {step}: {told(record)}.")
-
-        def save() -> None:
-            meta = checkpoint.meta_of(size, row, gin, fingerprints)
-            with clock.on("checkpoint"):
-                checkpoint.save(manager, step, state, meta)
-                metrics.publish()
-
-        report = make_report(
-            training.steps,
-            training.log_every,
-            training.batch,
-            size,
-            mesh,
-            curriculum,
-            row,
-            metrics,
-            heartbeat,
-            clock,
-        )
+    try:
         if step == 0 and training.validates(0):
             validate()
-        # metrics are fetched one step late, so that the devices never wait
-        pending: tuple[int, int, dict[str, jax.Array]] | None = None
-        stop = stuck = False
-
-        def tell(notes: jax.Array, whole: bool = False) -> None:
-            """Logs the step that is pending, and looks whether the run must stop."""
-            nonlocal pending, stop, stuck
-            assert pending
-            asked, skipped = report(*pending, notes, whole)
-            # a run that is started again may skip as many once more
-            stuck = skipped > 0 and skipped % optimizer.spike_patience == 0
-            pending, stop = None, asked or stuck
-
         feed = batches(
-            store, curriculum, batch_sharding(mesh), training.batch, row, training.data_timeout
+            run.store,
+            run.curriculum,
+            batch_sharding(run.mesh),
+            training.batch,
+            row,
+            training.data_timeout,
         )
         with contextlib.closing(feed):
-            while step < training.steps and not stop:
+            while step < last and end is None:
                 with clock.on("data"):
                     batch = next(feed)
-                notes = exchange(hosts.notes_of(stopped, clock.last))
-                state, values = update(state, batch)
+                wish = ending.wish(run.stopped, metrics.error)
+                notes = exchange(hosts.notes_of(wish, clock.last))
+                state, values = run.update(state, batch)
                 step, row = step + 1, row + training.batch
-                if pending is not None:
-                    tell(notes)
-                pending = (step, row, values)
+                tell((step, row, values))
                 saves, validates = training.saves(step), training.validates(step)
                 if saves or validates:
                     # before the save, so that no step lies behind a checkpoint without a record
-                    tell(notes, whole=saves)
+                    tell(whole=saves)
                 if saves:
                     save()
                 if validates:
                     validate()
-        if pending is not None:
-            tell(notes, whole=True)
-        if manager.latest_step() != step:
-            save()
-        checkpoint.finish(manager)
-        if stuck:
-            raise UserError(
-                f"{optimizer.spike_patience} steps in a row were skipped up to step {step}, as "
-                "spikes or not finite; all is saved: lower optimizer.peak_learning_rate, or delete "
-                f"the newest of {training.folder}/checkpoints to go back, or run the same command "
-                "again to skip these rows and go on."
-            )
-        heartbeat.tell(state="finished" if step == training.steps else "stopped")
-        if step < training.steps:
-            metrics.say(f"Stopped at step {step}, all saved; the same command goes on from there.")
-        return step
+        save_last()
+    except RunEnded:
+        raise  # the save itself has failed
+    except Exception as error:
+        raise ending.saved_before(error, state, step, training.steps, save_last, manager) from error
+    if end is None and last < training.steps:
+        end = RunEnded("out of data", f"{out_of_rows} Step {step} of {training.steps} is saved.")
+    return end
 
 
 def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:

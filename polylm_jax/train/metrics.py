@@ -1,6 +1,8 @@
 """What a run says while it works: a live line, a JSONL file and TensorBoard."""
 
 import contextlib
+import errno
+import os
 import shutil
 import tempfile
 import time
@@ -30,10 +32,15 @@ class Metrics:
     to nothing: there the records wait on this machine's disk, and `publish` makes files of
     those that are new, FOLDER/metrics-STEP.jsonl, or with the next number where a run went back,
     so that their names are in the order of time. Nothing is made before the first record.
+
+    error: why nothing can be logged any more, None while it can. From then on records are kept in
+    `unwritten`, for a checkpoint to take them along.
     """
 
     def __init__(self, folder: str, active: bool) -> None:
         self._active, self._line = active, LiveLine()
+        self.error: OSError | None = None
+        self.unwritten: list[dict[str, Any]] = []
         self._run, (self._files, self._folder) = folder, url_to_fs(folder)
         self._local = isinstance(self._files, LocalFileSystem)
         self._place: Path | None = None  # where the files lie that are open
@@ -44,7 +51,7 @@ class Metrics:
         path, board = place / "metrics.jsonl", place / "tensorboard"
         board.mkdir(parents=True, exist_ok=True)
         _drop_half_line(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
         # TensorBoard reads files by name, and two starts may fall into one second; the plain
         # writer, because SummaryWriter's thread waits by the wall clock, which may jump
         number = len(list(board.iterdir()))
@@ -70,10 +77,14 @@ class Metrics:
         """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
         if not self._active:
             return
-        if not self._place:
-            self._open()
-        self._last = record["step"]
-        self._file.write(dumps(record) + "\n")
+        try:
+            if self.error is None:
+                self._log(record)
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self.unwritten.append(record)
+            return
         values = [
             Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
             for name, value in _flat(record)
@@ -81,12 +92,30 @@ class Metrics:
         if values:
             self._event(Event(step=record["step"], summary=Summary(value=values)))
 
+    def _log(self, record: dict[str, Any]) -> None:
+        """Adds a line, of which nothing stays where there is no room for all of it."""
+        if not self._place:
+            self._open()
+        self._last, line = record["step"], dumps(record).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
+
     def _event(self, event: Event) -> None:
-        if self._active:
-            event.wall_time = time.time()
+        if not self._active or self.error is not None:
+            return
+        event.wall_time = time.time()
+        try:
             self._board.write_event(event)
             if time.monotonic() > self._flushed + FLUSH:
                 self._flush()
+        except OSError as error:
+            self.error = error
 
     def _flush(self) -> None:
         self._board.flush()
@@ -144,9 +173,11 @@ class Metrics:
     ) -> None:
         if self._active:
             self._line.close()
-            self.publish()
-            if self._place:
-                self._close()
+            # what is full has been told by `error`
+            with contextlib.suppress(*(() if self.error is None else (OSError,))):
+                self.publish()
+                if self._place:
+                    self._close()
 
 
 class Clock:

@@ -22,7 +22,7 @@ from polylm_jax.train.metrics import Clock, Metrics
 RECENT = 20  # steps whose median pace is the speed, and whose mean loss the heartbeat tells
 
 Record = dict[str, Any]
-Report = Callable[[int, int, dict[str, jax.Array], jax.Array, bool], tuple[bool, int]]
+Report = Callable[[int, int, dict[str, jax.Array], jax.Array, bool], tuple[int, int]]
 
 
 def make_report(
@@ -39,7 +39,8 @@ def make_report(
 ) -> Report:
     """Function (step, row, values, notes, whole) that logs a step.
 
-    It returns whether a process asks to stop, and how many steps were skipped in a row.
+    It returns the exit status with which a process asks to end, 0 for none, and how many steps
+    were skipped in a row.
 
     It waits until the devices have done the step, so it is called when the next one is on its
     way. values: the step's metrics. notes: of all processes, float32 [devices, Notes], the
@@ -63,7 +64,7 @@ def make_report(
 
     def report(
         step: int, row: int, values: dict[str, jax.Array], notes: jax.Array, whole: bool
-    ) -> tuple[bool, int]:
+    ) -> tuple[int, int]:
         nonlocal counts, laps, since
         with clock.on("devices"):
             fetched, told = jax.device_get((values, notes))
@@ -115,7 +116,7 @@ def make_report(
             if is_mixed(names):
                 planned = float(non_english_share(names, share(curriculum, row)))
             metrics.line(_line(record, steps, planned, rate, mfu), last)
-        return bool(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
+        return int(Notes(*told.max(axis=0)).stop), int(fetched["skipped_in_a_row"])
 
     return report
 

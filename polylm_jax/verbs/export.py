@@ -33,7 +33,9 @@ def run(given: argparse.Namespace) -> None:
     if Path(given.to).exists():
         raise UserError(f"{given.to} already exists; delete it or give another --to.")
     manager = checkpoint.open_existing(given.run)
-    step = manager.latest_step()
+    step, said = checkpoint.newest_sound(manager)
+    if said:
+        print(said)
     meta = checkpoint.read_meta(manager, step)
     config.parse(given.gin_file, given.overrides, meta["gin"])
     size = Size(**meta["model"])

@@ -35,10 +35,12 @@ class Model:
 
 @contextlib.contextmanager
 def model_of(given: argparse.Namespace) -> Iterator[Model]:
-    """The newest checkpoint of given.run, with its mesh in context and its gin in force."""
+    """The newest sound checkpoint of given.run, with its mesh in context and its gin in force."""
     platform.keep(config.get("compute").compile_cache)
     manager = checkpoint.open_existing(given.run)
-    step = manager.latest_step()
+    step, said = checkpoint.newest_sound(manager)
+    if said:
+        print(said)
     meta = checkpoint.read_meta(manager, step)
     config.parse(given.gin_file, given.overrides, meta["gin"])
     size, compute = config.get("model"), config.get("compute")

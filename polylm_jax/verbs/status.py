@@ -2,7 +2,7 @@
 
 import argparse
 
-from polylm_jax.status import status_of
+from polylm_jax.status import STATUSES, status_of
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -10,6 +10,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="folder of a run, local or gs://")
 
 
-def run(given: argparse.Namespace) -> None:
-    """Runs the verb."""
-    print("\n".join(status_of(given.run).lines))
+def run(given: argparse.Namespace) -> int:
+    """Runs the verb; returns the run's exit status, or that of a run that has not ended."""
+    status = status_of(given.run)
+    print("\n".join(status.lines))
+    return STATUSES[status.state]

@@ -1,6 +1,7 @@
 """Train, or go on training."""
 
 import argparse
+import traceback
 from typing import Annotated
 
 import jax
@@ -10,6 +11,8 @@ from polylm_jax.data import tokenizer
 from polylm_jax.parallel import hosts, platform
 from polylm_jax.ranges import Range
 from polylm_jax.sizes import Count
+from polylm_jax.train.ends import ENDS, end_of
+from polylm_jax.train.heartbeat import write_end
 from polylm_jax.train.loop import train
 from polylm_jax.verbs import number
 
@@ -41,21 +44,31 @@ def run(given: argparse.Namespace) -> None:
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
     training = config.get("train")
-    with hosts.joined(given.coordinator, given.processes, given.process):
-        train(
-            training,
-            config.get("model"),
-            config.get("init"),
-            config.get("compute"),
-            config.get("mesh"),
-            config.get("optimizer"),
-            config.get("curriculum"),
-            config.get("rows").path,
-            tokenizer.load(config.get("tokenizer").path),
-            config.resolved(),
-        )
-        if jax.process_index() == 0:
-            print(
-                f"The run is in {training.folder}; "
-                f"`polylm report --run={training.folder}` shows it."
+
+    def leave(word: str, reason: str) -> int:
+        write_end(training.folder, word, reason)
+        return ENDS[word].status
+
+    with hosts.joined(given.coordinator, given.processes, given.process, leave):
+        try:
+            train(
+                training,
+                config.get("model"),
+                config.get("init"),
+                config.get("compute"),
+                config.get("mesh"),
+                config.get("optimizer"),
+                config.get("curriculum"),
+                config.get("rows").path,
+                tokenizer.load(config.get("tokenizer").path),
+                config.resolved(),
             )
+        except Exception as error:
+            end = end_of(error)
+            if end.defect is not None:
+                traceback.print_exception(end.defect)
+            raise end from None
+    print(
+        f"finished: all {training.steps:,} steps are done; "
+        f"`polylm report --run={training.folder}` shows the run."
+    )

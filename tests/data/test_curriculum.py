@@ -16,6 +16,7 @@ from polylm_jax.data import curriculum as room
 from polylm_jax.data.curriculum import (
     BLOCK,
     HORIZON,
+    OutOfRows,
     Schedule,
     consumed,
     epochs,
@@ -23,6 +24,7 @@ from polylm_jax.data.curriculum import (
     integral,
     locate,
     make_curriculum,
+    rows_until_out,
     share,
 )
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
@@ -214,6 +216,27 @@ def test_a_run_that_must_not_repeat_stops_where_a_source_runs_out():
     assert len(locate(plan, 0, last)[0]) == last
     with pytest.raises(UserError, match='all 50 rows of "de" have been read'):
         locate(plan, 0, last + 2)
+
+
+@pytest.mark.parametrize("most", [3, 60, 5 * BLOCK + 7])
+@pytest.mark.parametrize("rows", [{"en": 40, "de": 7}, {"en": 10**6, "de": 3 * BLOCK // 2 + 5}])
+def test_where_a_run_must_stop_is_known_before_it_starts(rows, most):
+    schedule = Schedule(non_english=((0, 0.3), (LENGTH * 50, 0.6)), weights=((0, {"de": 1.0}),))
+    plan = make_curriculum(replace(schedule, on_end="refuse"), rows, LENGTH)
+    last, error = rows_until_out(plan, most)
+    assert len(locate(plan, 0, last)[0]) == last
+    if last < most:
+        with pytest.raises(OutOfRows) as raised:
+            locate(plan, last, last + 1)
+        assert str(raised.value) == str(error)
+    else:
+        assert error is None
+    assert rows_until_out(make_curriculum(schedule, rows, LENGTH), most) == (most, None)
+    # a run may change its mind: the rows before are the same
+    assert (
+        plan.with_end("repeat").fingerprint()
+        == make_curriculum(schedule, rows, LENGTH).fingerprint()
+    )
 
 
 def test_the_fingerprint_is_of_schedule_seed_and_rows():

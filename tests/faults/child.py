@@ -3,9 +3,11 @@
 A fork server imports this module once, so that each process starts in a moment.
 """
 
+import errno
 import os
 import random
 import resource
+import signal
 import sys
 import threading
 import time
@@ -15,7 +17,9 @@ import numpy as np
 
 from polylm_jax.__main__ import main
 from polylm_jax.data.rows import Store
+from polylm_jax.parallel import hosts
 from polylm_jax.train import loop
+from polylm_jax.train.metrics import Metrics
 from polylm_jax.verbs import train  # noqa: F401
 
 
@@ -24,6 +28,7 @@ def run(arguments, log, tamper, *values):
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    hosts.LOST_AFTER = 10
     if tamper:
         globals()[tamper](*values)
     sys.exit(main(arguments))
@@ -47,7 +52,9 @@ def change_batches(which, factors):
         for i in range(first_row // batch, 1000):
             one = feed(store, curriculum, sharding, batch, which(i) * batch, *rest)
             factor = np.full(batch, factors.get(which(i), 1), np.float32)
-            yield next(one) | {"factor": jax.device_put(factor, sharding)}
+            # device_put compares its values over processes, and no NaN equals another
+            put = jax.make_array_from_callback((batch,), sharding, lambda index, f=factor: f[index])
+            yield next(one) | {"factor": put}
             one.close()
 
     def value_and_grad(function, **options):
@@ -74,6 +81,77 @@ def stalled_read(source, calls):
         return read(self, sources, which, indices, split)
 
     Store.read_mixed = stalling
+
+
+def asked_to_stop(step):
+    """SIGTERM comes while this step is reported."""
+    at_report(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def killed(step):
+    """The process is gone while this step is reported."""
+    at_report(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def failing_report(step):
+    """A defect shows while this step is reported."""
+    at_report(step, lambda: 1 / 0)
+
+
+def at_report(step, happens):
+    make_report = loop.make_report
+
+    def make(*arguments):
+        report = make_report(*arguments)
+
+        def reported(number, *rest):
+            if number == step:
+                happens()
+            return report(number, *rest)
+
+        return reported
+
+    loop.make_report = make
+
+
+def failing_validation(step):
+    """The held-out rows cannot be read after this many calls."""
+    validation, count = loop.validation, iter(range(100))
+
+    def failing(*arguments):
+        if next(count) == step:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "rows/zh/valid-00000.tokens")
+        return validation(*arguments)
+
+    loop.validation = failing
+
+
+def full_log(step):
+    """There is no room in the log from this step on."""
+    write = Metrics.write
+
+    def full(self, record):
+        if record["step"] == step and hasattr(self, "_file"):
+            self._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        write(self, record)
+
+    Metrics.write = full
+
+
+def slow_steps(seconds):
+    """Every step takes so long."""
+    make_update = loop.make_update
+
+    def make(*arguments):
+        update = make_update(*arguments)
+
+        def slow(state, batch):
+            time.sleep(seconds)
+            return update(state, batch)
+
+        return slow
+
+    loop.make_update = make
 
 
 def jumping_clock(seed):

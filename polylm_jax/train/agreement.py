@@ -1,0 +1,64 @@
+"""All processes of a run are the same run: what must be equal is compared before the first step."""
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import polylm_jax
+from polylm_jax.parallel import hosts
+from polylm_jax.train.ends import RunEnded
+
+# Where things lie may differ from host to host; what lies there is compared by its fingerprint.
+PLACES = ("compute.compile_cache", "corpus.path", "corpus.text", "tokenizer.path", "rows.path")
+SHOWN = 3  # differences that are named
+
+
+def check_settings(gin: str) -> None:
+    """RunEnded("unequal"), in every process, where one has other settings or other code.
+
+    gin: the resolved configuration, one setting a line.
+    """
+    settings = dict(line.split(" = ", 1) for line in gin.splitlines() if line)
+    _check("settings", {n: v for n, v in settings.items() if n not in PLACES} | _code())
+
+
+def check_data(fingerprints: dict[str, str]) -> None:
+    """RunEnded("unequal"), in every process, where one reads another tokenizer, rows or order."""
+    _check("data", {name: value[:16] for name, value in fingerprints.items()})
+
+
+def _check(name: str, mine: dict[str, str]) -> None:
+    if difference := hosts.verdict(name, json.dumps(mine), _difference):
+        raise RunEnded(
+            "unequal",
+            f"{difference}; start all processes with the same settings, data and code.",
+        )
+
+
+def _difference(told: list[str]) -> str:
+    """What the processes do not have in common, "" where all are equal to process 0."""
+    first, *others = map(json.loads, told)
+    found = [
+        f"process {number} has {name} = {_short(other.get(name))} where process 0 has "
+        f"{_short(first.get(name))}"
+        for number, other in enumerate(others, 1)
+        for name in {**first, **other}
+        if other.get(name) != first.get(name)
+    ]
+    more = [f"and {len(found) - SHOWN} more differences"] if len(found) > SHOWN else []
+    return ", ".join([*found[:SHOWN], *more])
+
+
+def _short(value: str | None) -> str:
+    return "nothing" if value is None else value if len(value) <= 60 else f"{value[:57]}..."
+
+
+def _code() -> dict[str, str]:
+    """Versions, and a hash of this package's files: a stale checkout has the same version."""
+    root = Path(polylm_jax.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    versions = {f"the version of {name}": version(name) for name in ("jax", "jaxlib", "flax")}
+    return {"the code of polylm_jax": digest.hexdigest()[:16]} | versions

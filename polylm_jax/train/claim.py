@@ -1,0 +1,123 @@
+"""One writer a folder: a second run that would train into it is refused, and nothing is touched.
+
+On a disk a lock decides. An object store has none, and a disk that is shared over a network may not
+show it to other machines: there the heartbeat decides, which moves as long as its writer lives.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from polylm_jax.console import format_duration
+from polylm_jax.parallel import hosts
+from polylm_jax.train import heartbeat
+from polylm_jax.train.ends import ENDS, RunEnded
+
+LOCK = "lock"
+SETTLE = 2.0  # seconds after which of two that begin at once all but the last writer give way
+
+
+@contextlib.contextmanager
+def claimed(folder: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Holds a run's folder for the length of the block; process 0 does it for all.
+
+    say: where a wait is announced. RunEnded("busy") in every process where another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        refusal = ""
+        if hosts.process() == 0:
+            refusal = _take(folder, say, held)
+        if refusal := hosts.verdict("folder", refusal, lambda told: told[0]):
+            raise RunEnded("busy", refusal)
+        yield
+
+
+def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -> str:
+    """Takes the folder until `held` closes; returns "", or why it cannot be had."""
+    files, place = url_to_fs(folder)
+    local = isinstance(files, LocalFileSystem)
+    if local:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        lock = Path(place, LOCK).open("a+")  # noqa: SIM115
+        held.callback(lock.close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} {socket.gethostname()}")
+            lock.flush()
+        except BlockingIOError:
+            lock.seek(0)
+            return _refusal(folder, _holder(folder, lock.read()))
+        except OSError:
+            local = False  # a file system without locks
+    beat = heartbeat.read_heartbeat(folder)
+    # on one machine the lock has said that nobody writes
+    if (
+        beat
+        and beat.get("state") not in ENDS
+        and not (local and beat.get("host") == socket.gethostname())
+    ):
+        say(
+            f"{folder} has the heartbeat of {_who(beat)}; looking for {_watch():.0f} s whether it "
+            "moves."
+        )
+        if moved := _moved(folder, beat):
+            return _refusal(folder, moved)
+    return "" if local else _last_to_write(folder, beat)
+
+
+def _holder(folder: str, owner: str) -> heartbeat.Beat:
+    """The heartbeat of a lock's owner; without its age where what is there is of another run."""
+    beat = heartbeat.read_heartbeat(folder) or {}
+    pid, _, host = owner.partition(" ")
+    return beat if f"{beat.get('pid')} {beat.get('host')}" == owner else {"pid": pid, "host": host}
+
+
+def _watch() -> float:
+    return 2.5 * heartbeat.EVERY
+
+
+def _moved(folder: str, beat: heartbeat.Beat) -> heartbeat.Beat | None:
+    """The next heartbeat, None if none comes, or one that says that its run has ended."""
+    end = time.monotonic() + _watch()
+    while time.monotonic() < end:
+        time.sleep(heartbeat.EVERY / 10)
+        now = heartbeat.read_heartbeat(folder)
+        if now is not None and now != beat:
+            return now if now.get("state") not in ENDS else None
+    return None
+
+
+def _last_to_write(folder: str, former: heartbeat.Beat | None) -> str:
+    """Writes a first heartbeat where there is no lock; "" if it is still there a moment later."""
+    mine = (former or {}) | {
+        **{"state": "running", "host": socket.gethostname(), "pid": os.getpid()},
+        **{"time": time.time(), "moved": time.time()},
+    }
+    heartbeat.write(folder, mine)
+    time.sleep(SETTLE)
+    now = heartbeat.read_heartbeat(folder)
+    same = now is not None and all(now.get(name) == mine[name] for name in ("host", "pid", "time"))
+    return "" if same else _refusal(folder, now)
+
+
+def _refusal(folder: str, beat: heartbeat.Beat | None) -> str:
+    return (
+        f"{folder} is being written by {_who(beat or {})}; wait for that run or stop it, or choose "
+        "another train.folder. Nothing was touched."
+    )
+
+
+def _who(beat: heartbeat.Beat) -> str:
+    """The process that a heartbeat is of, and the heartbeat's age."""
+    age = "which has no heartbeat yet"
+    if "time" in beat:
+        age = f"whose heartbeat is {format_duration(max(time.time() - beat['time'], 0))} old"
+    return f"process {beat.get('pid')} on {beat.get('host')}, {age}"

@@ -1,0 +1,44 @@
+"""What processes say of themselves is compared, and the difference is named."""
+
+import json
+
+from polylm_jax.train import agreement
+
+
+def difference(*told):
+    return agreement._difference([json.dumps(words) for words in told])
+
+
+def test_the_process_and_the_setting_that_differ_are_named():
+    zero = {"train.batch": "4", "mesh.fsdp": "-1"}
+    assert difference(zero) == ""
+    assert difference(zero, zero, dict(zero)) == ""
+    said = difference(zero, zero, zero | {"train.batch": "8"})
+    assert said == "process 2 has train.batch = 8 where process 0 has 4"
+    assert "process 1 has x = 1 where process 0 has nothing" in difference(zero, zero | {"x": "1"})
+    other = dict.fromkeys("abcdef", "new")
+    assert difference(zero, zero | other).endswith("and 3 more differences")
+    assert len(difference({"a": "b"}, {"a": "c" * 5000})) < 200
+
+
+def test_settings_code_and_versions_are_compared_and_places_are_not(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        agreement.hosts, "verdict", lambda name, mine, judge: asked.update(json.loads(mine)) or ""
+    )
+    agreement.check_settings(
+        "train.batch = 4\nrows.path = '/a'\n\ncurriculum.extras = {'a': ' = '}"
+    )
+    assert asked["train.batch"] == "4"
+    assert asked["curriculum.x"] == "{'a': ' = '}"
+    assert "rows.path" not in asked
+    assert {"the code of polylm_jax", "the version of jax"} <= asked.keys()
+
+
+def test_the_code_is_that_of_the_files(monkeypatch, tmp_path):
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "x.py").write_text("a = 1\n")
+    monkeypatch.setattr(agreement.polylm_jax, "__file__", str(tmp_path / "__init__.py"))
+    one = agreement._code()
+    (tmp_path / "x.py").write_text("a = 2\n")
+    assert agreement._code() != one

@@ -1,0 +1,46 @@
+"""The table of ends: its page, and which error is which end."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from polylm_jax.data.curriculum import OutOfRows
+from polylm_jax.data.feed import StalledRead
+from polylm_jax.errors import UserError
+from polylm_jax.status import STATUSES
+from polylm_jax.train.ends import ACTIONS, ENDS, UNENDED, RunEnded, end_of, page
+
+PAGE = Path(__file__).parents[2] / "docs" / "ends.md"
+
+
+def test_the_page_in_the_docs_is_what_the_table_makes():
+    assert PAGE.read_text() == page()
+
+
+def test_no_two_ends_look_alike_and_only_finished_is_done():
+    assert len(set(STATUSES.values())) == len(ENDS) + len(UNENDED)
+    assert [end.word for end in ENDS.values() if end.action == "done"] == ["finished"]
+    assert {end.action for end in ENDS.values()} <= ACTIONS.keys()
+    # shells and signals have these: 2, and 126 and above
+    assert all(0 <= status < 126 and status != 2 for status in STATUSES.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "word", "reason"),
+    [
+        (RunEnded("lost", "it is."), "lost", "it is."),
+        (OutOfRows("no rows."), "out of data", "no rows."),
+        (StalledRead("no rows."), "data stalled", "no rows."),
+        (UserError("bad."), "failed", "bad."),
+        (OSError(errno.ENOSPC, "No space left", "/x"), "storage full", "No space left (/x)."),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "storage full", "Quota exceeded."),
+        (PermissionError(errno.EACCES, "Permission denied"), "failed", "Permission denied."),
+        (ZeroDivisionError("a\nb"), "failed", "ZeroDivisionError: a"),
+    ],
+)
+def test_each_error_is_one_end(error, word, reason):
+    end = end_of(error)
+    assert (end.word, end.reason, end.status) == (word, reason, ENDS[word].status)
+    assert str(end) == f"{word}: {reason}"
+    assert (end.defect is error) == isinstance(error, ZeroDivisionError)
