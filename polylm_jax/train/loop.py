@@ -18,7 +18,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.files import put
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.ranges import Range, Seed, check
@@ -126,12 +126,12 @@ def train(
     Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
     does not fit the configuration.
     """
-    first = hosts.process() == 0
+    first = together.process() == 0
     say = LiveLine().say if first else lambda _: None
     with claimed(training.folder, say), Heartbeat(training.folder, first) as heartbeat:
         former = read_heartbeat(training.folder) or {}
         heartbeat.tell(
-            step=former.get("step", 0), steps=training.steps, processes=hosts.processes()
+            step=former.get("step", 0), steps=training.steps, processes=together.processes()
         )
         check_settings(gin)
         store = open_store(rows)
