@@ -42,7 +42,7 @@ def test_every_number_of_a_flag_is_checked(verb):
         (["train", "--processes=0"], "--processes=0; it must lie between 1"),
         (
             ["train", "--processes=2", "--process=2", "--coordinator=localhost:1"],
-            "--process=2 is not one of --processes=2",
+            "--process=2 must lie below --processes=2.",
         ),
         (
             ["chat", "--run=r", "--gin.chat.seed=" + "9" * 20],

@@ -1,30 +1,25 @@
-"""The processes of a run: how they find each other, agree on when to stop, and notice a loss."""
+"""The processes of a run: how they find each other, and what they tell each other once a step."""
 
 import contextlib
-import ctypes
 import glob
-import json
 import os
 import re
 import signal
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from polylm_jax.errors import UserError
+from polylm_jax.parallel.watch import watched
 
 LOST_AFTER = 30  # seconds without a heartbeat after which a process counts as lost
-PATIENCE = 600  # seconds that processes wait for each other where they must
-ALONE = "polylm/alone"  # under it a process that ends by itself leaves its word and its reason
 AGAIN = "start all processes again with the same command: the run goes on from its last checkpoint"
 
 
@@ -144,7 +139,7 @@ def joined(
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"the processes of the run did not find each other: {reason}") from None
-        with _watched(say, leave), _slow_to_abort():
+        with watched(say, leave, AGAIN, LOST_AFTER):
             yield
 
 
@@ -162,132 +157,6 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
             f"--process={process} is not one of --processes={processes}: they count from 0 to "
             f"{max(processes, 1) - 1}."
         )
-
-
-def process() -> int:
-    """Which process of the run this is; unlike JAX's own number it needs no devices."""
-    state: Any = distributed.global_state
-    return state.process_id or 0
-
-
-def processes() -> int:
-    """How many processes the run has; unlike JAX's own number it needs no devices."""
-    state: Any = distributed.global_state
-    return state.num_processes or 1
-
-
-def verdict(name: str, mine: str, judge: Callable[[list[str]], str]) -> str:
-    """What process 0 makes of what each process says, for all of them; it needs no devices.
-
-    name: of the question, one that was not asked before. judge: function from the words of all
-    processes, in their order, to the answer.
-    """
-    state: Any = distributed.global_state
-    if state.client is None:
-        return judge([mine])
-    key = f"polylm/{name}"
-    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(mine))
-    if state.process_id == 0:
-        told = [
-            json.loads(state.client.blocking_key_value_get(f"{key}/{i}", PATIENCE * 1000))
-            for i in range(state.num_processes)
-        ]
-        state.client.key_value_set(f"{key}/verdict", json.dumps(judge(told)))
-    return json.loads(state.client.blocking_key_value_get(f"{key}/verdict", PATIENCE * 1000))
-
-
-def all_come(name: str, seconds: float = 30) -> bool:
-    """Whether all processes call this, with the same name, within so many seconds."""
-    client: Any = distributed.global_state.client
-    if client is None:
-        return True
-    try:
-        client.wait_at_barrier(f"polylm/{name}", round(1000 * seconds))
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _watched(say: Callable[[str], None], leave: Callable[[str, str], int]) -> Iterator[None]:
-    """Ends this process with one sentence as soon as another one is lost or has ended alone."""
-    state: Any = distributed.global_state
-    client = state.client
-    everyone = list(range(state.num_processes))
-    over = threading.Event()
-
-    def news() -> tuple[str, str]:
-        """Blocks until a process has ended alone, or is not the one any more that it was."""
-        first = client.get_live_nodes(everyone)
-        while not over.wait(1):
-            for _, words in client.key_value_dir_get(ALONE):
-                word, reason = json.loads(words)
-                return word, reason
-            live = client.get_live_nodes(everyone)
-            if live != first:
-                return _lost([i for i in everyone if i not in live or live[i] != first.get(i)])
-        return "", ""
-
-    def _lost(names: list[int]) -> tuple[str, str]:
-        which = " and ".join(map(str, names))
-        return "lost", f"process {which} of {len(everyone)} was lost; {AGAIN}."
-
-    def watch() -> None:
-        try:
-            word, reason = news()
-        except jax.errors.JaxRuntimeError:
-            word, reason = _lost([0])  # there is nobody left to ask
-        # those who are through leave a moment sooner or later than this one
-        if not over.wait(5):
-            threading.Timer(10, os._exit, [1]).start()  # storage may not answer either
-            status = leave(word, reason)
-            say(f"{word}: {reason}")
-            os._exit(status)
-        # process 0 leaves last: JAX aborts whoever is still there without it
-        while state.process_id == 0 and len(client.get_live_nodes(everyone)) > 1:
-            time.sleep(0.1)
-
-    def go() -> None:
-        over.set()
-        thread.join(30)
-
-    thread = threading.Thread(target=watch, daemon=True, name="watch")
-    thread.start()
-    try:
-        yield
-        client.wait_at_barrier("polylm/end", PATIENCE * 1000)
-        go()
-    except BaseException as error:
-        if isinstance(getattr(error, "defect", error), jax.errors.JaxRuntimeError):
-            # most likely the loss of another, which the watch knows in a moment and says better
-            time.sleep(LOST_AFTER + 15)
-        word, reason = getattr(error, "word", "failed"), getattr(error, "reason", str(error))
-        if isinstance(error, UserError) and all_come(f"end/{word}", 15):
-            go()
-            raise
-        over.set()
-        # whoever fails alone tells the others, and must not wait for them on the way out
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            reason = f"process {state.process_id} of {len(everyone)}: {reason}"
-            client.key_value_set(f"{ALONE}/{state.process_id}", json.dumps([word, reason]))
-        threading.Timer(10, os._exit, [getattr(error, "status", 1)]).start()
-        raise
-    finally:
-        over.set()
-
-
-@contextlib.contextmanager
-def _slow_to_abort() -> Iterator[None]:
-    """An abort waits some seconds: JAX aborts a process that has lost process 0, and only the
-    watch can end it with the status and the sentence that this end has."""
-    libc = ctypes.CDLL(None)
-    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: time.sleep(12))
-    former = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        libc.signal(signal.SIGABRT, former)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import polylm_jax
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import together
 from polylm_jax.train.ends import RunEnded
 
 # Where things lie may differ from host to host; what lies there is compared by its fingerprint.
@@ -29,7 +29,7 @@ def check_data(fingerprints: dict[str, str]) -> None:
 
 
 def _check(name: str, mine: dict[str, str]) -> None:
-    if difference := hosts.verdict(name, json.dumps(mine), _difference):
+    if difference := together.verdict(name, json.dumps(mine), _difference):
         raise RunEnded(
             "unequal",
             f"{difference}; start all processes with the same settings, data and code.",

@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import format_duration
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import together
 from polylm_jax.train import heartbeat
 from polylm_jax.train.ends import ENDS, RunEnded
 
@@ -32,9 +32,9 @@ def claimed(folder: str, say: Callable[[str], None]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         refusal = ""
-        if hosts.process() == 0:
+        if together.process() == 0:
             refusal = _take(folder, say, held)
-        if refusal := hosts.verdict("folder", refusal, lambda told: told[0]):
+        if refusal := together.verdict("folder", refusal, lambda told: told[0]):
             raise RunEnded("busy", refusal)
         yield
 

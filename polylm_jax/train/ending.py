@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import together
 from polylm_jax.train.ends import ENDS, RunEnded, end_of
 
 
@@ -65,13 +65,14 @@ def saved_before(
     """
     end = end_of(error)
     gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # given to a step that failed
-    if not gone and step and hosts.all_come(f"end/{step}"):
+    if not gone and step and together.all_come(f"saved/{step}", together.MEET):
         try:
             save()
             reason = f"{end.reason} Step {step} of {steps} is saved."
             return RunEnded(end.word, reason, end.defect)
         except Exception as second:
             end = RunEnded(end.word, f"{end.reason} And then: {end_of(second).reason}", end.defect)
-    together = "" if hosts.processes() == 1 else ", which all processes do together"
-    reason = f"{end.reason} What came after step {manager.latest_step()} is not saved{together}."
-    return RunEnded(end.word, reason, end.defect)
+    alone = "" if together.processes() == 1 else "; all processes save together or none does"
+    newest = manager.latest_step()
+    what = "Nothing" if newest is None else f"Nothing after step {newest}"
+    return RunEnded(end.word, f"{end.reason} {what} is saved{alone}.", end.defect)

@@ -18,7 +18,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.files import put
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.ranges import Range, Seed, check
@@ -105,6 +105,7 @@ class Run:
     stopped: threading.Event
     update: Callable[..., tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[..., jax.Array]
+    held_out: dict[str, int]
 
 
 def train(
@@ -125,12 +126,12 @@ def train(
     Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
     does not fit the configuration.
     """
-    first = hosts.process() == 0
+    first = together.process() == 0
     say = LiveLine().say if first else lambda _: None
     with claimed(training.folder, say), Heartbeat(training.folder, first) as heartbeat:
         former = read_heartbeat(training.folder) or {}
         heartbeat.tell(
-            step=former.get("step", 0), steps=training.steps, processes=hosts.processes()
+            step=former.get("step", 0), steps=training.steps, processes=together.processes()
         )
         check_settings(gin)
         store = open_store(rows)
@@ -167,7 +168,8 @@ def train(
             checkpoint.check_model(meta, size, training.folder)
             checkpoint.check_fingerprints(meta, usable, training.folder)
             if not meta.get("imported"):
-                return restore_state(manager, step, meta, abstract, begin)
+                state, changed = restore_state(manager, step, meta, abstract, begin)
+                return state, [*changed, *differences(meta["gin"], gin)]
             params = checkpoint.restore_params(manager, step, size, mesh)
             return begin([part for part in abstract if part != "params"]) | {"params": params}, []
 
@@ -197,15 +199,15 @@ def train(
                     size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
                 ),
                 make_evaluate(size, compute, mesh),
+                held_out(store, training.validate_rows),
             )
+            if not run.held_out:
+                metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
+            tokens = training.steps * training.batch * store.length
+            for line in remarks(training.steps, optimizer, schedule, tokens):
+                metrics.say(line)
             where = (manager, load, metrics)
             start = newest_of(manager.all_steps(), *where) or Start(0, 0, begin(list(abstract)))
-            tokens = training.steps * training.batch * store.length
-            for line in [
-                *differences(start.gin, gin),
-                *remarks(training.steps, optimizer, schedule, tokens),
-            ]:
-                metrics.say(line)
             if first:
                 put(f"{training.folder}/{MODEL}", tokenizer.model)
             unsound = int(start.state["skipped_in_a_row"]) > 0
@@ -226,7 +228,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     of them cannot share. The start's state is used up.
     """
     training, manager, metrics = run.training, run.manager, run.metrics
-    step, row, state = start.step, start.row, start.state
+    step, row, state = start
     skipped = int(state["skipped_in_a_row"])
     if step < training.steps or metrics.reaches_beyond(step):
         metrics.start(step)
@@ -241,9 +243,6 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     last = step + (rows - row) // training.batch
     if last < training.steps:
         metrics.say(f"Only {last} of {training.steps} steps can be done: then {out_of_rows}")
-    counts = held_out(run.store, training.validate_rows)
-    if not counts:
-        metrics.say(f"There is nothing to validate on: {run.store.path} has no held-out rows.")
     exchange, clock = hosts.make_exchange(run.mesh), Clock()
     report = make_report(
         training.steps,
@@ -269,7 +268,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     ) -> None:
         """Logs the step that is pending, if there is one, and finds out whether the run must end.
 
-        then: the step that is pending from here on. whole: whether its record must hold all.
+        then: the step that is pending from here on. whole: whether the record is a full one.
         """
         nonlocal pending, skipped, end
         one, pending = pending, then
@@ -281,12 +280,18 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
                 end = ending.asked(asked, training.folder, step, training.steps, metrics.error)
 
     def validate() -> None:
-        if not counts:
+        if not run.held_out:
             return
         part = training.batch // training.microbatches
         with clock.on("validation"):
             record = validation(
-                run.evaluate, state["params"], run.mesh, run.store, run.tokenizer, counts, part
+                run.evaluate,
+                state["params"],
+                run.mesh,
+                run.store,
+                run.tokenizer,
+                run.held_out,
+                part,
             )
         metrics.write(record | {"step": step, "tokens": row * run.store.length})
         metrics.say(f"Step {step}: {told(record)}.")

@@ -33,8 +33,8 @@ class Metrics:
     those that are new, FOLDER/metrics-STEP.jsonl, or with the next number where a run went back,
     so that their names are in the order of time. Nothing is made before the first record.
 
-    error: why the log cannot be written any more, None while it can. From then on records are
-    kept in `unwritten`, for a checkpoint to take them along.
+    error: why nothing can be logged any more, None while it can. From then on records are kept in
+    `unwritten`, for a checkpoint to take them along.
     """
 
     def __init__(self, folder: str, active: bool) -> None:
@@ -65,10 +65,9 @@ class Metrics:
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.write({"kind": "start", "step": step, "time": now})
-        if self.error is None and self._active:
-            # TensorBoard drops what it has of this step and later ones; `step` itself was made
-            first = step + 1 if step else 0
-            self._event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+        # TensorBoard drops what it has of this step and later ones, and `step` itself was made
+        first = step + 1 if step else 0
+        self._event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def reaches_beyond(self, step: int) -> bool:
         """Whether the log has records of later steps: then the run went back."""
@@ -78,24 +77,26 @@ class Metrics:
         """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
         if not self._active:
             return
-        if not self._place:
-            self._open()
-        self._last = record["step"]
         try:
             if self.error is None:
-                self._append(dumps(record).encode() + b"\n")
+                self._log(record)
         except OSError as error:
             self.error = error
         if self.error is not None:
             self.unwritten.append(record)
             return
-        try:
-            self._show(record)
-        except OSError as error:
-            self.error = error
+        values = [
+            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
+            for name, value in _flat(record)
+        ]
+        if values:
+            self._event(Event(step=record["step"], summary=Summary(value=values)))
 
-    def _append(self, line: bytes) -> None:
-        """Adds a line, or what there is no room for leaves no trace."""
+    def _log(self, record: dict[str, Any]) -> None:
+        """Adds a line, of which nothing stays where there is no room for all of it."""
+        if not self._place:
+            self._open()
+        self._last, line = record["step"], dumps(record).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
@@ -105,21 +106,16 @@ class Metrics:
                 self._file.truncate(size)
             raise
 
-    def _show(self, record: dict[str, Any]) -> None:
-        """Brings a record to TensorBoard."""
-        values = [
-            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-            for name, value in _flat(record)
-        ]
-        if values:
-            self._event(Event(step=record["step"], summary=Summary(value=values)))
-
     def _event(self, event: Event) -> None:
-        if self._active:
-            event.wall_time = time.time()
+        if not self._active or self.error is not None:
+            return
+        event.wall_time = time.time()
+        try:
             self._board.write_event(event)
             if time.monotonic() > self._flushed + FLUSH:
                 self._flush()
+        except OSError as error:
+            self.error = error
 
     def _flush(self) -> None:
         self._board.flush()
@@ -177,7 +173,7 @@ class Metrics:
     ) -> None:
         if self._active:
             self._line.close()
-            # what is full says so once, by `error`
+            # what is full has been told by `error`
             with contextlib.suppress(*(() if self.error is None else (OSError,))):
                 self.publish()
                 if self._place:

@@ -15,15 +15,11 @@ Load = Callable[[int, checkpoint.Meta], tuple[State, list[str]]]
 
 
 class Start(NamedTuple):
-    """How many steps are done, how many rows are read, and the state then.
-
-    gin: the settings of the run that saved it, "" where there was none.
-    """
+    """How many steps are done, how many rows are read, and the state then."""
 
     step: int
     row: int
     state: State
-    gin: str = ""
 
 
 def newest_of(
@@ -39,7 +35,7 @@ def newest_of(
         metrics.say(remark)
     for record in meta.get("unlogged", []):
         metrics.write(record)
-    return Start(step, meta["rows"], state, "" if meta.get("imported") else meta["gin"])
+    return Start(step, meta["rows"], state)
 
 
 def newest_sound(manager: ocp.CheckpointManager, load: Load, metrics: Metrics) -> Start | None:

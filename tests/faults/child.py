@@ -17,7 +17,7 @@ import numpy as np
 
 from polylm_jax.__main__ import main
 from polylm_jax.data.rows import Store
-from polylm_jax.parallel import hosts
+from polylm_jax.parallel import hosts, together
 from polylm_jax.train import loop
 from polylm_jax.train.metrics import Metrics
 from polylm_jax.verbs import train  # noqa: F401
@@ -28,7 +28,7 @@ def run(arguments, log, tamper, *values):
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    hosts.LOST_AFTER = 10
+    hosts.LOST_AFTER, together.MEET = 10, 5
     if tamper:
         globals()[tamper](*values)
     sys.exit(main(arguments))

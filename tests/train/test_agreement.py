@@ -24,11 +24,11 @@ def test_the_process_and_the_setting_that_differ_are_named():
 def test_settings_code_and_versions_are_compared_and_places_are_not(monkeypatch):
     asked = {}
     monkeypatch.setattr(
-        agreement.hosts, "verdict", lambda name, mine, judge: asked.update(json.loads(mine)) or ""
+        agreement.together,
+        "verdict",
+        lambda name, mine, judge: asked.update(json.loads(mine)) or "",
     )
-    agreement.check_settings(
-        "train.batch = 4\nrows.path = '/a'\n\ncurriculum.extras = {'a': ' = '}"
-    )
+    agreement.check_settings("train.batch = 4\nrows.path = '/a'\n\ncurriculum.x = {'a': ' = '}")
     assert asked["train.batch"] == "4"
     assert asked["curriculum.x"] == "{'a': ' = '}"
     assert "rows.path" not in asked
