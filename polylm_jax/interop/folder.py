@@ -9,7 +9,7 @@ from polylm_jax.interop.fast_tokenizer import tokenizer_json
 from polylm_jax.interop.hugging_face import config_of, token_ids
 from polylm_jax.model.parameters import count
 from polylm_jax.sizes import Size
-from polylm_jax.train.checkpoint import Meta
+from polylm_jax.train.door import Run
 
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
@@ -34,13 +34,12 @@ def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int) -> None:
     _write(folder / "special_tokens_map.json", _SPECIAL)
 
 
-def model_card(
-    size: Size, step: int, meta: Meta, bits: tuple[dict[str, float], dict[str, float]] | None
-) -> str:
+def model_card(run: Run, bits: tuple[dict[str, float], dict[str, float]] | None) -> str:
     """README.md of a model: what it is, how to load it, what it scored, what made it.
 
     bits: bits per byte of validation text by source, untrained and trained.
     """
+    size, meta = run.size, run.meta
     before, after = bits or ({}, {})
     languages = [source for source in after if is_language(source)]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -55,8 +54,8 @@ def model_card(
             *[*head, "---", "", "# PolyLM", ""],
             f"A GPT-2 shaped language model of {count(size):,} parameters: {size.layers} layers of "
             f"{size.d_model}, {size.heads} heads,",
-            f"{size.vocabulary:,} pieces, a context of {size.context} tokens. Step {step} of its "
-            f"run, {meta['rows']:,} rows read.",
+            f"{size.vocabulary:,} pieces, a context of {size.context} tokens. Step {run.step} of "
+            f"its run, {meta['rows']:,} rows read.",
             *["", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""],
             *['tokenizer = AutoTokenizer.from_pretrained(".")'],
             *['model = AutoModelForCausalLM.from_pretrained(".")', "```", ""],

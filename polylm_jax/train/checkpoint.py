@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -32,6 +31,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
+from polylm_jax.train.checksum import state_checksum
 
 Meta = dict[str, Any]
 
@@ -99,11 +99,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     """Starts a save and returns while it is written; an earlier save's failure is raised here."""
     try:
         manager.check_for_errors()
-        whole = meta | {
-            "state_checksum": int(_state_checksum(state)),
-            "params_checksum": int(_state_checksum(state["params"])),
-        }
-        whole["meta_checksum"] = _meta_checksum(whole)
+        whole = sealed(meta, int(state_checksum(state)), int(state_checksum(state["params"])))
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -148,6 +144,24 @@ def meta_of(size: Size, rows: int, gin: str, fingerprints: dict[str, str]) -> Me
         "gin": gin,
         "fingerprints": fingerprints,
     }
+
+
+def sealed(meta: Meta, state: int, params: int) -> Meta:
+    """The meta as it is saved, with checksums: the state's, the parameters' and its own."""
+    whole = meta | {"state_checksum": state, "params_checksum": params}
+    return whole | {"meta_checksum": _meta_checksum(whole)}
+
+
+def write_meta(manager: ocp.CheckpointManager, step: int, whole: Meta) -> None:
+    """Puts another meta in the place of a step's."""
+    place = manager.directory / str(step) / "meta"
+    ocp.JsonCheckpointHandler().save(place, args=ocp.args.JsonSave(whole))
+
+
+def params_checksum(meta: Meta) -> int | None:
+    """The parameters' checksum; None for a run of the days when imports had none, and 0 there."""
+    saved = meta.get("params_checksum")
+    return None if meta.get("imported") and not saved else saved
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
@@ -202,8 +216,8 @@ def restore_newest(
         try:
             meta = read_meta(manager, step)
             state = load(step, meta)
-            imported = meta.get("imported")  # its arrays were written one by one, unsummed
-            if not imported and int(_state_checksum(state)) != meta["state_checksum"]:
+            imported = meta.get("imported")  # parameters alone, which `load` has compared
+            if not imported and int(state_checksum(state)) != meta["state_checksum"]:
                 raise ValueError("the state was altered after it was saved")
         except DAMAGE as raised:
             if any(word in str(raised) for word in OUT_OF_REACH):
@@ -241,26 +255,6 @@ def _set_aside(manager: ocp.CheckpointManager, step: int) -> epath.Path:
 
 def _meta_checksum(meta: Meta) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-@jax.jit
-def _state_checksum(state: Any) -> jax.Array:
-    """uint32 over all bits and places of a tree of arrays, the same on every mesh.
-
-    The sum of the words, each times an odd number that follows from its place, modulo 2^32: the
-    change of one word always shows, of several all but once in 2^32.
-    """
-
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        word = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
-        place = jnp.zeros(leaf.shape, jnp.uint32)
-        for axis, size in enumerate(leaf.shape):
-            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-    sums = [of_leaf(leaf) * (2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(state))]
-    return sum(sums, jnp.uint32(0))
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
@@ -302,14 +296,25 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
                 ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
             )
         params = restored["params"]
-        if not meta.get("imported") and int(_state_checksum(params)) != meta.get("params_checksum"):
+        saved = params_checksum(meta)
+        if saved is not None and int(state_checksum(params)) != saved:
             raise ValueError("the parameters were altered after they were saved")
     except DAMAGE as error:
-        if any(word in str(error) for word in OUT_OF_REACH):
-            raise
-        reason = f"{error}".strip().split("\n")[0][:100]
-        raise UserError(
-            f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); move "
-            "that step's folder away to take the one before."
-        ) from error
+        raise damaged(manager, step, error) from error
     return params
+
+
+def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
+    """What a failed read of a step raises: one sentence, or the error if it damaged nothing."""
+    if any(word in str(error) for word in OUT_OF_REACH):
+        return error
+    reason = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
+    earlier = any(other < step for other in manager.all_steps())
+    mend = (
+        "move that step's folder away to take the one before"
+        if earlier
+        else "there is none before it, so take a copy of the run or make it again"
+    )
+    return UserError(
+        f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); {mend}."
+    )

@@ -4,15 +4,12 @@ import argparse
 from pathlib import Path
 
 from polylm_jax import config
-from polylm_jax.data import tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_folder
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
-from polylm_jax.interop.orbax_files import arrays_of
 from polylm_jax.runs import read_metrics, untrained_and_trained
-from polylm_jax.sizes import Size
-from polylm_jax.train import checkpoint
+from polylm_jax.train.door import open_run
 from polylm_jax.train.log import logs
 
 
@@ -32,18 +29,14 @@ def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     if Path(given.to).exists():
         raise UserError(f"{given.to} already exists; delete it or give another --to.")
-    manager = checkpoint.open_existing(given.run)
-    step = manager.latest_step()
-    meta = checkpoint.read_meta(manager, step)
-    config.parse(given.gin_file, given.overrides, meta["gin"])
-    size = Size(**meta["model"])
-    vocabulary = tokenizer.load(f"{given.run}/{tokenizer.MODEL}")
+    model = open_run(given.run)
+    config.parse(given.gin_file, given.overrides, model.meta["gin"])
     # a run that was imported and never trained has no log
     bits = untrained_and_trained(read_metrics(given.run)) if logs(given.run)[1] else None
-    print(f"Exporting step {step} of {given.run} in {given.dtype}.", flush=True)
+    print(f"Exporting step {model.step} of {given.run} in {given.dtype}.", flush=True)
     with new_folder(given.to) as folder:
-        export_weights(arrays_of(manager, step), size, folder, given.dtype)
-        write_configs(folder, size, given.dtype, config.get("init").std)
-        write_tokenizer(folder, vocabulary, size.context)
-        (folder / "README.md").write_text(model_card(size, step, meta, bits), encoding="utf-8")
+        export_weights(model, folder, given.dtype)
+        write_configs(folder, model.size, given.dtype, config.get("init").std)
+        write_tokenizer(folder, model.tokenizer, model.size.context)
+        (folder / "README.md").write_text(model_card(model, bits), encoding="utf-8")
     print(f"The model is in {given.to}; transformers loads it as GPT2LMHeadModel.")

@@ -84,14 +84,6 @@ def test_shards_are_read_and_written_with_an_index(
     assert main(["import", f"--from={folder}", f"--run={tmp_path}/none"]) == 1
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    settings = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
-    assert main(["train", *gin_flags(tiny | settings)]) == 0
-    return folder
-
-
 def test_a_trained_run_comes_back_bit_for_bit_and_trains_on(
     trained, release, tiny, tmp_path, capsys
 ):
