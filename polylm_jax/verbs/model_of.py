@@ -48,7 +48,13 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
     with jax.set_mesh(mesh):
         yield Model(
             run.step,
-            Decoder(size, compute, constrain=constrainer(mesh), attend=attender(compute, mesh)),
+            Decoder(
+                size,
+                compute,
+                constrain=constrainer(mesh),
+                attend=attender(compute, mesh),
+                ids=run.tokenizer.size,
+            ),
             read_params(run, mesh),
             run.tokenizer,
             mesh.shape["data"],
