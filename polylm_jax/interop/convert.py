@@ -15,12 +15,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from polylm_jax.console import LiveLine
-from polylm_jax.data import tokenizer
+from polylm_jax.data.tokenizer import MODEL
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_folder
-from polylm_jax.interop.hugging_face import HEAD, matched, places, size_of
+from polylm_jax.interop.found_tokenizer import find_tokenizer
+from polylm_jax.interop.hugging_face import HEAD, full_name, matched, places, size_of
 from polylm_jax.interop.tensor_files import (
     DTYPES,
+    INTEGERS,
     SAFETENSORS_INDEX,
     Stored,
     create_safetensors,
@@ -50,32 +52,51 @@ def read_size(folder: str) -> Size:
     file = Path(folder, "config.json")
     try:
         return size_of(json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{file} cannot be read; give the folder of a Hugging Face GPT-2."
         ) from None
 
 
-def import_folder(folder: str, run: str, size: Size, mesh: Mesh, gin: str) -> None:
+def import_folder(
+    folder: str, run: str, size: Size, mesh: Mesh, gin: str, tokenizer: str = ""
+) -> None:
     """Makes the run that has the folder's parameters as step 0, and its tokenizer.
 
     mesh: the checkpoint is cut as its devices will read it; any other mesh can read it too.
-    gin: the resolved configuration, saved with the checkpoint.
+    gin: the resolved configuration, saved with the checkpoint. tokenizer: the SentencePiece file,
+    if it is not the folder's tokenizer.model.
     UserError names what is missing, left over, of the wrong shape or of an unknown type; then
     no run is left.
     """
     if Path(run).exists():
         raise UserError(f"{run} already exists; delete it or give another --run.")
-    vocabulary = tokenizer.load(str(Path(folder, tokenizer.MODEL)))
+    if Path(folder, "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter, adapter_config.json: merge it into the weights first "
+            "(peft's merge_and_unload)."
+        )
+    vocabulary = find_tokenizer(folder, tokenizer)
     if vocabulary.size > size.vocabulary:
         raise UserError(
             f"{folder} has a tokenizer of {vocabulary.size} pieces but a model of "
-            f"{size.vocabulary}; put the model's own {tokenizer.MODEL} there."
+            f"{size.vocabulary}; give the model's own with --tokenizer=FILE."
         )
-    found = open_folder(folder)
+    names = {parameter.hugging_face.format(layer=layer) for _, parameter, layer in places(size)}
+    found = {
+        name: stored
+        for name, stored in open_folder(folder).items()
+        if stored.dtype not in INTEGERS or full_name(name) in names
+    }
     taken = matched({name: stored.shape for name, stored in found.items()}, size)
     sources = {place: found[name] for place, name in taken.items()}
     head = found.get(HEAD)
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    if config.get("tie_word_embeddings") is False and not head:
+        raise UserError(
+            f"{folder}/config.json says tie_word_embeddings = false, but no file holds {HEAD}: the "
+            "files are not whole, or the two are tied and config.json should say so."
+        )
     for stored in [*sources.values(), *([head] if head else [])]:
         if stored.dtype not in DTYPES:
             raise UserError(
@@ -91,7 +112,7 @@ def import_folder(folder: str, run: str, size: Size, mesh: Mesh, gin: str) -> No
             meta | {"imported": True},
             lambda folder: _write_arrays(folder, size, mesh, sources, head),
         )
-        (temporary / tokenizer.MODEL).write_bytes(vocabulary.model)
+        (temporary / MODEL).write_bytes(vocabulary.model)
 
 
 def export_weights(run: Run, folder: Path, dtype: str) -> None:

@@ -137,7 +137,7 @@ BROKEN = {
     "shape": (
         lambda w: w | {LAST: w[LAST][:-1]},
         {},
-        f"the tensor {LAST} has shape (23,), the model's is (24,)",
+        f"the tensor {LAST} has shape (23,), config.json's is (24,)",
     ),
     "type": (lambda w: w | {LAST: w[LAST].astype(np.float64)}, {}, "holds F64; save it as"),
     "untied": (
@@ -170,6 +170,9 @@ def test_a_broken_safetensors_file_is_named(damage, weights, hugging_face, tmp_p
     content = file.read_bytes()
     if damage == "doubled":
         shutil.copy(file, folder / "other.safetensors")
+        file.rename(file := folder / "one.safetensors")
+        index = {"weight_map": {"a": "one.safetensors", "b": "other.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         file.write_bytes(content[:-1] if damage == "cut" else b"\xff" * 8 + content[8:])
     assert main(["import", f"--from={folder}", f"--run={tmp_path}/run"]) == 1
