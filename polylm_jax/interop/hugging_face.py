@@ -13,7 +13,8 @@ from polylm_jax.sizes import Size
 
 # The vocabulary has no padding id. <unk> never occurs in text (bytes stand for what is unknown),
 # so padding with it hides no </s> from those who mask the padding out of a loss.
-PAD, BOS, EOS = 0, 1, 2
+# Training texts begin after </s>, so it is the beginning of a text as well.
+PAD, BOS, EOS = 0, 2, 2
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 # All three are 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); the release says gelu_fast.

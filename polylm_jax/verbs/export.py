@@ -35,8 +35,10 @@ def run(given: argparse.Namespace) -> None:
     bits = untrained_and_trained(read_metrics(given.run)) if logs(given.run)[1] else None
     print(f"Exporting step {model.step} of {given.run} in {given.dtype}.", flush=True)
     with new_folder(given.to) as folder:
-        export_weights(model, folder, given.dtype)
+        agree = write_tokenizer(folder, model.tokenizer, model.size.context)
         write_configs(folder, model.size, given.dtype, config.get("init").std)
-        write_tokenizer(folder, model.tokenizer, model.size.context)
-        (folder / "README.md").write_text(model_card(model, bits), encoding="utf-8")
+        export_weights(model, folder, given.dtype)
+        card = model_card(model, bits, agree)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    print(agree)
     print(f"The model is in {given.to}; transformers loads it as GPT2LMHeadModel.")
