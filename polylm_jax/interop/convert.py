@@ -133,17 +133,20 @@ def export_weights(run: Run, folder: Path, dtype: str) -> None:
         with np.errstate(over="ignore"):
             out[place] = values
         if not np.isfinite(out[place]).all():
-            unfit = unfit or unfit_for(name, values, dtype)
+            unfit = unfit or unfit_for(name, values, dtype, "float32")
         done += values.size
         line.show(f"exported {done / count(size):.0%}", last=done == count(size))
     if unfit:
         raise UserError(unfit)
 
 
-def unfit_for(name: str, values: np.ndarray, dtype: str) -> str:
-    """The sentence on values that are not finite once they are written as dtype."""
+def unfit_for(name: str, values: np.ndarray, dtype: str, wide: str) -> str:
+    """The sentence on values that are not finite once they are written as dtype.
+
+    wide: the name of the type that holds them.
+    """
     if np.isfinite(values).all():
-        return f"{name} has values that {dtype} cannot hold; give --dtype=float32."
+        return f"{name} has values that {dtype} cannot hold; give --dtype={wide}."
     return (
         f"the run's parameters are not finite ({name} holds a NaN or an infinity), so no file of "
         "them is of use; export a checkpoint from before the run went wrong."

@@ -29,7 +29,7 @@ _STORAGES = {
     "torch BoolStorage": (1, "BOOL"),
 }
 _TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
-_PARAMETER = "torch._utils _rebuild_parameter"
+_PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
 
 
 class Place(NamedTuple):
@@ -185,7 +185,7 @@ def _interpret(pickle: bytes) -> Any:
 
 
 def _known(name: str) -> _Global:
-    if name not in (*_STORAGES, _TENSOR, _PARAMETER, _DICT):
+    if name not in (*_STORAGES, _TENSOR, *_PARAMETERS, _DICT):
         raise _Refused(f"the global {name.replace(' ', '.')}")
     return _Global(name)
 
@@ -201,7 +201,7 @@ def _called(function: Any, arguments: Any) -> Any:
     match function, arguments:
         case _Global(name), () if name == _DICT:
             return {}
-        case _Global(name), (_Tensor() as tensor, bool(), _) if name == _PARAMETER:
+        case _Global(name), (_Tensor() as tensor, bool(), *_) if name in _PARAMETERS:
             return tensor
         case _Global(name), (
             _Storage() as storage,
