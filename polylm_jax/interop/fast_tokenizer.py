@@ -36,20 +36,12 @@ def tokenizer_json(model: bytes) -> dict[str, Any]:
     it. UserError for a model with a flag that the file has no words for.
     """
     parsed = sentencepiece_model_pb2.ModelProto.FromString(model)
-    kind, normalizer = parsed.trainer_spec.model_type, parsed.normalizer_spec
-    types = {piece.type for piece in parsed.pieces}
-    for flag, has in (
-        ("is neither unigram nor BPE", kind not in (_UNIGRAM, _BPE)),
-        ("puts spaces behind words", parsed.trainer_spec.treat_whitespace_as_suffix),
-        ("changes texts when it decodes", parsed.denormalizer_spec.precompiled_charsmap),
-        ("does not mark spaces", not normalizer.escape_whitespaces),
-        ("has pieces out of use", not types <= {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE}),
-    ):
-        if has:
-            raise UserError(
-                f"the run's tokenizer {flag}, which no tokenizer.json can say; transformers cannot "
-                "be given this model."
-            )
+    if what := beyond(parsed):
+        raise UserError(
+            f"the run's tokenizer {what}, which no tokenizer.json can say; transformers cannot be "
+            "given this model."
+        )
+    normalizer = parsed.normalizer_spec
     return {
         "version": "1.0",
         "truncation": None,
@@ -61,11 +53,29 @@ def tokenizer_json(model: bytes) -> dict[str, Any]:
             if piece.type in (_CONTROL, _UNKNOWN, _USER_DEFINED) and " " not in piece.piece
         ],
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(normalizer)},
-        "pre_tokenizer": _pre_tokenizer(parsed) if kind == _UNIGRAM else None,
+        "pre_tokenizer": _pre_tokenizer(parsed) if is_unigram(parsed) else None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": _decoders(normalizer)},
-        "model": _unigram(parsed) if kind == _UNIGRAM else _bpe(parsed),
+        "model": _unigram(parsed) if is_unigram(parsed) else _bpe(parsed),
     }
+
+
+def is_unigram(parsed: Any) -> bool:
+    return parsed.trainer_spec.model_type == _UNIGRAM
+
+
+def beyond(parsed: Any) -> str:
+    """What a parsed model does that no other program's tokenizer can, if anything."""
+    types = {piece.type for piece in parsed.pieces}
+    known = {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE}
+    flags = {
+        "is neither unigram nor BPE": parsed.trainer_spec.model_type not in (_UNIGRAM, _BPE),
+        "puts spaces behind words": parsed.trainer_spec.treat_whitespace_as_suffix,
+        "changes texts when it decodes": parsed.denormalizer_spec.precompiled_charsmap,
+        "does not mark spaces": not parsed.normalizer_spec.escape_whitespaces,
+        "has pieces out of use": types - known,
+    }
+    return next((what for what, has in flags.items() if has), "")
 
 
 def compared(model: bytes, content: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ its own, each with a part of it: see `tokenizer_kind`.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from polylm_jax.console import LiveLine
 from polylm_jax.errors import UserError
 from polylm_jax.interop.convert import unfit_for
+from polylm_jax.interop.fast_tokenizer import beyond, is_unigram
 from polylm_jax.interop.hugging_face import EOS, PAD
 from polylm_jax.model.decoder import LAYER_NORM_EPSILON
 from polylm_jax.model.parameters import Parameter, count, layer_parameters, outer_parameters
@@ -45,7 +47,6 @@ _NAMES = {
     "mlp_out": "blk.{layer}.ffn_down.weight",
     "mlp_out_bias": "blk.{layer}.ffn_down.bias",
 }
-_UNIGRAM = 1
 _NORMAL, _BYTE = 1, 6
 
 
@@ -62,60 +63,64 @@ def write_gguf(run: Run, path: Path, scratch: Path, dtype: str) -> None:
     table = outer_parameters(size) | layer_parameters(size)
     line, done, unfit = LiveLine(10), 0, ""
     for name, parts in itertools.groupby(read_parts(run), lambda part: part.name):
-        layers = size.layers if name in layer_parameters(size) else 1
-        shape = (layers, *table[name].shape)
-        held = np.memmap(scratch / name, np.float32, "w+", shape=shape)
-        kind = _kind(name, table[name], dtype)
+        kind, held = _kind(name, table[name], dtype), scratch / name
+        shape = (size.layers if name in layer_parameters(size) else 1, *table[name].shape)
         for part in parts:
-            held[part.layer or 0][part.place] = part.values
+            whole = np.memmap(held, np.float32, "r+" if held.exists() else "w+", shape=shape)
+            whole[part.layer or 0][part.place] = part.values
             if not np.abs(part.values).max() <= TYPES[kind]:
                 unfit = unfit or unfit_for(name, part.values, kind, "f32")
             done += part.values.size
             line.show(f"exported {done / count(size):.0%}", last=done == count(size))
-        for layer in range(0 if unfit else layers):
-            matrix = held[layer].reshape(table[name].hugging_face_shape)
-            matrix = matrix.T if _turned(name, size) else matrix
-            matrix = matrix[: run.tokenizer.size] if name == "embedding" else matrix
-            _fill(path, places[_NAMES[name].format(layer=layer)], matrix, kind)
-        del held
-        (scratch / name).unlink()
+        for layer in range(0 if unfit else shape[0]):
+            matrix = partial(_matrix, held, shape, layer, table[name])
+            rows = run.tokenizer.size if name == "embedding" else len(matrix())
+            _fill(path, places[_NAMES[name].format(layer=layer)], matrix, rows, kind)
+        held.unlink()
     if unfit:
         raise UserError(unfit)
+
+
+def _turned(parameter: Parameter) -> bool:
+    """Whether a tensor is [outputs, inputs] in the file: GPT-2's are the other way about."""
+    return parameter.decays and "{layer}" in parameter.hugging_face
 
 
 def _kind(name: str, parameter: Parameter, dtype: str) -> str:
     """What a tensor is written in; a row that is not of whole blocks of q8_0 is f16."""
     if not parameter.decays or name == "positions":
         return "f32"
-    turned = parameter.hugging_face.startswith("transformer.h.")
-    row = parameter.hugging_face_shape[0 if turned else -1]
+    row = parameter.hugging_face_shape[0 if _turned(parameter) else 1]
     return "f16" if dtype == "q8_0" and row % BLOCK else dtype
 
 
-def _turned(name: str, size: Size) -> bool:
-    """Whether a tensor is [outputs, inputs] in the file: GPT-2's are the other way about."""
-    table = layer_parameters(size)
-    return name in table and table[name].decays
+def _matrix(held: Path, shape: tuple[int, ...], layer: int, parameter: Parameter) -> np.ndarray:
+    """A layer's tensor as the file has it, a vector as one row.
+
+    It is mapped anew by each call, so that the memory of what was read is given back.
+    """
+    whole = np.memmap(held, np.float32, "r", shape=shape)[layer]
+    matrix = whole.reshape(parameter.hugging_face_shape)
+    return matrix.T if _turned(parameter) else np.atleast_2d(matrix)
 
 
-def _fill(path: Path, offset: int, matrix: np.ndarray, kind: str) -> None:
-    """Writes a vector or matrix at its place, some rows at a time."""
+def _fill(path: Path, offset: int, matrix: Callable[[], np.ndarray], rows: int, kind: str) -> None:
+    """Writes the first rows of a matrix at its place, some at a time."""
     from gguf import GGMLQuantizationType, quantize
 
-    matrix = matrix if matrix.ndim == 2 else matrix[None]
-    step = max(1, PART // (4 * matrix.shape[1]))
+    step = max(1, PART // (4 * matrix().shape[1]))
     with open(path, "r+b") as file:
         file.seek(offset)
-        for start in range(0, len(matrix), step):
-            rows = np.ascontiguousarray(matrix[start : start + step])
-            file.write(quantize(rows, GGMLQuantizationType[kind.upper()]).tobytes())
+        for start in range(0, rows, step):
+            some = np.ascontiguousarray(matrix()[start : min(start + step, rows)])
+            file.write(quantize(some, GGMLQuantizationType[kind.upper()]).tobytes())
 
 
 def _tensors(size: Size, ids: int, dtype: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """(name in the file, shape, kind) of every tensor. ids: rows of the embedding that count."""
     for name, parameter in (outer_parameters(size) | layer_parameters(size)).items():
         shape = parameter.hugging_face_shape
-        shape = shape[::-1] if _turned(name, size) else shape
+        shape = shape[::-1] if _turned(parameter) else shape
         shape = (ids, *shape[1:]) if name == "embedding" else shape
         for layer in range(size.layers if name in layer_parameters(size) else 1):
             yield _NAMES[name].format(layer=layer), shape, _kind(name, parameter, dtype)
@@ -168,9 +173,11 @@ def tokenizer_kind(model: bytes) -> str:
     front, and has no bytes for a letter that is no piece. UserError if none does.
     """
     parsed = sentencepiece_model_pb2.ModelProto.FromString(model)
+    if what := beyond(parsed):
+        raise UserError(f"the run's tokenizer {what}, which no tokenizer of llama.cpp does.")
     spec = parsed.normalizer_spec
     changes = bool(spec.precompiled_charsmap or spec.remove_extra_whitespaces)
-    if parsed.trainer_spec.model_type == _UNIGRAM:
+    if is_unigram(parsed):
         return "t5" if changes or spec.add_dummy_prefix else "plamo2"
     if changes:
         raise UserError(

@@ -64,8 +64,8 @@ def download(name: str, folder: Path, tokenizer: str = "") -> None:
     except (OSError, HTTPError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         raise UserError(
-            f"{name} could not be fetched ({reason}); what came is kept in {folder}: run the same "
-            "command again."
+            f"{name} is no folder here and could not be fetched from the hub ({reason}); what came "
+            f"is kept in {folder}: run the same command again."
         ) from error
 
 

@@ -93,6 +93,11 @@ def test_a_trained_run_comes_back_bit_for_bit_and_trains_on(
     assert "| en | " in card
     assert "curriculum.non_english = ((" in card
     assert "| row store | `" in card
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["n_ctx"]) == (2, 2, 32)
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["padding_side"]) == ("</s>", "left")
+    assert "tokenizer.json gives" in card
     assert main(["import", f"--from={out}", f"--run={back}"]) == 0
     size = convert.read_size(str(out))
     exported = params_of(trained, size)

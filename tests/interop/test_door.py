@@ -86,14 +86,18 @@ def test_the_command_line_refuses_an_altered_run_and_leaves_nothing(run, tmp_pat
         if outcome(whole, run, right) == "refused":
             break
         path.write_bytes(content)
-    verbs = (["generate", "--prompt=A"], ["export", f"--to={tmp_path}/out"])
+    verbs = (
+        ["generate", "--prompt=A"],
+        ["export", f"--to={tmp_path}/out"],
+        ["export", f"--to={tmp_path}/out.gguf", "--format=gguf"],
+    )
     for verb in verbs:
         assert main([verb[0], f"--run={run}", *verb[1:]]) == 1
         error = capsys.readouterr().err.splitlines()[-1]  # after the line of progress
         assert error.startswith(f"polylm {verb[0]}: the checkpoint of step ")
         assert "is damaged (" in error
         assert "there is none before it" in error
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_a_run_with_another_tokenizer_or_none_is_refused(run, tmp_path, capsys):

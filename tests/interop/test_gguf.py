@@ -139,6 +139,8 @@ def test_each_kind_of_sentencepiece_has_its_tokenizer_or_none():
         ("Llama's", "bpe"): "llama",
         ("the trainer's defaults", "unigram"): "t5",
     }
+    with pytest.raises(UserError, match="puts spaces behind words"):
+        tokenizer_kind(trained("unigram", treat_whitespace_as_suffix=True))
     with pytest.raises(UserError, match="is BPE and changes letters"):
         likeness(trained("bpe", **KINDS["the trainer's defaults"]))
 
