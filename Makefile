@@ -7,7 +7,10 @@ RUN := runs/demo
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test faults lint certify clean
+# transformers, torch and llama.cpp, which judge what we read and write: kept apart from the rest
+JUDGES := .venv-judges
+
+.PHONY: demo test faults judges lint certify clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -42,6 +45,16 @@ certify: $(VENV)/ready
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
 	FAULT_ROUNDS=32 $(VENV)/bin/pytest tests/faults
+
+$(JUDGES)/ready: Makefile
+	$(PYTHON) -m venv $(JUDGES)
+	$(JUDGES)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 \
+		transformers==5.24.0 tokenizers==0.23.3 safetensors==0.8.0 xllamacpp==2026.10.11549
+	touch $@
+
+# our folders and GGUF files in others' hands, and theirs in ours
+judges: $(VENV)/ready $(JUDGES)/ready
+	JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/pytest -s tests/interop/test_judges.py
 
 clean:
 	rm -rf runs/demo data/demo

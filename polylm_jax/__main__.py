@@ -24,8 +24,8 @@ VERBS = {
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",
     "score": "log-likelihood of continuations, the primitive of evaluation",
-    "import": "make a run from a Hugging Face GPT-2 folder",
-    "export": "write a trained model as a Hugging Face folder",
+    "import": "make a run from a Hugging Face GPT-2, in a folder or on the hub",
+    "export": "write a trained model for transformers or llama.cpp",
     "bench": "measure a part of the program beside its peers",
     "config": "print every setting in force, as gin",
 }

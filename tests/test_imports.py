@@ -50,6 +50,8 @@ HOMES = {
     "torch": ("bench/",),
     "transformers": ("bench/",),
     "gin": ("config.py",),
+    "huggingface_hub": ("interop/hub.py",),
+    "gguf": ("interop/gguf_file.py",),
 }
 
 # imports everything in the rooms named and tells which module brings in what it should not

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from polylm_jax.decode.prefill import State
-from polylm_jax.decode.sampling import Sampling, penalise
+from polylm_jax.decode.sampling import NO_TOKEN, Sampling, are_numbers, choosable, penalise
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
 # The score of a text that does not exist; minus infinity would give NaN when divided and added.
@@ -26,7 +26,8 @@ def beam_search(
 
     tokens: no less than the largest of the rows' limits. state: from `prefill`. A text's score is
     its summed log-probability / (new tokens, a stop id included) ** length_penalty. Of each step's
-    candidates only the best `beams` may end, the rest are there to go on.
+    candidates only the best `beams` may end, the rest are there to go on. A row that met scores
+    that are no numbers is NO_TOKEN throughout.
     """
     batch, beams = state.lengths.shape[0], sampling.beams
     vocabulary, most = decoder.size.vocabulary, state.stops.shape[1]
@@ -49,6 +50,8 @@ def beam_search(
         count = carry["count"]
         scores = jax.nn.log_softmax(carry["scores"], axis=-1)
         scores = penalise(scores, carry["seen"], sampling.repetition_penalty)
+        scores = choosable(scores, decoder.ids)
+        numbers = are_numbers(scores).reshape(batch, beams).all(1)
         scores = scores.reshape(batch, beams, vocabulary) + carry["running"][:, :, None]
         totals, index = jax.lax.top_k(scores.reshape(batch, -1), candidates)
         origin, token = index // vocabulary, (index % vocabulary).astype(jnp.int32)
@@ -90,7 +93,8 @@ def beam_search(
             seen = reorder(seen, origin).at[jnp.arange(batch * beams), token].set(True)
         return {
             "count": count,
-            "open": opens & (count < limits),
+            "open": opens & (count < limits) & numbers,
+            "numbers": carry["numbers"] & (numbers | ~carry["open"]),
             "cache": cache,
             "scores": logits(hidden[:, 0], params["embedding"]),
             "seen": seen,
@@ -106,6 +110,7 @@ def beam_search(
     carry: dict[str, Any] = {
         "count": jnp.zeros((), jnp.int32),
         "open": ~state.done,
+        "numbers": jnp.ones(batch, bool),
         "cache": jax.tree.map(spread, state.cache),
         "scores": spread(state.scores),
         "seen": jax.tree.map(spread, state.seen),
@@ -119,5 +124,6 @@ def beam_search(
     }
     carry = jax.lax.while_loop(lambda carry: carry["open"].any(), step, carry)
     new, counts = carry["best_texts"][:, 0], carry["best_counts"][:, 0]
+    new = jnp.where(carry["numbers"][:, None], new, NO_TOKEN)
     last = new[jnp.arange(batch), counts - 1]
     return new, counts - (last[:, None] == stops).any(-1)

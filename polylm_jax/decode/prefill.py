@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polylm_jax.decode.sampling import Sampling
+from polylm_jax.decode.sampling import NO_TOKEN, Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Cache, Decoder, empty_cache, logits
 
 FEWEST_SLOTS = 64
 FEWEST_STOPS = 4
-NO_TOKEN = -1
 
 
 @jax.tree_util.register_dataclass

@@ -5,11 +5,13 @@ from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import TINY, OneOf, Range, Seed, check
 
 ENDS = ("yes", "no", "never")
+NO_TOKEN = -1
 
 NewTokens = Annotated[int, Range(1)]
 # wide enough for any use, and scores divided by these stay far from what float32 cannot hold
@@ -65,6 +67,31 @@ def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.A
     return jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
 
 
+def choosable(scores: jax.Array, ids: int | None) -> jax.Array:
+    """Scores [..., vocabulary] with minus infinity for the ids that the tokenizer has not.
+
+    ids: how many it has, None for all. What is chosen is masked, never what is normalised: a
+    log-probability is that of the whole vocabulary, as in Hugging Face's `suppress_tokens`.
+    """
+    if ids is None or ids >= scores.shape[-1]:
+        return scores
+    return jnp.where(jnp.arange(scores.shape[-1]) < ids, scores, -jnp.inf)
+
+
+def are_numbers(scores: jax.Array) -> jax.Array:
+    """Whether one can choose by the scores: boolean [...], False where one is NaN or infinite."""
+    return jnp.isfinite(scores.max(-1))  # the greatest is NaN where any is
+
+
+def check_chosen(tokens: np.ndarray) -> None:
+    """UserError if a search found no token, which it says with NO_TOKEN."""
+    if (tokens == NO_TOKEN).any():
+        raise UserError(
+            "the model's scores are not finite, so there is no next token; take a checkpoint from "
+            "before its parameters went wrong, or try --gin.compute.dtype=float32."
+        )
+
+
 def best(scores: jax.Array) -> jax.Array:
     """The first index of the greatest, int32 [batch]; a CPU takes argmax an entry at a time."""
     places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
@@ -75,15 +102,16 @@ def best(scores: jax.Array) -> jax.Array:
 def choose(
     scores: jax.Array, seen: jax.Array | None, keys: jax.Array, drawn: jax.Array, sampling: Sampling
 ) -> jax.Array:
-    """The next token of each row, int32 [batch].
+    """The next token of each row, int32 [batch]; NO_TOKEN where the scores are no numbers.
 
     scores: float32 [batch, vocabulary]; seen: see `penalise`; keys: a random key per row;
     drawn: int32 [batch], tokens drawn before, which with the key decides the draw. The order
     (penalty, temperature, top-k, top-p) is Hugging Face's.
     """
+    numbers = are_numbers(scores)
     scores = penalise(scores, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return best(scores)
+        return jnp.where(numbers, best(scores), NO_TOKEN)
     scores = scores / sampling.temperature
     if sampling.top_k:
         least = jax.lax.top_k(scores, min(sampling.top_k, scores.shape[-1]))[0][:, -1:]
@@ -95,4 +123,5 @@ def choose(
         least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
         scores = jnp.where(scores < least, -jnp.inf, scores)
     keys = jax.vmap(jax.random.fold_in)(keys, drawn)
-    return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+    tokens = jax.vmap(jax.random.categorical)(keys, scores)
+    return jnp.where(numbers, tokens, NO_TOKEN).astype(jnp.int32)

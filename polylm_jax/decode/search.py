@@ -11,7 +11,7 @@ import numpy as np
 
 from polylm_jax.decode.beam import beam_search
 from polylm_jax.decode.prefill import State, power_of_two, prefill
-from polylm_jax.decode.sampling import Sampling, choose
+from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
 
@@ -26,7 +26,8 @@ def generate(
 ) -> list[list[int]]:
     """Continues each prompt; returns the new ids only, cut before the id that ended it.
 
-    The arguments and errors are those of `prefill`.
+    The arguments and errors are those of `prefill`; a UserError, too, if the model's scores are
+    no numbers.
     """
     state = prefill(decoder, sampling, params, prompts, limits, stops, rows)
     longest = power_of_two(max(limits or [sampling.new_tokens]))
@@ -35,6 +36,7 @@ def generate(
     else:
         found = decode_some(decoder, sampling, params, state, longest)[1:]
     new, counts = map(np.asarray, found)
+    check_chosen(new)
     return [new[row, : counts[row]].tolist() for row in range(len(prompts))]
 
 
@@ -44,7 +46,8 @@ def decode_some(
     """Adds up to so many tokens to each row, with no word from the host between them.
 
     Returns the state, the new ids int32 [batch, tokens] and how many of each row count
-    [batch]; a row's stop id does not. The state given is used up. Until `state.done.all()`
+    [batch]; a row's stop id does not. A row whose scores are no numbers ends with NO_TOKEN, which
+    `check_chosen` looks for. The state given is used up. Until `state.done.all()`
     more calls continue the same texts: however they are cut, the tokens are the same.
     """
     return _decode(decoder, rules(sampling), tokens, params, state)
@@ -70,8 +73,10 @@ def _decode(
         carry: tuple[jax.Array, State, jax.Array],
     ) -> tuple[jax.Array, State, jax.Array]:
         count, state, new = carry
-        token = choose(state.scores, state.seen, state.keys, state.drawn, sampling)
-        done = state.done | (token[:, None] == state.stops).any(-1)
+        scores = choosable(state.scores, decoder.ids)
+        token = choose(scores, state.seen, state.keys, state.drawn, sampling)
+        stopped = (token[:, None] == state.stops).any(-1) | (token == NO_TOKEN)
+        done = state.done | stopped
         added = (~done).astype(jnp.int32)
         # A finished row writes to the slot after its last, which its text will not see.
         outputs: Any = decoder.apply(

@@ -77,6 +77,11 @@ def score(
             tokens[row, : len(ids)] = ids
             wanted[row, len(ids) - 1 - len(pairs[i][1]) : len(ids) - 1] = True
         sums, greedy = map(np.asarray, _score(decoder, params, tokens, wanted))
+        if not np.isfinite(sums).all():
+            raise UserError(
+                "the model's scores are not finite, so nothing can be scored; take a checkpoint "
+                "from before its parameters went wrong, or try --gin.compute.dtype=float32."
+            )
         for row, i in enumerate(chosen):
             scores[i] = Score(float(sums[row]), len(pairs[i][1]), bool(greedy[row]))
         done(len(scores))

@@ -1,28 +1,28 @@
 """A Hugging Face folder to a run and back, in parts, so that no model has to fit in memory.
 
-Coming in, a part is at most PART bytes of one layer of one tensor. Going out it is a chunk of
-the checkpoint: what one device held of one parameter, all layers of it, if a training run wrote
-it; one such part if `import_folder` did.
+Coming in, a part is at most PART bytes of one layer of one tensor. Going out a chunk of the
+checkpoint is read at a time: what one device held of one parameter, all layers of it, if a
+training run wrote it; one such part if `import_folder` did.
 """
 
-import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from polylm_jax.console import LiveLine
-from polylm_jax.data import tokenizer
+from polylm_jax.data.tokenizer import MODEL
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_folder
-from polylm_jax.interop import orbax_files
-from polylm_jax.interop.hugging_face import HEAD, matched, places, size_of
+from polylm_jax.interop.found_tokenizer import find_tokenizer
+from polylm_jax.interop.hugging_face import HEAD, full_name, matched, places, size_of
 from polylm_jax.interop.tensor_files import (
     DTYPES,
+    INTEGERS,
     SAFETENSORS_INDEX,
     Stored,
     create_safetensors,
@@ -36,7 +36,8 @@ from polylm_jax.model.parameters import (
 )
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
-from polylm_jax.train import checkpoint
+from polylm_jax.train import arrays, checkpoint, checksum
+from polylm_jax.train.door import Run, read_parts
 
 # Most bytes, as float32, that are read, converted and written at a time.
 PART = 1 << 26
@@ -51,32 +52,51 @@ def read_size(folder: str) -> Size:
     file = Path(folder, "config.json")
     try:
         return size_of(json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{file} cannot be read; give the folder of a Hugging Face GPT-2."
         ) from None
 
 
-def import_folder(folder: str, run: str, size: Size, mesh: Mesh, gin: str) -> None:
+def import_folder(
+    folder: str, run: str, size: Size, mesh: Mesh, gin: str, tokenizer: str = ""
+) -> None:
     """Makes the run that has the folder's parameters as step 0, and its tokenizer.
 
     mesh: the checkpoint is cut as its devices will read it; any other mesh can read it too.
-    gin: the resolved configuration, saved with the checkpoint.
+    gin: the resolved configuration, saved with the checkpoint. tokenizer: the SentencePiece file,
+    if it is not the folder's tokenizer.model.
     UserError names what is missing, left over, of the wrong shape or of an unknown type; then
     no run is left.
     """
     if Path(run).exists():
         raise UserError(f"{run} already exists; delete it or give another --run.")
-    vocabulary = tokenizer.load(str(Path(folder, tokenizer.MODEL)))
+    if Path(folder, "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter, adapter_config.json: merge it into the weights first "
+            "(peft's merge_and_unload)."
+        )
+    vocabulary = find_tokenizer(folder, tokenizer)
     if vocabulary.size > size.vocabulary:
         raise UserError(
             f"{folder} has a tokenizer of {vocabulary.size} pieces but a model of "
-            f"{size.vocabulary}; put the model's own {tokenizer.MODEL} there."
+            f"{size.vocabulary}; give the model's own with --tokenizer=FILE."
         )
-    found = open_folder(folder)
+    names = {parameter.hugging_face.format(layer=layer) for _, parameter, layer in places(size)}
+    found = {
+        name: stored
+        for name, stored in open_folder(folder).items()
+        if stored.dtype not in INTEGERS or full_name(name) in names
+    }
     taken = matched({name: stored.shape for name, stored in found.items()}, size)
     sources = {place: found[name] for place, name in taken.items()}
     head = found.get(HEAD)
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    if config.get("tie_word_embeddings") is False and not head:
+        raise UserError(
+            f"{folder}/config.json says tie_word_embeddings = false, but no file holds {HEAD}: the "
+            "files are not whole, or the two are tied and config.json should say so."
+        )
     for stored in [*sources.values(), *([head] if head else [])]:
         if stored.dtype not in DTYPES:
             raise UserError(
@@ -86,52 +106,66 @@ def import_folder(folder: str, run: str, size: Size, mesh: Mesh, gin: str) -> No
         raise _untied(head)
     meta = checkpoint.meta_of(size, 0, gin, {"tokenizer": vocabulary.fingerprint})
     with new_folder(run) as temporary:
-        arrays = orbax_files.create(str(temporary), size, meta | {"imported": True})
-        _write_arrays(arrays, size, mesh, sources, head)
-        (temporary / tokenizer.MODEL).write_bytes(vocabulary.model)
+        arrays.create(
+            str(temporary),
+            size,
+            meta | {"imported": True},
+            lambda folder: _write_arrays(folder, size, mesh, sources, head),
+        )
+        (temporary / MODEL).write_bytes(vocabulary.model)
 
 
-def export_weights(arrays: Path, size: Size, folder: Path, dtype: str) -> None:
-    """Writes a checkpoint's parameters into a folder as GPT2LMHeadModel's safetensors.
+def export_weights(run: Run, folder: Path, dtype: str) -> None:
+    """Writes a run's parameters into a folder as GPT2LMHeadModel's safetensors.
 
-    arrays: folder of the step's arrays. dtype: a name in EXPORTED. More than SHARD bytes make
-    several files and an index. UserError if a value is too large for float16.
+    dtype: a name in EXPORTED. More than SHARD bytes make several files and an index. UserError if
+    the parameters are not as they were saved, not finite, or too large for float16; what is in the
+    folder is good for nothing then.
     """
+    size = run.size
     files = _create_files(size, folder, EXPORTED[dtype])
-    line, done = LiveLine(10), 0
-    for name, parameter in (outer_parameters(size) | layer_parameters(size)).items():
-        layered = name in layer_parameters(size)
-        array = orbax_files.open_array(arrays, size, name)
-        for chunk in _chunks(array.shape, array.chunk_layout.read_chunk.shape):
-            values = array[chunk].read().result()
-            layers = range(size.layers)[chunk[0]] if layered else (None,)
-            inner = chunk[1:] if layered else chunk
-            for layer, part in zip(layers, values if layered else [values], strict=True):
-                stored = files[parameter.hugging_face.format(layer=layer)]
-                out = np.memmap(
-                    stored.file, DTYPES[stored.dtype], "r+", stored.offset, parameter.shape
-                )
-                with np.errstate(over="ignore"):
-                    out[inner] = part
-                if not np.isfinite(out[inner]).all():
-                    raise UserError(
-                        f"{name} has values that {dtype} cannot hold; give --dtype=bfloat16 or "
-                        "--dtype=float32."
-                    )
-                done += part.size
-            line.show(f"exported {done / count(size):.0%}", last=done == count(size))
+    table = outer_parameters(size) | layer_parameters(size)
+    line, done, unfit = LiveLine(10), 0, ""
+    for name, layer, place, values in read_parts(run):
+        parameter = table[name]
+        stored = files[parameter.hugging_face.format(layer=layer)]
+        out = np.memmap(stored.file, DTYPES[stored.dtype], "r+", stored.offset, parameter.shape)
+        with np.errstate(over="ignore"):
+            out[place] = values
+        if not np.isfinite(out[place]).all():
+            unfit = unfit or unfit_for(name, values, dtype, "float32")
+        done += values.size
+        line.show(f"exported {done / count(size):.0%}", last=done == count(size))
+    if unfit:
+        raise UserError(unfit)
+
+
+def unfit_for(name: str, values: np.ndarray, dtype: str, wide: str) -> str:
+    """The sentence on values that are not finite once they are written as dtype.
+
+    wide: the name of the type that holds them.
+    """
+    if np.isfinite(values).all():
+        return f"{name} has values that {dtype} cannot hold; give --dtype={wide}."
+    return (
+        f"the run's parameters are not finite ({name} holds a NaN or an infinity), so no file of "
+        "them is of use; export a checkpoint from before the run went wrong."
+    )
 
 
 def _write_arrays(
-    arrays: Path,
+    folder: epath.Path,
     size: Size,
     mesh: Mesh,
     sources: dict[tuple[str, int | None], Stored],
     head: Stored | None,
-) -> None:
-    """Writes every parameter part by part, and compares the head, if there is one, as it goes."""
+) -> dict[str, int]:
+    """Writes every parameter part by part, and compares the head, if there is one, as it goes.
+
+    Returns each array's sum.
+    """
     shardings = parameter_shardings(size, mesh)
-    line, done = LiveLine(10), 0
+    line, done, sums = LiveLine(10), 0, {}
     for name, parameter in (outer_parameters(size) | layer_parameters(size)).items():
         layered = name in layer_parameters(size)
         sharding = shardings["layers"][name] if layered else shardings[name]
@@ -139,7 +173,8 @@ def _write_arrays(
         held = sharding.shard_shape(shape)[layered:]
         rows = _rows(parameter, held[0])
         chunks = (1,) * layered + (rows, *held[1:])
-        array = orbax_files.create_array(arrays, size, name, shape, chunks)
+        array = arrays.create_array(folder, size, name, shape, chunks)
+        sums[name] = 0
         for layer in range(size.layers) if layered else (None,):
             target = array if layer is None else array[layer]
             for start in range(0, parameter.shape[0], rows):
@@ -149,8 +184,12 @@ def _write_arrays(
                 if tied and not np.array_equal(values, _read(tied, parameter, start, stop)):
                     raise _untied(tied)
                 target[start:stop].write(values).result()
+                whole = values if layer is None else values[None]
+                first = [*([] if layer is None else [layer]), start, *[0] * (values.ndim - 1)]
+                sums[name] += checksum.part_sum(whole, first, shape)
                 done += values.size
                 line.show(f"imported {done / count(size):.0%}", last=done == count(size))
+    return sums
 
 
 def _rows(parameter: Parameter, held: int) -> int:
@@ -171,15 +210,6 @@ def _untied(head: Stored) -> UserError:
         f"{head.file} has an {HEAD} that is not the embedding; the decoder ties the two, so this "
         "model cannot be imported."
     )
-
-
-def _chunks(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """The slices that cover an array chunk by chunk."""
-    axes = [
-        [slice(start, min(start + step, length)) for start in range(0, length, step)]
-        for length, step in zip(shape, chunk, strict=True)
-    ]
-    return itertools.product(*axes)
 
 
 def _create_files(size: Size, folder: Path, dtype: str) -> dict[str, Stored]:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
-from polylm_jax.interop.fast_tokenizer import tokenizer_json
+from polylm_jax.interop.fast_tokenizer import compared, tokenizer_json
 from polylm_jax.interop.hugging_face import config_of, token_ids
 from polylm_jax.model.parameters import count
 from polylm_jax.sizes import Size
-from polylm_jax.train.checkpoint import Meta
+from polylm_jax.train.door import Run
 
-_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+# Training texts begin after `</s>`, never with `<s>`, so that is what others shall begin with.
+_SPECIAL = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
 def write_configs(folder: Path, size: Size, dtype: str, init_std: float) -> None:
@@ -20,27 +21,35 @@ def write_configs(folder: Path, size: Size, dtype: str, init_std: float) -> None
     _write(folder / "generation_config.json", token_ids())
 
 
-def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int) -> None:
-    """tokenizer.model, and the tokenizer.json and settings with which fast loaders equal it."""
+def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int) -> str:
+    """tokenizer.model, and the tokenizer.json and settings that fast loaders take instead.
+
+    Returns a sentence on how the two agree.
+    """
+    content = tokenizer_json(vocabulary.model)
     (folder / MODEL).write_bytes(vocabulary.model)
-    _write(folder / "tokenizer.json", tokenizer_json(vocabulary.model))
+    _write(folder / "tokenizer.json", content)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
+        "padding_side": "left",  # a prompt's end is where generation goes on
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
     _write(folder / "tokenizer_config.json", settings | _SPECIAL)
     _write(folder / "special_tokens_map.json", _SPECIAL)
+    return compared(vocabulary.model, content)
 
 
 def model_card(
-    size: Size, step: int, meta: Meta, bits: tuple[dict[str, float], dict[str, float]] | None
+    run: Run, bits: tuple[dict[str, float], dict[str, float]] | None, tokenizers: str
 ) -> str:
     """README.md of a model: what it is, how to load it, what it scored, what made it.
 
+    tokenizers: the sentence of `write_tokenizer`.
     bits: bits per byte of validation text by source, untrained and trained.
     """
+    size, meta = run.size, run.meta
     before, after = bits or ({}, {})
     languages = [source for source in after if is_language(source)]
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -55,13 +64,16 @@ def model_card(
             *[*head, "---", "", "# PolyLM", ""],
             f"A GPT-2 shaped language model of {count(size):,} parameters: {size.layers} layers of "
             f"{size.d_model}, {size.heads} heads,",
-            f"{size.vocabulary:,} pieces, a context of {size.context} tokens. Step {step} of its "
-            f"run, {meta['rows']:,} rows read.",
+            f"{size.vocabulary:,} pieces, a context of {size.context} tokens. Step {run.step} of "
+            f"its run, {meta['rows']:,} rows read.",
             *["", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""],
             *['tokenizer = AutoTokenizer.from_pretrained(".")'],
             *['model = AutoModelForCausalLM.from_pretrained(".")', "```", ""],
-            "`</s>` (id 2) ends a document; `<s>` (1) was never written. The vocabulary has no",
-            "padding id: `<unk>` (0), which never occurs in text, stands in for it.",
+            "`</s>` (id 2) ends a document, and so stands before each, too; `<s>` (1) was never",
+            "written. The vocabulary has no padding id: `<unk>` (0), which never occurs in text,",
+            "stands in for it. To come back with `polylm import`, a folder that `save_pretrained`",
+            "wrote needs this tokenizer.model: `--tokenizer=FILE`.",
+            *["", tokenizers],
             *["", "## Evaluation", ""],
             *(table if after else ["None is recorded in the run."]),
             *["", "## Made from", "", "| what | fingerprint |", "|---|---|", *prints],

@@ -13,8 +13,9 @@ from polylm_jax.sizes import Size
 
 # The vocabulary has no padding id. <unk> never occurs in text (bytes stand for what is unknown),
 # so padding with it hides no </s> from those who mask the padding out of a loss.
-PAD, BOS, EOS = 0, 1, 2
-HEAD = "lm_head.weight"
+# Training texts begin after </s>, so it is the beginning of a text as well.
+PAD, BOS, EOS = 0, 2, 2
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 # All three are 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); the release says gelu_fast.
 TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
@@ -25,6 +26,22 @@ FIXED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+}
+# What no GPT-2 config has, but for one whose weights are not what their names say. (A config may
+# have reorder_and_upcast_attn: the decoder's scores are float32 always.)
+ABSENT = {
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "transformers_weights": None,
+}
+# Our name of each size, GPT-2's, and the one that transformers has for all models.
+_SIZES = {
+    "vocabulary": ("vocab_size",),
+    "context": ("n_positions", "max_position_embeddings"),
+    "layers": ("n_layer", "num_hidden_layers"),
+    "heads": ("n_head", "num_attention_heads"),
+    "d_model": ("n_embd", "hidden_size"),
 }
 _CAUSAL_MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -43,10 +60,11 @@ def size_of(config: dict[str, Any], source: str) -> Size:
 
     source: the file's name, for the error. Token ids are not read: the release's are wrong.
     """
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
+    for name, value in (FIXED | ABSENT).items():
+        given = config.get(name)
+        if given is not None and given != value:
             raise UserError(
-                f"{source} has {name} = {config[name]!r}; the decoder knows {value!r} only."
+                f"{source} has {name} = {given!r:.60}; the decoder knows {value!r} only."
             )
     activation = config.get("activation_function", TANH_GELU[0])
     if activation not in TANH_GELU:
@@ -54,18 +72,20 @@ def size_of(config: dict[str, Any], source: str) -> Size:
             f"{source} has activation_function = {activation!r}; the decoder knows the tanh GELU "
             f"only ({', '.join(TANH_GELU)})."
         )
-    try:
-        d_model = int(config["n_embd"])
-        return Size(
-            vocabulary=int(config["vocab_size"]),
-            context=int(config["n_positions"]),
-            layers=int(config["n_layer"]),
-            heads=int(config["n_head"]),
-            d_model=d_model,
-            d_ff=int(config.get("n_inner") or 4 * d_model),
-        )
-    except KeyError as missing:
-        raise UserError(f"{source} has no {missing}; give the config.json of a GPT-2.") from None
+    sizes = {ours: _one_of(config, names, source) for ours, names in _SIZES.items()}
+    inner = config.get("n_inner")
+    return Size(**sizes, d_ff=4 * sizes["d_model"] if inner is None else int(inner))
+
+
+def _one_of(config: dict[str, Any], names: tuple[str, ...], source: str) -> int:
+    """The number that goes by one of the names; by several, if they agree."""
+    values = {int(config[name]) for name in names if name in config}
+    if not values:
+        raise UserError(f"{source} has no {names[0]!r}; give the config.json of a GPT-2.")
+    if len(values) > 1:
+        both = " and ".join(f"{name} = {config[name]}" for name in names)
+        raise UserError(f"{source} has {both}; leave the right one.")
+    return values.pop()
 
 
 def config_of(size: Size, dtype: str, init_std: float) -> dict[str, Any]:
@@ -75,6 +95,7 @@ def config_of(size: Size, dtype: str, init_std: float) -> dict[str, Any]:
         "activation_function": TANH_GELU[0],
         "vocab_size": size.vocabulary,
         "n_positions": size.context,
+        "n_ctx": size.context,  # its name in GPT-2's own files, and for llama.cpp's converter
         "n_layer": size.layers,
         "n_head": size.heads,
         "n_embd": size.d_model,
@@ -93,29 +114,36 @@ def token_ids() -> dict[str, int]:
     return {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
 
 
+def full_name(name: str) -> str:
+    """A tensor's name in a GPT2LMHeadModel, whether it was saved with or without the prefix."""
+    return name if name == HEAD else "transformer." + name.removeprefix("transformer.")
+
+
 def matched(found: Mapping[str, tuple[int, ...]], size: Size) -> dict[tuple[str, int | None], str]:
     """Which tensor of a file each place of the model takes: (our name, layer) -> its name.
 
     found: shape of each tensor by name, with or without the `transformer.` prefix. Causal masks
-    are passed over, and so is lm_head, which only its values can show to be the embedding.
-    UserError names a tensor that is missing, has another shape, or is not the model's.
+    are passed over. Of the embedding and lm_head, which are one, either may be missing; if both
+    are there, only their values can show that they are. UserError names a tensor that is
+    missing, has another shape, or is not the model's.
     """
-    left = {
-        name if name == HEAD else "transformer." + name.removeprefix("transformer."): name
-        for name in found
-        if not _CAUSAL_MASK.fullmatch(name)
-    }
-    left.pop(HEAD, None)
+    left = {full_name(name): name for name in found if not _CAUSAL_MASK.fullmatch(name)}
+    head = left.pop(HEAD, None)
+    if head and EMBEDDING not in left:
+        left[EMBEDDING] = head
     taken = {}
     for name, parameter, layer in places(size):
         key = parameter.hugging_face.format(layer=layer)
         if key not in left:
-            raise UserError(f"the tensor {key} is missing; give a GPT-2 of {size.layers} layers.")
+            raise UserError(
+                f"the tensor {key} is missing: the files are not whole, or config.json is of "
+                f"another model than {size.layers} layers of {size.d_model}; fetch both again."
+            )
         theirs = left.pop(key)
         if found[theirs] != parameter.hugging_face_shape:
             raise UserError(
-                f"the tensor {theirs} has shape {found[theirs]}, the model's is "
-                f"{parameter.hugging_face_shape}; give the model's own sizes."
+                f"the tensor {theirs} has shape {found[theirs]}, config.json's is "
+                f"{parameter.hugging_face_shape}; take both from one model."
             )
         taken[name, layer] = theirs
     if left:

@@ -24,8 +24,17 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# ... those of tensors that only a buffer can be, such as a mask.
+INTEGERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-_BIN_INDEX = "pytorch_model.bin.index.json"
+# Where transformers looks for weights, in its order: the first file that is there is taken, and
+# what lies beside it is passed over, be it an index that an earlier save left behind.
+CHOICES = (
+    "model.safetensors",
+    SAFETENSORS_INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Stored:
 
 
 def open_folder(folder: str) -> dict[str, Stored]:
-    """Every tensor in the *.safetensors of a folder, or else in its pytorch_model*.bin.
+    """Every tensor in the files that transformers would load from a folder, see CHOICES.
 
     UserError names a file that is missing or broken, or a tensor that is in two.
     """
@@ -112,24 +121,29 @@ def _bin_tensors(file: Path) -> dict[str, Stored]:
     return {name: Stored(file, *place) for name, place in torch_tensors(file).items()}
 
 
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index points to; UserError if it is none."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not all(Path(name).name == name for name in names):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index} is no index of shards; fetch it again.") from None
+    return sorted(names)
+
+
 def _files(folder: Path) -> list[Path]:
-    for index, pattern in (
-        (SAFETENSORS_INDEX, "*.safetensors"),
-        (_BIN_INDEX, "pytorch_model*.bin"),
-    ):
-        if (folder / index).is_file():
-            try:
-                names = set(json.loads((folder / index).read_text())["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(
-                    f"{folder / index} is no index of shards; fetch it again."
-                ) from None
-            for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
-                    raise UserError(f"{folder / index} names {name}, which is not in {folder}.")
-            return sorted(folder / name for name in names)
-        if files := sorted(folder.glob(pattern)):
-            return files
-    raise UserError(
-        f"{folder} holds no *.safetensors and no pytorch_model*.bin; give a Hugging Face folder."
-    )
+    chosen = next((name for name in CHOICES if (folder / name).is_file()), None)
+    if chosen is None:
+        raise UserError(
+            f"{folder} holds no {CHOICES[0]}, no {CHOICES[2]} and no index of either; give a "
+            "Hugging Face folder, its weights under the names that transformers knows."
+        )
+    if not chosen.endswith(".json"):
+        return [folder / chosen]
+    for name in shards(folder / chosen):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / chosen} names {name}, which is not in {folder}; fetch it, too."
+            )
+    return [folder / name for name in shards(folder / chosen)]

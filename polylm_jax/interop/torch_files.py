@@ -15,15 +15,21 @@ from typing import Any, NamedTuple
 
 from polylm_jax.errors import UserError
 
-# bytes of an element and safetensors' name of it; the integers are those of causal masks
+# bytes of an element and safetensors' name of it; a kind may be harmless and yet of no use
 _STORAGES = {
     "torch FloatStorage": (4, "F32"),
     "torch HalfStorage": (2, "F16"),
     "torch BFloat16Storage": (2, "BF16"),
+    "torch DoubleStorage": (8, "F64"),
     "torch ByteStorage": (1, "U8"),
+    "torch CharStorage": (1, "I8"),
+    "torch ShortStorage": (2, "I16"),
+    "torch IntStorage": (4, "I32"),
+    "torch LongStorage": (8, "I64"),
     "torch BoolStorage": (1, "BOOL"),
 }
 _TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
+_PARAMETERS = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
 
 
 class Place(NamedTuple):
@@ -53,10 +59,17 @@ class _Refused(Exception):
     """The pickle asks for something that a dict of tensors does not need."""
 
 
+class _Unfit(Exception):
+    """The pickle is harmless, but holds something else than tensors that can be read in place."""
+
+
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE")
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+)
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IDLE = ("PROTO", "FRAME", "STOP")
 
@@ -64,8 +77,9 @@ _IDLE = ("PROTO", "FRAME", "STOP")
 def torch_tensors(file: Path) -> dict[str, Place]:
     """The place of each tensor by name, what torch.save wrote of a dict of tensors.
 
-    UserError, one sentence that names the file, where it is in torch's format from before 1.6,
-    is broken, or holds anything else than contiguous tensors; what that is, is named too.
+    Parameters are tensors, too. UserError, one sentence that names the file, where it is in
+    torch's format from before 1.6, is broken, or holds anything else than contiguous tensors; what
+    that is, is named too.
     """
     if not zipfile.is_zipfile(file):
         raise UserError(
@@ -79,10 +93,18 @@ def torch_tensors(file: Path) -> dict[str, Place]:
             if f"{root}byteorder" in archive.namelist():
                 order = archive.read(f"{root}byteorder")
                 if order != b"little":
-                    raise _Refused(f"byte order {order.decode()}")
+                    raise _Unfit(f"numbers in byte order {order.decode()}; save it as safetensors")
             described = _interpret(archive.read(pickle))
             if not isinstance(described, dict):
-                raise _Refused("something that is not a dict of tensors")
+                raise _Unfit(
+                    "something that is not a dict of tensors; save the model's state_dict()"
+                )
+            for name, value in described.items():
+                if isinstance(value, dict) and any(isinstance(v, _Tensor) for v in value.values()):
+                    raise _Unfit(
+                        f"its tensors under {name!r}; save those alone, by "
+                        f"torch.save(torch.load(FILE)[{name!r}], FILE)"
+                    )
             return {
                 name: _place(file, archive, root, name, tensor)
                 for name, tensor in described.items()
@@ -92,6 +114,8 @@ def torch_tensors(file: Path) -> dict[str, Place]:
             f"{file} holds {refused}, which a dict of tensors does not need; nothing of it was run "
             "and nothing imported: fetch the file from a source you trust, or as safetensors."
         ) from None
+    except _Unfit as unfit:
+        raise UserError(f"{file} holds {unfit}.") from None
     except (ValueError, KeyError, IndexError, TypeError, OSError, zipfile.BadZipFile):
         raise UserError(f"{file} is broken; fetch it again, or as safetensors.") from None
 
@@ -146,6 +170,12 @@ def _interpret(pickle: bytes) -> Any:
             case "SETITEMS":
                 pairs = since_mark()
                 stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
+            case "APPEND":
+                value = stack.pop()
+                stack[-1].append(value)
+            case "APPENDS":
+                values = since_mark()
+                stack[-1].extend(values)
             case "BUILD":  # torch hangs versions of modules on the OrderedDict
                 stack.pop()
             case other:
@@ -155,7 +185,7 @@ def _interpret(pickle: bytes) -> Any:
 
 
 def _known(name: str) -> _Global:
-    if name not in (*_STORAGES, _TENSOR, _DICT):
+    if name not in (*_STORAGES, _TENSOR, *_PARAMETERS, _DICT):
         raise _Refused(f"the global {name.replace(' ', '.')}")
     return _Global(name)
 
@@ -171,6 +201,8 @@ def _called(function: Any, arguments: Any) -> Any:
     match function, arguments:
         case _Global(name), () if name == _DICT:
             return {}
+        case _Global(name), (_Tensor() as tensor, bool(), *_) if name in _PARAMETERS:
+            return tensor
         case _Global(name), (
             _Storage() as storage,
             int(first),
@@ -181,18 +213,18 @@ def _called(function: Any, arguments: Any) -> Any:
             # C order: each stride is the product of the sizes behind it
             steps = list(itertools.accumulate(shape[:0:-1], lambda a, b: a * b, initial=1))[::-1]
             if stride != tuple(steps[: len(shape)]):
-                raise _Refused("a tensor that is not contiguous")
+                raise _Unfit("a tensor that is not contiguous; save it after .contiguous()")
             return _Tensor(storage, first, shape)
     raise _Refused(f"a call of {getattr(function, 'name', 'no global').replace(' ', '.')} as such")
 
 
 def _place(file: Path, archive: zipfile.ZipFile, root: str, name: Any, tensor: Any) -> Place:
     if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-        raise _Refused(f"an entry {name!r} that is no tensor")
+        raise _Unfit(f"an entry {name!r} that is no tensor; save the model's state_dict() alone")
     width, dtype = _STORAGES[tensor.storage.kind]
     entry = archive.getinfo(f"{root}data/{tensor.storage.key}")
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise _Refused("compressed tensors")
+        raise _Unfit("compressed tensors; save it with torch.save")
     end = (tensor.first + math.prod(tensor.shape)) * width
     if not 0 <= tensor.first * width <= end <= entry.file_size:
         raise ValueError

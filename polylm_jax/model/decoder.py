@@ -203,6 +203,8 @@ class Decoder(nn.Module):
     constrain: function (x, *logical axes) -> x that pins an activation to the mesh.
     attend: a kernel for whole rows, function (query, key, value, documents) -> mixed; None, and
         a call with positions, takes the plain formula.
+    ids: how many the tokenizer has; rows of the embedding beyond them only fill it up, and no
+        search chooses one. None if all are the tokenizer's.
     """
 
     size: Size
@@ -210,6 +212,7 @@ class Decoder(nn.Module):
     initial: Init = Init()
     constrain: Constrain = unconstrained
     attend: Attend | None = None
+    ids: int | None = None
 
     @nn.compact
     def __call__(

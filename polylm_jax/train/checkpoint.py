@@ -101,11 +101,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
     """Starts a save and returns while it is written; an earlier save's failure is raised here."""
     try:
         manager.check_for_errors()
-        whole = meta | {
-            "state_checksum": int(state_checksum(state)),
-            "params_checksum": int(state_checksum(state["params"])),
-        }
-        whole["meta_checksum"] = _meta_checksum(whole)
+        whole = sealed(meta, int(state_checksum(state)), int(state_checksum(state["params"])))
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -157,6 +153,24 @@ def meta_of(
         "fingerprints": fingerprints,
         "skipped": skipped,
     }
+
+
+def sealed(meta: Meta, state: int, params: int) -> Meta:
+    """The meta as it is saved, with checksums: the state's, the parameters' and its own."""
+    whole = meta | {"state_checksum": state, "params_checksum": params}
+    return whole | {"meta_checksum": _meta_checksum(whole)}
+
+
+def write_meta(manager: ocp.CheckpointManager, step: int, whole: Meta) -> None:
+    """Puts another meta in the place of a step's."""
+    place = manager.directory / str(step) / "meta"
+    ocp.JsonCheckpointHandler().save(place, args=ocp.args.JsonSave(whole))
+
+
+def params_checksum(meta: Meta) -> int | None:
+    """The parameters' checksum; None for a run of the days when imports had none, and 0 there."""
+    saved = meta.get("params_checksum")
+    return None if meta.get("imported") and not saved else saved
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
@@ -334,14 +348,25 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
                 ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
             )
         params = restored["params"]
-        if not meta.get("imported") and int(state_checksum(params)) != meta.get("params_checksum"):
+        saved = params_checksum(meta)
+        if saved is not None and int(state_checksum(params)) != saved:
             raise ValueError("the parameters were altered after they were saved")
     except DAMAGE as error:
-        if any(word in str(error) for word in OUT_OF_REACH):
-            raise
-        reason = f"{error}".strip().split("\n")[0][:100]
-        raise UserError(
-            f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); move "
-            "that step's folder away to take the one before."
-        ) from error
+        raise damaged(manager, step, error) from error
     return params
+
+
+def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
+    """What a failed read of a step raises: one sentence, or the error if it damaged nothing."""
+    if any(word in str(error) for word in OUT_OF_REACH):
+        return error
+    reason = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
+    earlier = any(other < step for other in manager.all_steps())
+    mend = (
+        "move that step's folder away to take the one before"
+        if earlier
+        else "there is none before it, so take a copy of the run or make it again"
+    )
+    return UserError(
+        f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); {mend}."
+    )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MODULUS = 1 << 32
+_MOST = 1 << 20  # elements that are summed at a time: what is held beside them is as large again
 
 
 @jax.jit
@@ -33,11 +34,16 @@ def state_checksum(state: Any) -> jax.Array:
 
 
 def part_sum(values: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> int:
-    """What a part of an array adds to the array's sum.
+    """What a part of an array adds to the array's sum, modulo 2^32.
 
     values: float32 of any shape; start: the place in the array of its first element on each axis;
     shape: the whole array's.
     """
+    if values.size > _MOST:
+        axis = next(i for i, length in enumerate(values.shape) if length > 1)
+        one, other = np.array_split(values, 2, axis)
+        behind = [first + one.shape[axis] * (i == axis) for i, first in enumerate(start)]
+        return part_sum(one, start, shape) + part_sum(other, behind, shape)
     place = np.zeros((), np.uint32)
     for first, length, size in zip(start, values.shape, shape, strict=True):
         along = np.arange(first, first + length, dtype=np.uint32)

@@ -4,9 +4,12 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from polylm_jax import config
 from polylm_jax.decode.chat import ChatSettings, TextStream, converse
 from polylm_jax.decode.prefill import prefill
+from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
 from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
@@ -52,6 +55,7 @@ def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
         state, new, counts = decode_some(
             model.decoder, settings, model.params, state, TOKENS_AT_ONCE
         )
+        check_chosen(np.asarray(new))
         yield text.push(new[0, : int(counts[0])].tolist())
     yield text.close()
 

@@ -1,51 +1,77 @@
-"""Write a trained model as a Hugging Face folder: GPT2LMHeadModel, safetensors, fast tokenizer."""
+"""Write a trained model for others: a Hugging Face folder, or a GGUF file for llama.cpp."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from polylm_jax import config
-from polylm_jax.data import tokenizer
 from polylm_jax.errors import UserError
-from polylm_jax.files import new_folder
+from polylm_jax.files import new_file, new_folder
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
-from polylm_jax.interop.orbax_files import arrays_of
+from polylm_jax.interop.gguf_file import likeness, write_gguf
 from polylm_jax.runs import read_metrics, untrained_and_trained
-from polylm_jax.sizes import Size
-from polylm_jax.train import checkpoint
+from polylm_jax.train.door import Run, open_run
 from polylm_jax.train.log import logs
+
+# What each format can be written in; the first is the default.
+FORMATS = {"hugging_face": tuple(EXPORTED), "gguf": ("f16", "q8_0", "f32")}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("--run", required=True, help="folder of a run")
-    parser.add_argument("--to", required=True, help="folder to make")
+    parser.add_argument("--to", required=True, help="folder to make, or file.gguf")
+    parser.add_argument(
+        "--format",
+        default="hugging_face",
+        choices=FORMATS,
+        help="hugging_face, the default, is a folder for transformers; gguf a file for llama.cpp",
+    )
     parser.add_argument(
         "--dtype",
-        default="float32",
-        choices=EXPORTED,
-        help="float32, the default, loses nothing; the others halve the files",
+        default="",
+        help="; ".join(f"{name}: {', '.join(types)}" for name, types in FORMATS.items()),
     )
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    dtypes = FORMATS[given.format]
+    dtype = given.dtype or dtypes[0]
+    if dtype not in dtypes:
+        raise UserError(
+            f"--dtype={dtype} is nothing that {given.format} is written in; give one of "
+            f"{', '.join(dtypes)}."
+        )
     if Path(given.to).exists():
         raise UserError(f"{given.to} already exists; delete it or give another --to.")
-    manager = checkpoint.open_existing(given.run)
-    step, said = checkpoint.newest_sound(manager)
-    if said:
-        print(said)
-    meta = checkpoint.read_meta(manager, step)
-    config.parse(given.gin_file, given.overrides, meta["gin"])
-    size = Size(**meta["model"])
-    vocabulary = tokenizer.load(f"{given.run}/{tokenizer.MODEL}")
+    model = open_run(given.run)
+    config.parse(given.gin_file, given.overrides, model.meta["gin"])
+    print(f"Exporting step {model.step} of {given.run} in {dtype}.", flush=True)
+    (_to_gguf if given.format == "gguf" else _to_folder)(model, given.to, dtype)
+
+
+def _to_folder(model: Run, to: str, dtype: str) -> None:
     # a run that was imported and never trained has no log
-    bits = untrained_and_trained(read_metrics(given.run)) if logs(given.run)[1] else None
-    print(f"Exporting step {step} of {given.run} in {given.dtype}.", flush=True)
-    with new_folder(given.to) as folder:
-        export_weights(arrays_of(manager, step), size, folder, given.dtype)
-        write_configs(folder, size, given.dtype, config.get("init").std)
-        write_tokenizer(folder, vocabulary, size.context)
-        (folder / "README.md").write_text(model_card(size, step, meta, bits), encoding="utf-8")
-    print(f"The model is in {given.to}; transformers loads it as GPT2LMHeadModel.")
+    bits = untrained_and_trained(read_metrics(model.folder)) if logs(model.folder)[1] else None
+    with new_folder(to) as folder:
+        agree = write_tokenizer(folder, model.tokenizer, model.size.context)
+        write_configs(folder, model.size, dtype, config.get("init").std)
+        export_weights(model, folder, dtype)
+        card = model_card(model, bits, agree)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    print(agree)
+    print(f"The model is in {to}; transformers loads it as GPT2LMHeadModel.")
+
+
+def _to_gguf(model: Run, to: str, dtype: str) -> None:
+    target = Path(to)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        new_file(target, target.parent) as file,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch,
+    ):
+        write_gguf(model, Path(file.name), Path(scratch), dtype)
+    print(likeness(model.tokenizer.model))
+    print(f"The model is in {to}; `llama-server -m {to}` and others of llama.cpp load it.")

@@ -1,11 +1,15 @@
-"""Make a run from a Hugging Face GPT-2 folder (config.json, tokenizer.model, weights)."""
+"""Make a run from a Hugging Face GPT-2: a folder, or ORG/NAME on the hub."""
 
 import argparse
 import dataclasses
+import shutil
+from pathlib import Path
 
 import jax
 
 from polylm_jax import config
+from polylm_jax.errors import UserError
+from polylm_jax.interop import hub
 from polylm_jax.interop.convert import import_folder, read_size
 from polylm_jax.model.parameters import count
 from polylm_jax.parallel.mesh import make_mesh
@@ -13,18 +17,30 @@ from polylm_jax.parallel.mesh import make_mesh
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--from", required=True, dest="source", help="Hugging Face folder")
+    parser.add_argument("--from", required=True, dest="source", help="folder, or ORG/NAME")
     parser.add_argument("--run", required=True, help="folder of the run to make")
+    parser.add_argument(
+        "--tokenizer", default="", help="SentencePiece file, if the folder has no tokenizer.model"
+    )
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    size = read_size(given.source)
+    source, fetched = given.source, Path(f"{given.run}.download")
+    if hub.is_name(source):
+        if Path(given.run).exists():
+            raise UserError(f"{given.run} already exists; delete it or give another --run.")
+        source = str(fetched / source.replace("/", "--"))
+        hub.download(given.source, Path(source), given.tokenizer)
+    size = read_size(source)
     sizes = [f"model.{name}={value}" for name, value in dataclasses.asdict(size).items()]
     config.parse(given.gin_file, [*given.overrides, *sizes])
     shape = config.get("mesh")
     if shape.cpu_devices:
         jax.config.update("jax_num_cpu_devices", shape.cpu_devices)
     print(f"Importing {count(size):,} parameters from {given.source}.", flush=True)
-    import_folder(given.source, given.run, size, make_mesh(shape), config.resolved())
+    mesh = make_mesh(shape)
+    import_folder(source, given.run, size, mesh, config.resolved(), given.tokenizer)
+    if source != given.source:
+        shutil.rmtree(fetched)
     print(f"The run is in {given.run}; `polylm generate --run={given.run}` continues prompts.")

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 
 from polylm_jax import config
-from polylm_jax.data import tokenizer
+from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode import weights
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.parallel import platform
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer
 from polylm_jax.train import checkpoint
+from polylm_jax.train.door import open_run, read_params
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Model:
     step: int
     decoder: Decoder
     params: Any
-    tokenizer: tokenizer.Tokenizer
+    tokenizer: Tokenizer
     rows: int
 
 
@@ -37,22 +38,25 @@ class Model:
 def model_of(given: argparse.Namespace) -> Iterator[Model]:
     """The newest sound checkpoint of given.run, with its mesh in context and its gin in force."""
     platform.keep(config.get("compute").compile_cache)
-    manager = checkpoint.open_existing(given.run)
-    step, said = checkpoint.newest_sound(manager)
-    if said:
-        print(said)
-    meta = checkpoint.read_meta(manager, step)
-    config.parse(given.gin_file, given.overrides, meta["gin"])
-    size, compute = config.get("model"), config.get("compute")
+    run = open_run(given.run)
+    config.parse(given.gin_file, given.overrides, run.meta["gin"])
+    size, compute = run.size, config.get("compute")
+    checkpoint.check_model(run.meta, config.get("model"), given.run)
     # as many ways over tensor as the model allows, so that each token reads the weights once
     ways = math.gcd(jax.device_count(), size.heads, size.d_ff, size.vocabulary)
     mesh = make_mesh(MeshShape(data=-1, fsdp=1, tensor=ways))
     with jax.set_mesh(mesh):
         yield Model(
-            step,
-            Decoder(size, compute, constrain=constrainer(mesh), attend=attender(compute, mesh)),
-            checkpoint.restore_params(manager, step, size, mesh),
-            tokenizer.load(f"{given.run}/{tokenizer.MODEL}"),
+            run.step,
+            Decoder(
+                size,
+                compute,
+                constrain=constrainer(mesh),
+                attend=attender(compute, mesh),
+                ids=run.tokenizer.size,
+            ),
+            read_params(run, mesh),
+            run.tokenizer,
             mesh.shape["data"],
         )
 

@@ -196,3 +196,34 @@ def test_samples_follow_the_filtered_distribution():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UserError, match=f"sampling.{next(iter(wrong))}"):
         Sampling(**wrong)
+
+
+SEARCHES = [
+    Sampling(6),
+    Sampling(6, temperature=1.0, top_p=0.9),
+    Sampling(6, beams=2, repetition_penalty=1.2),
+]
+
+
+@pytest.mark.parametrize("sampling", SEARCHES)
+def test_ids_that_the_tokenizer_has_not_are_never_chosen(sampling):
+    size, params, _ = load("b")
+    ids, prompts = size.vocabulary - 40, [[i, i + 3, 7] for i in range(3, 9)]
+    loud = params | {"embedding": params["embedding"].at[ids:].multiply(30)}
+    free = generate(Decoder(size, FLOAT32), loud, prompts, sampling)
+    masked = generate(Decoder(size, FLOAT32, ids=ids), loud, prompts, sampling)
+    assert max(map(max, free)) >= ids
+    assert max(token for answer in masked for token in answer) < ids
+    assert any(masked)
+
+
+@pytest.mark.parametrize("sampling", SEARCHES)
+@pytest.mark.parametrize("place", ["everywhere", "later"])
+def test_scores_that_are_no_numbers_are_one_sentence(place, sampling):
+    size, params, content = load("b")
+    prompts = [content["prompt_1"].tolist()[:3]]
+    where, value = (0, jnp.nan) if place == "everywhere" else (5, jnp.inf)
+    name = "final_norm_scale" if place == "everywhere" else "positions"
+    broken = params | {name: params[name].at[where].set(value)}
+    with pytest.raises(UserError, match="scores are not finite"):
+        generate(Decoder(size, FLOAT32), broken, prompts, sampling, stops=[set()])

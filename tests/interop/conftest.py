@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from polylm_jax.__main__ import main
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.train import checkpoint
 from tests import golden
+from tests.conftest import gin_flags
 
 # As in the release: its activation, and its wrong ids.
 RELEASE = {
@@ -56,6 +58,15 @@ def hugging_face(release, tiny, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    settings = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
+    assert main(["train", *gin_flags(tiny | settings)]) == 0
+    return folder
 
 
 def params_of(run, size, shape=(2, 2, 2)):

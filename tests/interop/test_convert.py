@@ -84,14 +84,6 @@ def test_shards_are_read_and_written_with_an_index(
     assert main(["import", f"--from={folder}", f"--run={tmp_path}/none"]) == 1
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    settings = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
-    assert main(["train", *gin_flags(tiny | settings)]) == 0
-    return folder
-
-
 def test_a_trained_run_comes_back_bit_for_bit_and_trains_on(
     trained, release, tiny, tmp_path, capsys
 ):
@@ -101,6 +93,11 @@ def test_a_trained_run_comes_back_bit_for_bit_and_trains_on(
     assert "| en | " in card
     assert "curriculum.non_english = ((" in card
     assert "| row store | `" in card
+    config = json.loads((out / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["n_ctx"]) == (2, 2, 32)
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert (settings["bos_token"], settings["padding_side"]) == ("</s>", "left")
+    assert "tokenizer.json gives" in card
     assert main(["import", f"--from={out}", f"--run={back}"]) == 0
     size = convert.read_size(str(out))
     exported = params_of(trained, size)
@@ -145,7 +142,7 @@ BROKEN = {
     "shape": (
         lambda w: w | {LAST: w[LAST][:-1]},
         {},
-        f"the tensor {LAST} has shape (23,), the model's is (24,)",
+        f"the tensor {LAST} has shape (23,), config.json's is (24,)",
     ),
     "type": (lambda w: w | {LAST: w[LAST].astype(np.float64)}, {}, "holds F64; save it as"),
     "untied": (
@@ -178,6 +175,9 @@ def test_a_broken_safetensors_file_is_named(damage, weights, hugging_face, tmp_p
     content = file.read_bytes()
     if damage == "doubled":
         shutil.copy(file, folder / "other.safetensors")
+        file.rename(file := folder / "one.safetensors")
+        index = {"weight_map": {"a": "one.safetensors", "b": "other.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     else:
         file.write_bytes(content[:-1] if damage == "cut" else b"\xff" * 8 + content[8:])
     assert main(["import", f"--from={folder}", f"--run={tmp_path}/run"]) == 1

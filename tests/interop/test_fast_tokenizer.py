@@ -1,4 +1,7 @@
-"""The exported tokenizer.json gives the ids of raw sentencepiece, in the `tokenizers` library."""
+"""The exported tokenizer.json gives the ids of raw sentencepiece, in the `tokenizers` library.
+
+What it cannot say is known by name.
+"""
 
 import io
 import json
@@ -9,7 +12,9 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from polylm_jax.data import corpus, tokenizer
-from polylm_jax.interop.fast_tokenizer import tokenizer_json
+from polylm_jax.errors import UserError
+from polylm_jax.interop.fast_tokenizer import compared, differing, tokenizer_json
+from polylm_jax.interop.hard_texts import HARD_TEXTS
 from tests.data.sentences import SENTENCES
 
 AWKWARD = ["", " ", "  a", "a  ", "\n", "\t tab", "日本語 ﾊﾝｶｸ", "a\u00a0b", tokenizer.ROUND_TRIP]
@@ -24,6 +29,13 @@ KINDS = {
     "Llama's": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
     "the trainer's defaults": {"normalization_rule_name": "nmt_nfkc"},
 }
+# no charsmap, but spaces removed; symbols of the user's own
+OTHERS = {
+    "nfkc": {"normalization_rule_name": "nfkc", "add_dummy_prefix": False},
+    "symbols": KINDS["ours"] | {"user_defined_symbols": ["<|user|>", "\n", "  ", "<sep> x"]},
+    "with <": KINDS["ours"] | {"more": ["a < b > c"] * 99},
+}
+ACCENTS = "q\u0323\u0307"  # the one hard text that a normaliser's file gets wrong
 
 
 def texts():
@@ -36,12 +48,11 @@ def texts():
     return found
 
 
-@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_ids_and_texts_equal_those_of_raw_sentencepiece(kind, algorithm):
+def trained(algorithm, more=(), **flags):
     model = io.BytesIO()
+    lines = [line for text in [*texts(), *more] for line in text.split("\n") if line]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts() for line in text.split("\n") if line),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type=algorithm,
         vocab_size=1700,
@@ -51,10 +62,68 @@ def test_ids_and_texts_equal_those_of_raw_sentencepiece(kind, algorithm):
         pad_id=-1,
         byte_fallback=True,
         minloglevel=2,
-        **KINDS[kind],
+        **flags,
     )
-    raw = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    fast = Tokenizer.from_str(json.dumps(tokenizer_json(model.getvalue())))
+    return model.getvalue()
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+@pytest.mark.parametrize("kind", KINDS | OTHERS)
+def test_hard_texts_get_the_same_ids_and_come_back(kind, algorithm):
+    model = trained(algorithm, **(KINDS | OTHERS)[kind])
+    content = tokenizer_json(model)
+    others = differing(model, content)
+    normalised = "nfkc" in (KINDS | OTHERS)[kind]["normalization_rule_name"]
+    assert [ACCENTS in text for text in others] == [True] * normalised
+    raw = sentencepiece.SentencePieceProcessor(model_proto=model)
+    fast = Tokenizer.from_str(json.dumps(content))
+    for text in HARD_TEXTS:
+        ids = raw.encode(text)
+        assert fast.decode(ids) == raw.decode(ids), text
+    said = compared(model, content)
+    assert ("gives other ids" in said and "q̣̇" in said) if others else "gives the ids" in said
+
+
+def test_what_looks_like_a_byte_is_text_whether_or_not_its_letters_are_pieces():
+    for flags in (KINDS["ours"], OTHERS["with <"]):
+        fast = Tokenizer.from_str(json.dumps(tokenizer_json(trained("unigram", **flags))))
+        for text in ("<0x0A>", "code <0x41> x", "<0xE4><0xBD><0xA0>"):
+            assert fast.decode(fast.encode(text).ids) == text
+
+
+def test_a_difference_is_found_and_said():
+    """Were it not for their scores, bytes would be found in a text."""
+    model = trained("unigram", **OTHERS["with <"])
+    content = tokenizer_json(model)
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = [[piece, max(score, -20.0)] for piece, score in vocabulary]
+    assert "<0x0A>" in differing(model, content)
+    assert "gives other ids than tokenizer.model for 3 of" in compared(model, content)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "sentence"),
+    [
+        ("unigram", {"treat_whitespace_as_suffix": True}, "puts spaces behind words"),
+        ("unigram", {"denormalization_rule_tsv": "denormal.tsv"}, "changes texts when it decodes"),
+        ("char", {}, "is neither unigram nor BPE"),
+    ],
+)
+def test_flags_that_the_file_has_no_words_for_are_refused(
+    algorithm, flags, sentence, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("denormal.tsv").write_text("61\t62\n")
+    with pytest.raises(UserError, match=sentence):
+        tokenizer_json(trained(algorithm, hard_vocab_limit=algorithm != "char", **flags))
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_and_texts_equal_those_of_raw_sentencepiece(kind, algorithm):
+    model = trained(algorithm, **KINDS[kind])
+    raw = sentencepiece.SentencePieceProcessor(model_proto=model)
+    fast = Tokenizer.from_str(json.dumps(tokenizer_json(model)))
     assert len(texts()) > 1000
     for text in texts():
         ids = raw.encode(text)

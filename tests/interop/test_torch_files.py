@@ -69,7 +69,7 @@ def touch(path):
 
 ATTACKS = {
     "system": (lambda p: touch(p), "the global posix.system"),
-    "nested": (lambda p: OrderedDict(weight=[{"a": (touch(p),)}]), "the pickle opcode EMPTY_LIST"),
+    "nested": (lambda p: OrderedDict(weight=[{"a": (touch(p),)}]), "the global posix.system"),
     "in a dict": (lambda p: {"weight": (touch(p),)}, "the global posix.system"),
     "as a key": (lambda p: {touch(p): 1}, "the global posix.system"),
     "eval": (lambda p: Calls(eval, f"open({str(p)!r}, 'w')"), "the global builtins.eval"),
@@ -102,10 +102,10 @@ def test_the_opcodes_that_make_objects_are_not_known(content, tmp_path):
 
 
 class Tensor:
-    """Pickles as torch pickles a tensor of float32."""
+    """Pickles as torch pickles a tensor, or a parameter made of one."""
 
-    def __init__(self, stride=(3, 1), offset=0, key="0"):
-        self.arguments = (key, offset, (2, 3), stride)
+    def __init__(self, stride=(3, 1), offset=0, key="0", kind="FloatStorage", parameter=False):
+        self.arguments = (key, offset, (2, 3), stride, kind, parameter)
 
 
 class TorchPickler(pickle._Pickler):
@@ -114,15 +114,20 @@ class TorchPickler(pickle._Pickler):
     def save(self, value, *rest):
         if not isinstance(value, Tensor):
             return super().save(value, *rest)
-        key, offset, shape, stride = value.arguments
+        key, offset, shape, stride, kind, parameter = value.arguments
+        if parameter:
+            self.write(b"ctorch._utils\n_rebuild_parameter\n(")
         self.write(b"ctorch._utils\n_rebuild_tensor_v2\n(")
-        self.write(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n")
+        self.write(b"(X\x07\x00\x00\x00storagectorch\n%s\n" % kind.encode())
         for part in (key, "cpu", 6):
             super().save(part)
         self.write(b"tQ")
         for part in (offset, shape, stride, False):
             super().save(part)
         self.write(b"ccollections\nOrderedDict\n)RtR")
+        if parameter:
+            super().save(True)
+            self.write(b"ccollections\nOrderedDict\n)RtR")
         return None
 
 
@@ -142,6 +147,23 @@ def test_a_tensor_as_torch_describes_it_is_found_in_the_archive(tmp_path):
     assert file.read_bytes()[place.offset :][: len(DATA)] == DATA
 
 
+def test_parameters_and_tensors_of_other_types_are_harmless(tmp_path):
+    tensors = {
+        "parameter": Tensor(parameter=True),
+        "buffer": Tensor(key="1", kind="LongStorage"),
+        "double": Tensor(key="1", kind="DoubleStorage"),
+    }
+    content = torch_pickle(OrderedDict(tensors))
+    file = archive(tmp_path / "a.bin", content, **{"data/0": DATA, "data/1": DATA + DATA})
+    found = torch_tensors(file)
+    assert {name: place.dtype for name, place in found.items()} == {
+        "parameter": "F32",
+        "buffer": "I64",
+        "double": "F64",
+    }
+    assert file.read_bytes()[found["parameter"].offset :][: len(DATA)] == DATA
+
+
 @pytest.mark.parametrize(
     ("value", "entries", "sentence"),
     [
@@ -149,8 +171,13 @@ def test_a_tensor_as_torch_describes_it_is_found_in_the_archive(tmp_path):
         ({"weight": Tensor(offset=1)}, {}, "is broken"),
         ({"weight": Tensor(offset=-1)}, {}, "is broken"),
         ({"weight": Tensor(key="7")}, {}, "is broken"),
-        ({"weight": 7}, {}, "an entry 'weight' that is no tensor"),
+        ({"weight": 7}, {}, "an entry 'weight' that is no tensor; save the model's state_dict"),
         (Tensor(), {}, "something that is not a dict of tensors"),
+        (
+            {"epoch": 3, "rates": [0.1, 1], "model": {"weight": Tensor()}},
+            {},
+            r"holds its tensors under 'model'; .*torch.save\(torch.load\(FILE\)\['model'\], FILE\)",
+        ),
         ({"weight": Tensor()}, {"byteorder": b"big"}, "byte order big"),
     ],
 )
