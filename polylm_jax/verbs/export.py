@@ -1,12 +1,11 @@
 """Write a trained model as a Hugging Face folder: GPT2LMHeadModel, safetensors, fast tokenizer."""
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
-from polylm_jax.errors import UserError
-from polylm_jax.files import new_folder
+from polylm_jax.files import existing, new_folder, new_place
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.orbax_files import arrays_of
@@ -18,8 +17,12 @@ from polylm_jax.train.log import logs
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
-    parser.add_argument("--to", required=True, help="folder to make")
+    parser.add_argument(
+        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
+    )
+    parser.add_argument(
+        "--to", required=True, type=partial(new_place, name="--to"), help="folder to make"
+    )
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -30,8 +33,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    if Path(given.to).exists():
-        raise UserError(f"{given.to} already exists; delete it or give another --to.")
     manager = checkpoint.open_existing(given.run)
     step, said = checkpoint.newest_sound(manager)
     if said:

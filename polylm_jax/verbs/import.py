@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+from functools import partial
 
 import jax
 
 from polylm_jax import config
+from polylm_jax.files import existing, local, new_place
 from polylm_jax.interop.convert import import_folder, read_size
 from polylm_jax.model.parameters import count
 from polylm_jax.parallel.mesh import make_mesh
@@ -13,8 +15,19 @@ from polylm_jax.parallel.mesh import make_mesh
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--from", required=True, dest="source", help="Hugging Face folder")
-    parser.add_argument("--run", required=True, help="folder of the run to make")
+    parser.add_argument(
+        "--from",
+        required=True,
+        dest="source",
+        type=partial(existing, name="--from", where=local),
+        help="Hugging Face folder",
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        type=partial(new_place, name="--run"),
+        help="folder of the run to make",
+    )
 
 
 def run(given: argparse.Namespace) -> None:

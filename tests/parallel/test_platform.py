@@ -11,12 +11,11 @@ from polylm_jax.parallel import platform
 
 PROGRAM = """
 import sys
-from pathlib import Path
 import jax, jax.numpy as jnp
 from polylm_jax.parallel.platform import keep_compiled
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-keep_compiled(Path(sys.argv[1]))
+keep_compiled(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(float(jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8))).sum()))
 print(sum("cache_hits" in name for name in hits))
