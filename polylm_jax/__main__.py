@@ -61,8 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(verb, rest, alone)
         finally:
             for stream in (sys.stdout, sys.stderr):
-                if stream:
-                    stream.flush()
+                stream.flush()
     except UserError as error:
         _say(f"polylm {verb}: {error}")
         return error.status
@@ -181,10 +180,8 @@ def _interrupted_at_once(verb: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def _without_reader(stream: TextIO | None) -> bool:
+def _without_reader(stream: TextIO) -> bool:
     """Whether a stream is a pipe that nobody reads any more; then nothing more goes there."""
-    if stream is None:
-        return False
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)

@@ -22,6 +22,10 @@ def ready() -> None:
     no text come in as U+FFFD.
     """
     codecs.register_error("polylm", _plain)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # a shell has closed it: a file of ours would get its number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
     for stream, how in ((sys.stdout, "polylm"), (sys.stderr, "polylm"), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=how)
@@ -50,7 +54,7 @@ def visible(text: str, stream: TextIO | None = None) -> str:
     is the text itself.
     """
     stream = stream or sys.stdout
-    if stream is None or not stream.isatty():
+    if not stream.isatty():
         return text
     return "".join(c if c in "\n\t" or not _controls(c) else f"\\x{ord(c):02x}" for c in text)
 

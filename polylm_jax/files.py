@@ -66,6 +66,11 @@ def _place(path: str, name: str) -> str:
         user = expanded.partition("/")[0]
         raise UserError(f"{name}={path}: there is no user {user[1:]}; write ./{path} for a file.")
     plain = str(Path(expanded))
+    try:
+        os.stat(plain)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{name}={path} is a link that leads to itself; mend it.") from None
     # ./~ and ./gs:/x are told from ~ and gs:/x by the folder before them
     return str(Path(plain).absolute()) if plain[0] == "~" or ":/" in plain else plain
 

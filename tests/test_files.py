@@ -79,6 +79,13 @@ def test_what_is_no_path_is_one_sentence_that_names_the_flag(given, sentence):
     assert str(raised.value).startswith("--run")
 
 
+def test_a_link_to_itself_is_no_place(home):
+    (home / "loop").symlink_to("loop")
+    for path in ("loop", "loop/run"):
+        with pytest.raises(UserError, match=f"--run={path} is a link that leads to itself"):
+            place(path, "--run")
+
+
 def test_what_must_be_here_may_not_be_elsewhere():
     with pytest.raises(UserError, match=r"--to=gs://b/a must be on this machine"):
         local("gs://b/a", "--to")

@@ -176,6 +176,12 @@ def test_a_full_device_is_one_sentence():
     assert (process.returncode, said) == (1, "polylm config: No space left on device.\n")
 
 
+def test_closed_streams_change_nothing():
+    command = [sys.executable, "-c", SCRIPT, "status", "--run=nowhere"]
+    shell = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(shell, timeout=60, check=False).returncode == 1
+
+
 def test_ctrl_c_while_libraries_load_is_one_line():
     process = started("chat", "--run=anywhere")
     maps = Path(f"/proc/{process.pid}/maps")

@@ -125,7 +125,7 @@ def _files(folder: Path) -> list[Path]:
                     f"{folder / index} is no index of shards; fetch it again."
                 ) from None
             for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
+                if Path(str(name)).name != name or not (folder / name).is_file():
                     raise UserError(f"{folder / index} names {name}, which is not in {folder}.")
             return sorted(folder / name for name in names)
         if files := sorted(folder.glob(pattern)):
