@@ -84,6 +84,32 @@ def test_a_plugin_without_its_device_is_a_cpu(device, kept, plugins, called, tmp
     assert called == [kept]
 
 
+@pytest.mark.parametrize(
+    ("packages", "device", "environment", "chosen"),
+    [
+        (["libtpu"], "nvidiactl", {}, "cpu"),
+        (["libtpu", "jax_cuda13_plugin"], "nvidia0", {}, "cuda,cpu"),
+        (["libtpu", "jax_cuda13_plugin"], "nvidiactl", {}, "cpu"),
+        (["libtpu"], "accel0", {}, None),
+        (["jax_cuda13_plugin"], "nvidia0", {}, None),
+        (["libtpu"], "nvidiactl", {"JAX_PLATFORMS": "tpu"}, None),
+    ],
+)
+def test_only_a_tpu_that_is_here_is_tried(
+    packages, device, environment, chosen, monkeypatch, tmp_path
+):
+    (tmp_path / device).touch()
+    told = {}
+    config = SimpleNamespace(jax_platforms=None, update=told.__setitem__)
+    monkeypatch.setattr(platform, "jax", SimpleNamespace(config=config))
+    find = lambda name: SimpleNamespace() if name in packages else None  # noqa: E731
+    monkeypatch.setattr(platform.importlib.util, "find_spec", find)
+    given = dict(environment)
+    platform.without_absent_tpu(environment, tmp_path)
+    assert told == ({"jax_platforms": chosen} if chosen else {})
+    assert environment == ({"JAX_PLATFORMS": chosen} if chosen else given)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 def test_memory_that_was_freed_is_used_again():
     faults = lambda how: int(run_python(FAULTS, {}, how)[-1])  # noqa: E731
