@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 # transformers, torch and llama.cpp, which judge what we read and write: kept apart from the rest
 JUDGES := .venv-judges
 
-.PHONY: demo test faults judges lint certify clean
+.PHONY: demo test faults fuzz judges lint certify clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -45,6 +45,10 @@ certify: $(VENV)/ready
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
 	FAULT_ROUNDS=32 $(VENV)/bin/pytest tests/faults
+
+# odd flags, settings, paths and files, for FUZZ_SECONDS; none may end in a traceback
+fuzz: $(VENV)/ready
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(VENV)/bin/pytest -s tests/test_fuzz.py
 
 $(JUDGES)/ready: Makefile
 	$(PYTHON) -m venv $(JUDGES)

@@ -1,14 +1,22 @@
 """The command line: polylm VERB --gin_file=FILE --gin.NAME=VALUE."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
+import select
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from functools import partial
+from types import FrameType
+from typing import Any, TextIO
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from polylm_jax import config
+from polylm_jax import console
 from polylm_jax.errors import UserError
 
 # A verb is a module of its name in polylm_jax/verbs: flags(parser) and run(given).
@@ -34,51 +42,155 @@ HELP = f"""{__doc__}
 {os.linesep.join(f"  {name:12}{what}" for name, what in VERBS.items())}
 
 `polylm VERB --help` shows a verb's flags. Any setting: --gin.BLOCK.FIELD=VALUE;
-`polylm config` lists them."""
+`polylm config` lists them. A path may begin with ~, and nothing in it is a pattern. A file of
+results takes the place of an older one when it is whole; a folder must be new, or empty."""
+
+INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
+NO_READER = 128 + signal.SIGPIPE
+# Packages that reach storage elsewhere, whose errors are often no OSError.
+STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns its exit status: 0, or another with one sentence on what to mend."""
+    console.ready()
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    alone = arguments is None  # the process is ours, not a test's
+    try:
+        try:
+            return _run(verb, rest, alone)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+    except UserError as error:
+        _say(f"polylm {verb}: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        return _interrupted(verb, alone)
+    except OSError as error:
+        if _without_reader(sys.stdout) or _without_reader(sys.stderr):
+            return NO_READER
+        places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+        _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}.")
+        return 1
+    except MemoryError as error:
+        _say(f"polylm {verb}: there is not enough memory: {error or 'it is all in use'}.")
+        return 1
+    except Exception as error:
+        if not _of_storage(error):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        _say(f"polylm {verb}: what is not on this machine could not be reached: {reason}.")
+        return 1
+
+
+def _run(verb: str, rest: list[str], alone: bool) -> int:
     if verb in ("-h", "--help"):
         print(HELP)
         return 0
-    try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, 1, 0)[0]
-            raise UserError(f"there is no such verb; the nearest is `polylm {near}`.")
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1, 0)[0]
+        raise UserError(f"there is no such verb; the nearest is `polylm {near}`.")
+    if alone:
+        _keep_no_interrupt(verb)
+    with _interrupted_at_once(verb) if alone else contextlib.nullcontext():
+        from polylm_jax import config
+        from polylm_jax.files import local
+        from polylm_jax.parallel import platform
+
         module = importlib.import_module(f"polylm_jax.verbs.{verb}")
-        parser = argparse.ArgumentParser(
-            prog=f"polylm {verb}",
-            description=module.__doc__,
-            epilog="Any setting: --gin.BLOCK.FIELD=VALUE; `polylm config` lists them.",
-            allow_abbrev=False,
-        )
-        parser.add_argument(
-            "--gin_file", action="append", default=[], help="gin file; may be given again"
-        )
-        module.flags(parser)
-        # argparse takes an unknown flag with a space in it for a positional
-        gin_flags = [flag for flag in rest if flag.startswith("--gin.")]
-        given, unknown = parser.parse_known_intermixed_args(
-            [flag for flag in rest if flag not in gin_flags]
-        )
-        if unknown:
-            raise UserError(f"{unknown[0]} is not a flag of `polylm {verb}`; see --help.")
-        given.overrides = [flag.removeprefix("--gin.") for flag in gin_flags]
-        config.parse(given.gin_file, given.overrides)
-        return module.run(given) or 0
-    except UserError as error:
-        print(f"polylm {verb}: {error}", file=sys.stderr)
-        return error.status
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
+    platform.without_absent_tpu()
+    parser = argparse.ArgumentParser(
+        prog=f"polylm {verb}",
+        description=module.__doc__,
+        epilog="Any setting: --gin.BLOCK.FIELD=VALUE; `polylm config` lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        type=partial(local, name="--gin_file"),
+        help="gin file; may be given again",
+    )
+    module.flags(parser)
+    # argparse takes an unknown flag with a space in it for a positional
+    gin_flags = [flag for flag in rest if flag.startswith("--gin.")]
+    given, unknown = parser.parse_known_intermixed_args(
+        [flag for flag in rest if flag not in gin_flags]
+    )
+    if unknown:
+        raise UserError(f"{unknown[0]} is not a flag of `polylm {verb}`; see --help.")
+    given.overrides = [flag.removeprefix("--gin.") for flag in gin_flags]
+    config.parse(given.gin_file, given.overrides)
+    return module.run(given) or 0
+
+
+def _of_storage(error: Exception) -> bool:
+    """Whether the error came up inside a package that reaches storage elsewhere."""
+    modules = (
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    return any(name.startswith(STORAGE) and not name.endswith(".local") for name in modules)
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        # one line, whatever a name in it holds
         print(
-            f"polylm {verb}: {error.strerror or error}{where}; nothing whole was lost: "
-            "mend that and run the same command again.",
-            file=sys.stderr,
+            console.visible(sentence.replace("\n", "\\n"), sys.stderr), file=sys.stderr, flush=True
         )
-        return 1
+
+
+def _interrupted(verb: str, alone: bool) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal shows ^C
+    _say(f"polylm {verb}: interrupted.")
+    if alone:
+        os._exit(INTERRUPTED)  # threads of libraries may be at work, and would crash on the way out
+    return INTERRUPTED
+
+
+def _keep_no_interrupt(verb: str) -> None:
+    """Ends the process where Python would drop a Ctrl-C that came while it collected garbage."""
+    former = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _interrupted(verb, alone=True)
+        former(unraisable)
+
+    sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _interrupted_at_once(verb: str) -> Iterator[None]:
+    """Ends the process at Ctrl-C: a library that is half imported does not bear an exception."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _interrupted(verb, alone=True)
+
+    former = signal.getsignal(signal.SIGINT)
+    ours = former is signal.default_int_handler  # else a shell has it ignored
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    yield
+    if ours:
+        signal.signal(signal.SIGINT, former)
+
+
+def _without_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more; then nothing more goes there."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError):
+        return False
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
 
 
 if __name__ == "__main__":

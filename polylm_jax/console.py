@@ -1,13 +1,72 @@
-"""What is shown on a terminal: text that is not ours, and the line that says how far a job is."""
+"""What is said in the terminal: any text on any terminal, and the line that says how far we are."""
 
-import re
+import codecs
+import contextlib
+import io
+import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
+
+from polylm_jax.errors import UserError
+
+# what our own words have for letters that a terminal may lack
+PLAIN = str.maketrans({"→": "->", "…": "...", "–": "-", "·": "|", "×": "x", "“": '"', "”": '"'})
+
+
+def ready() -> None:
+    """Lets stdout and stderr take every text, and stdin give one, whatever their encoding.
+
+    What a stream cannot show comes out in plain letters or as an escape; bytes of stdin that are
+    no text come in as U+FFFD.
+    """
+    codecs.register_error("polylm", _plain)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # a shell has closed it: a file of ours would get its number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    for stream, how in ((sys.stdout, "polylm"), (sys.stderr, "polylm"), (sys.stdin, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=how)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end].translate(PLAIN)
+    return lost.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def text_of_flag(text: str) -> str:
+    """Text that a user gave as a flag; UserError for bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text!r} holds bytes that are no text; give it in UTF-8.") from None
+    return text
+
+
+def visible(text: str, stream: TextIO | None = None) -> str:
+    """Text that is not ours as it may go to a stream, stdout by default.
+
+    On a terminal its control characters, but for newlines and tabs, become escapes to be read,
+    so that no text, name or message from elsewhere can move the cursor or set the title. Else it
+    is the text itself.
+    """
+    stream = stream or sys.stdout
+    if not stream.isatty():
+        return text
+    return "".join(c if c in "\n\t" or not _controls(c) else f"\\x{ord(c):02x}" for c in text)
+
+
+def _controls(character: str) -> bool:
+    return character < " " or "\x7f" <= character <= "\x9f"
 
 
 def format_duration(seconds: float) -> str:
     """Seconds as "1 h 02 min", "3 min 05 s" or "12 s"."""
+    if not seconds < 1e11:  # nor is it a number
+        return "thousands of years"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -15,14 +74,17 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def visible(text: str, stream: TextIO | None = None) -> str:
-    """Text that is not ours as it may go to a stream, stdout by default.
-
-    On a terminal its control characters, but for newlines and tabs, become escapes to be read.
-    """
-    if not (stream or sys.stdout).isatty():
-        return text
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keeps what libraries below Python say away from stderr while the block runs."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class LiveLine:
@@ -39,6 +101,7 @@ class LiveLine:
 
     def show(self, text: str, last: bool = False) -> None:
         """Puts `text` in the line's place; the last one stays."""
+        text = visible(text, sys.stderr)
         if self.live:
             sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
         elif last or time.monotonic() >= self._next:
@@ -49,6 +112,7 @@ class LiveLine:
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the live one."""
+        text = visible(text, sys.stderr)
         sys.stderr.write(("\r\033[K" if self._shown else "") + text + "\n")
         self._shown = False
 

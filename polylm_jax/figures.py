@@ -114,7 +114,9 @@ def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
     drawn.append(loss(metrics, folder / "loss.png"))
     panels.append(partial(_loss_panel, metrics=metrics))
     before, after = untrained_and_trained(metrics) or ({}, {})
-    names = [name for name in before if np.isfinite([before[name], after[name]]).all()]
+    names = [
+        name for name in before if np.isfinite(np.array([before[name], after[name]], float)).all()
+    ]
     if names := [name for name in names if not is_bilingual(name)] or names:
         before, after = ({name: table[name] for name in names} for table in (before, after))
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))

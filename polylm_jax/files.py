@@ -1,16 +1,26 @@
-"""Files and folders that are whole or not there: made beside their place, then renamed into it."""
+"""What a path means, and files and folders that are whole or not there.
 
+Every path that a user gives, as a flag or a setting, goes through `place`. What is made is made
+beside its place and renamed into it, so that what stood there stays until the new one is whole.
+"""
+
+import contextlib
+import difflib
 import errno
 import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from fsspec.core import url_to_fs
+import fsspec
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.errors import UserError
@@ -18,10 +28,185 @@ from polylm_jax.errors import UserError
 MANIFEST = "manifest.json"
 
 
+def place(path: str, name: str) -> str:
+    """The path that a user gave as `name`, a flag or setting, as all libraries understand it.
+
+    A path on this machine, without ~, file:// or slashes at its end, or a URL that fsspec knows.
+    No letter of it is a pattern. Giving what came back gives it again. UserError for an empty
+    path and for a URL that is none.
+    """
+    if not path.strip():
+        raise UserError(f"{name} is empty; give it a path.")
+    with contextlib.suppress(UnicodeEncodeError):
+        if b"\0" not in os.fsencode(path):
+            return _place(path, name)
+    raise UserError(f"{name}={path!r} holds a character that no path can have; take it out.")
+
+
+def _place(path: str, name: str) -> str:
+    scheme, mark, rest = path.partition("://")
+    if mark and scheme in ("file", "local"):
+        path, mark = f"/{rest.lstrip('/')}", ""
+    if mark:
+        known = fsspec.available_protocols()
+        if scheme not in known:
+            near = difflib.get_close_matches(scheme.lower(), known, 1, 0)[0]
+            raise UserError(
+                f"{name}={path} begins with no scheme that is known; the nearest is {near}://."
+            )
+        if not rest.strip("/"):
+            raise UserError(f"{name}={path} names nothing; say what lies there.")
+        return f"{scheme}://{rest.rstrip('/')}"
+    one_slash = re.match(r"([\w+.-]+):/", path)
+    if one_slash and one_slash[1] in fsspec.available_protocols():
+        url = path.replace(":/", "://", 1)
+        raise UserError(f"{name}={path} is a URL with one slash; write {url}, or ./{path}.")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        raise UserError(f"{name}={path}: there is no user {user[1:]}; write ./{path} for a file.")
+    plain = str(Path(expanded))
+    try:
+        os.stat(plain)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{name}={path} is a link that leads to itself; mend it.") from None
+    # ./~ and ./gs:/x are told from ~ and gs:/x by the folder before them
+    return str(Path(plain).absolute()) if plain[0] == "~" or ":/" in plain else plain
+
+
+def local(path: str, name: str) -> str:
+    """As `place`, for what must lie on this machine."""
+    found = place(path, name)
+    if "://" in found:
+        raise UserError(f"{name}={path} must be on this machine; name a place here and copy it.")
+    return found
+
+
+def _if_given(understand: Callable[[str, str], str]) -> Callable[[str, str], str]:
+    return lambda path, name: path and understand(path, name)
+
+
+# Types of settings that name a file or folder: a setting is what the function makes of it.
+Place = Annotated[str, place]
+LocalPlace = Annotated[str, local]
+MaybePlace = Annotated[str, _if_given(place)]  # "" for none
+MaybeLocalPlace = Annotated[str, _if_given(local)]
+
+
+def existing(path: str, name: str, where: Callable[[str, str], str] = place) -> str:
+    """As `where`, for a folder that must be there. UserError with the nearest name beside it."""
+    found = where(path, name)
+    files, root = opened(found)
+    if files.isdir(root):
+        return found
+    raise UserError(f"there is no folder {found}{nearest(found)}; mend {name}.")
+
+
+def new_place(path: str, name: str) -> str:
+    """As `local`, for a folder to be made: a UserError, before any work, where it cannot be."""
+    found = local(path, name)
+    _free_target(found, f"{name}=")
+    return found
+
+
+def destination(path: str, name: str) -> str:
+    """As `place`, for a file of results: a UserError, before any work, where none can be made."""
+    found = place(path, name)
+    if "://" in found:
+        opened(found)
+        return found
+    if os.path.isdir(found):
+        raise UserError(f"{name}={path} is a folder; name a file in it.")
+    folder = os.path.dirname(os.path.realpath(found))
+    if not os.path.isdir(folder):
+        raise UserError(f"{name}={path}: there is no folder {folder}; make it first.")
+    if not os.access(found if _written_through(found) else folder, os.W_OK):
+        raise UserError(f"{name}={path} cannot be written; name another file.")
+    return found
+
+
+def nearest(path: str) -> str:
+    """ "; the nearest name there is X", for a path on this machine that does not exist, or ""."""
+    try:
+        beside = os.listdir(Path(path).parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(Path(path).name, beside, 1)
+    return f"; the nearest name there is {near[0]}" if near else ""
+
+
+def opened(path: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a place, and what the place is called in it. UserError if it has none."""
+    if "://" not in path:
+        return LocalFileSystem(), os.path.abspath(path)
+    try:
+        files, root = fsspec.core.url_to_fs(path)
+    except Exception as error:  # each file system fails in its own way to start
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"{path} cannot be opened: {reason}.") from error
+    return files, root.rstrip("/")
+
+
+@contextmanager
+def output(path: str) -> Iterator[BinaryIO]:
+    """The file of results at a `destination`.
+
+    An older file there is replaced when the new one is whole, and not before; where `path` is a
+    link, the file that it leads to. What is no regular file, such as a pipe or /dev/stdout, is
+    written through.
+    """
+    if "://" in path:
+        with tempfile.NamedTemporaryFile() as spool:
+            yield spool  # type: ignore[misc]
+            spool.flush()
+            files, root = opened(path)
+            files.put_file(spool.name, root)
+    elif _written_through(path):
+        with open(path, "ab") as file:
+            yield file
+    else:
+        target = Path(os.path.realpath(path))
+        with new_file(target, target.parent) as file:
+            if target.exists():
+                shutil.copymode(target, file.name)
+            yield file
+
+
+def _written_through(path: str) -> bool:
+    """Whether there is something that no file may take the place of."""
+    if not os.path.exists(path):
+        return False
+    found = os.stat(path)
+    for ours in (1, 2):  # /dev/stdout is a regular file where output goes to one
+        with contextlib.suppress(OSError):
+            if os.path.samestat(found, os.fstat(ours)):
+                return True
+    return not stat.S_ISREG(found.st_mode)
+
+
+def is_free(path: str) -> bool:
+    """Whether nothing is at `path`, or an empty folder, which is nobody's work."""
+    real = os.path.realpath(path)
+    return not os.path.lexists(real) or (os.path.isdir(real) and not os.listdir(real))
+
+
+def _free_target(path: str, flag: str = "") -> Path:
+    """Where the folder `path` is to be made. UserError where it cannot take that name."""
+    if not is_free(path):
+        raise UserError(f"{flag}{path} already exists; delete it or name another.")
+    if os.path.ismount(path):
+        raise UserError(f"{flag}{path} is where a disk begins; name a folder in it.")
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def new_folder(path: str) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its name if the block ends well, else goes."""
-    target = Path(path)
+    """A temporary sibling of `path` that takes its name if the block ends well, else goes.
+
+    UserError where something is at `path` but an empty folder.
+    """
+    target = _free_target(path)
     temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     # a killed process may have left one and had the number that is ours now
     shutil.rmtree(temporary, ignore_errors=True)
@@ -42,7 +227,7 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
     them again; another begins anew. A UserError where another process is at it, or where the
     disk is full.
     """
-    target = Path(path)
+    target = _free_target(path)
     folder = target.with_name(f"{target.name}.partial")
     scratch, whole, note = folder / "scratch", folder / "whole", folder / "made_from.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +237,7 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
         except BlockingIOError:
             raise UserError(f"Another process is making {path}; wait for it or stop it.") from None
         try:
-            if not note.is_file() or json.loads(note.read_text()) != made_from:
+            if not note.is_file() or _json_or_none(note) != made_from:
                 shutil.rmtree(scratch, ignore_errors=True)
                 shutil.rmtree(whole, ignore_errors=True)
                 scratch.mkdir()
@@ -74,7 +259,8 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
 @contextmanager
 def new_file(path: Path, scratch: Path) -> Iterator[BinaryIO]:
     """A file made in the folder `scratch`, on the same disk, that moves to `path` when whole."""
-    temporary = scratch / f"{path.name}.tmp-{os.getpid()}"
+    # a name may be long enough that no more letters fit
+    temporary = scratch / f"{path.name[:40]}.tmp-{os.getpid()}"
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -85,12 +271,12 @@ def new_file(path: Path, scratch: Path) -> Iterator[BinaryIO]:
 
 
 def put(path: str, content: bytes) -> None:
-    """Writes a small file that is whole or not there, locally or on a path that fsspec knows."""
-    files, place = url_to_fs(path)
+    """Writes a small file that is whole or not there, locally or at a URL."""
+    files, root = opened(path)
     if not isinstance(files, LocalFileSystem):
-        files.pipe_file(place, content)  # an object is whole or not there
+        files.pipe_file(root, content)  # an object is whole or not there
         return
-    target = Path(place)
+    target = Path(os.path.realpath(root))
     temporary = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_bytes(content)
@@ -103,11 +289,19 @@ def write_manifest(folder: Path, manifest: dict) -> None:
 
 def already_made(path: str, made_from: dict) -> bool:
     """Whether `path` holds what these inputs give; a UserError where it holds another thing."""
-    if not Path(path).exists():
+    if is_free(path):
         return False
-    manifest = Path(path, MANIFEST)
-    if manifest.is_file() and json.loads(manifest.read_text()).get("made_from") == made_from:
+    manifest = _json_or_none(Path(path, MANIFEST))
+    if isinstance(manifest, dict) and manifest.get("made_from") == made_from:
         return True
     raise UserError(
         f"{path} was made from other text or with other settings; delete it or give another path."
     )
+
+
+def _json_or_none(file: Path) -> Any:
+    """The content of a JSON file of ours; None where it is not there, cut or none."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,4 +1,4 @@
-"""JSONL files: those that a person wrote, read whole; logs, which may be long, from their end."""
+"""JSON that others wrote, read whole and checked; logs, which may be long, read from their end."""
 
 import json
 import math
@@ -8,26 +8,90 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from polylm_jax.errors import UserError
+from polylm_jax.files import nearest, opened
 
 BLOCK = 1 << 20  # bytes of a log that are held at once
 
 
-def read_records(path: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
-    """The file's records, which have these fields, all strings. UserError names a bad line."""
+def read_records(path: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The records of a JSONL file, local or at a URL, which have these fields, all strings.
+
+    UserError names a bad line.
+    """
+    form = dict.fromkeys(fields, str)
     records = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        try:
-            record = json.loads(line)
-            whole = all(isinstance(record[field], str) for field in fields)
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            form = ", ".join(f'"{field}": TEXT' for field in fields)
-            raise UserError(f"{path}:{number} is not a record {{{form}}}; mend that line.")
-        records.append(record)
+    for number, line in enumerate(_content(path).splitlines(), 1):
+        shown = ", ".join(f'"{field}": TEXT' for field in fields)
+        wanted = f"a record {{{shown}}}; mend that line"
+        records.append(parse_json(line, form, f"{path}:{number}", wanted))
     if not records:
         raise UserError(f"{path} is empty; give one record a line.")
     return records
+
+
+def read_json(path: str | Path, form: Any, wanted: str) -> Any:
+    """The content of a JSON file, local or at a URL, that has a form as `has_form` knows it.
+
+    wanted: what it should be and how to mend it, for the UserError of a file that is not.
+    """
+    return parse_json(_content(str(path)), form, str(path), wanted)
+
+
+def parse_json(content: bytes | str, form: Any, name: str, wanted: str) -> Any:
+    """As `read_json`, of content that came from `name`."""
+    try:
+        value = json.loads(content)
+        # JSON can spell half a character, which no UTF-8 can
+        json.dumps(value, ensure_ascii=False).encode()
+        whole = has_form(value, form)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{name} is not {wanted}.")
+    return value
+
+
+def has_form(value: Any, form: Any) -> bool:
+    """Whether a value of JSON has a form.
+
+    A form is a type or a tuple of them (a whole number is a float; True, False and NaN are no
+    numbers), a range for a whole number in it, a frozenset for one of its words, [form] for a
+    list of such, {str: form} for an object of such, or {"name": form, …} for an object that has
+    at least these; "name?" need not be there.
+    """
+    if isinstance(form, range):
+        return type(value) is int and value in form
+    if isinstance(form, frozenset):
+        return isinstance(value, str) and value in form
+    if isinstance(form, list):
+        return isinstance(value, list) and all(has_form(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return False
+        if str in form:
+            return all(has_form(item, form[str]) for item in value.values())
+        return all(
+            has_form(value[name.rstrip("?")], part)
+            if name.rstrip("?") in value
+            else name.endswith("?")
+            for name, part in form.items()
+        )
+    types = form if isinstance(form, tuple) else (form,)
+    if isinstance(value, bool):
+        return bool in types
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, types) or (float in types and isinstance(value, int))
+
+
+def _content(path: str) -> bytes:
+    files, root = opened(path)
+    try:
+        return files.cat_file(root)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}{nearest(path)}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a file in it.") from None
 
 
 def dumps(value: Any) -> str:

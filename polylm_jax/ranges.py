@@ -87,6 +87,8 @@ def fit(value: Any, hint: Any, name: str) -> Any:
                 word = f'{name} is "{_shown(value)[1:-1]}"'
                 given = word if isinstance(value, str) else _given(name, value)
                 raise UserError(f"{given}; {rule}.")
+            if callable(rule):
+                result = rule(result, name)
         return result
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in arguments:

@@ -4,10 +4,10 @@ import math
 import time
 from typing import NamedTuple
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import format_duration
+from polylm_jax.files import opened
 from polylm_jax.train.ends import ENDS, UNENDED
 from polylm_jax.train.heartbeat import EVERY, Beat, read_heartbeat
 
@@ -54,7 +54,7 @@ def status_of(folder: str, now: float | None = None) -> Status:
 
 def checkpoints(folder: str) -> list[int]:
     """Steps of the whole checkpoints in a run's folder, oldest first."""
-    files, place = url_to_fs(folder)
+    files, place = opened(folder)
     try:
         names = [
             path.rstrip("/").rpartition("/")[2] for path in files.ls(f"{place}/checkpoints", False)
@@ -111,7 +111,7 @@ def _loss(beat: Beat) -> str:
         return "Loss: none yet."
     if _loss_is_lost(beat):
         return "Loss: not a number."
-    before = beat["loss_before"]
+    before = beat.get("loss_before")
     if not before or not math.isfinite(before):
         return f"Loss: {beat['loss']:.3f}, too early for a trend."
     change = beat["loss"] / before - 1
@@ -120,11 +120,11 @@ def _loss(beat: Beat) -> str:
 
 
 def _speed(beat: Beat) -> str:
-    rate = beat.get("steps_per_second")
-    if not rate:
+    rate, tokens = beat.get("steps_per_second"), beat.get("tokens_per_second")
+    if not rate or not tokens:
         return "Speed: none yet."
     left = format_duration((beat["steps"] - beat["step"]) / rate)
-    return f"Speed: {rate:.3g} steps/s, {beat['tokens_per_second']:,.0f} tokens/s; ETA {left}."
+    return f"Speed: {rate:.3g} steps/s, {tokens:,.0f} tokens/s; ETA {left}."
 
 
 def _saved(saved: list[int]) -> str:
@@ -134,9 +134,9 @@ def _saved(saved: list[int]) -> str:
 
 
 def _hosts(beat: Beat) -> str:
-    if "skipped" not in beat:
+    if not beat.keys() >= {"skipped", "slowest_host"} or beat.get("slowest_host_seconds") is None:
         return "no step logged yet"
-    memory = beat["memory_gib"]
+    memory = beat.get("memory_gib")
     return (
         f"{beat['skipped']} steps skipped, slowest process {beat['slowest_host']} "
         f"({beat['slowest_host_seconds']:.2g} s of its own a step)"

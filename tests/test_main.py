@@ -1,11 +1,20 @@
 """The command line: texts from a run, and one clear sentence for what cannot work."""
 
+import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from polylm_jax.__main__ import main
+from polylm_jax.__main__ import INTERRUPTED, NO_READER, VERBS, main
 from tests.conftest import gin_flags
+
+SCRIPT = "import sys; from polylm_jax.__main__ import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +23,18 @@ def run(tiny, tmp_path_factory):
     steps = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
     assert main(["train", *gin_flags(tiny | steps)]) == 0
     return folder
+
+
+def started(*arguments, stdout=subprocess.PIPE, script=SCRIPT):
+    """A process of its own that runs the command line, with all that the machine has."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=environment | {"PYTHONPATH": ":".join(sys.path)},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def texts_of(capsys, prompts, *flags):
@@ -48,8 +69,8 @@ def test_config_prints_every_setting(capsys):
         (["train", "--gin.train.stepz=5"], 'no setting "train.stepz"; the nearest is "train.ste'),
         (["train", "--stepz=5"], "--stepz=5 is not a flag of `polylm train`"),
         (["train", "--gin.tokenizer.path=nowhere"], "nowhere"),
-        (["generate", "--run=nowhere", "--prompt=x"], "there is no run in nowhere"),
-        (["generate", "--run=nowhere"], "--prompt=TEXT"),
+        (["generate", "--run=nowhere", "--prompt=x"], "there is no folder nowhere"),
+        (["generate", "--run=."], "--prompt=TEXT"),
         (["report", "--run=nowhere"], "nowhere"),
         (["tokenizer", "--gin.corpus.path=nowhere"], "nowhere"),
         (["rows", "--gin.corpus.path=nowhere", "--gin.tokenizer.path=nowhere"], "nowhere"),
@@ -133,3 +154,99 @@ def test_the_bench_says_what_int8_costs_a_run(run, tmp_path, capsys):
     assert figures["int8"] == pytest.approx(figures["float"], rel=0.01)
     assert figures["int8"] != figures["float"]
     assert f"{figures['int8']:.3f}, {figures['change']:+.2%}" in said
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+def test_a_pipe_that_nobody_reads_ends_in_silence():
+    process = started("config")
+    process.stdout.close()
+    assert process.wait(60) == NO_READER
+    assert process.stderr.read() == ""
+
+
+def test_a_full_device_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        process = started("config", stdout=full)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "polylm config: No space left on device.\n")
+
+
+def test_closed_streams_change_nothing():
+    command = [sys.executable, "-c", SCRIPT, "status", "--run=nowhere"]
+    shell = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(shell, timeout=60, check=False).returncode == 1
+
+
+def test_ctrl_c_while_libraries_load_is_one_line():
+    process = started("chat", "--run=anywhere")
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "jaxlib" not in maps.read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "polylm chat: interrupted.\n")
+    assert process.returncode == INTERRUPTED == 130
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_in_a_verb_is_one_line(verb, capsys, monkeypatch):
+    def interrupt(given):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"polylm_jax.verbs.{verb}")
+    monkeypatch.setattr(module, "flags", lambda parser: None)
+    monkeypatch.setattr(module, "run", interrupt)
+    former = signal.getsignal(signal.SIGINT)
+    assert main([verb]) == INTERRUPTED
+    signal.signal(signal.SIGINT, former)
+    assert capsys.readouterr().err == f"polylm {verb}: interrupted.\n"
+
+
+def test_a_tpu_that_is_not_here_says_nothing():
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    script = """
+import jax
+from polylm_jax.__main__ import main
+main(["config"])
+jax.devices()
+"""
+    _, said = started(script=script).communicate(timeout=60)
+    assert said == ""
+
+
+def test_what_is_in_the_way_is_told_and_nothing_else(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["curriculum", f"--gin.train.folder={tmp_path}/file", "--gin.train.steps=2"]
+    assert main(flags) == 1
+    said = capsys.readouterr().err
+    assert said == f"polylm curriculum: {tmp_path}/file/figures: Not a directory.\n"
+
+
+def test_a_model_that_says_escapes_moves_no_cursor(run, capsys, monkeypatch):
+    verb = importlib.import_module("polylm_jax.verbs.generate")
+    monkeypatch.setattr(verb, "_texts", lambda model, prompts: ["\x1b]0;pwned\x07"])
+    shown = texts_of(capsys, ["Die"], f"--run={run}")
+    assert "\x1b" in shown  # a file or a pipe gets what was said
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert texts_of(capsys, ["Die"], f"--run={run}") == "[Die]\\x1b]0;pwned\\x07\n"
+
+
+def test_a_verb_s_output_that_cannot_be_is_refused_before_its_work(run, tmp_path, capsys):
+    begun = ("Continuing", "Scoring", "Exporting")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "a", "context": "a", "continuation": "b"}')
+    for flags, sentence in [
+        (["generate", f"--prompts={asked}", "--out=no/where"], "there is no folder"),
+        (["generate", "--prompt=a", f"--out={tmp_path}"], "is a folder"),
+        (["score", f"--pairs={asked}", "--out="], "--out is empty"),
+        (["export", "--to=gs://bucket/out"], "must be on this machine"),
+        (["export", f"--to={run}"], "already exists"),
+    ]:
+        assert main([*flags, f"--run={run}"]) == 1
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert not said.out.startswith(begun)

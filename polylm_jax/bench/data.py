@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from polylm_jax.console import hushed
 from polylm_jax.data import corpus
 from polylm_jax.data.curriculum import Curriculum, Schedule, locate, make_curriculum, share
 from polylm_jax.data.feed import read_rows
@@ -65,9 +66,10 @@ def run(corpus_path: str, tokenizer: Tokenizer, schedule: Schedule, length: int)
             curriculum = make_curriculum(schedule, sizes, store.length)
             fed[str(store.length)] = feed_speeds(folder, store, curriculum)
             if name == "rows":
-                peer = seqio_batches(folder, text, tokenizer, curriculum)
-                _speed(peer, WARM)
-                fed[str(length)]["seqio"] = _speed(peer, TURNS * SECONDS)
+                with hushed():  # TensorFlow tells of all that it lacks
+                    peer = seqio_batches(folder, text, tokenizer, curriculum)
+                    _speed(peer, WARM)
+                    fed[str(length)]["seqio"] = _speed(peer, TURNS * SECONDS)
     return {
         "tokenizing": packed,
         "feeding": fed,

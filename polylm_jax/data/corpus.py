@@ -30,8 +30,15 @@ from polylm_jax.data.replacing import BUILDING, SPLITS, only_writer, refuse_to_r
 from polylm_jax.data.sides import hashed
 from polylm_jax.data.writing import write
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST
+from polylm_jax.files import MANIFEST, LocalPlace, MaybeLocalPlace
+from polylm_jax.jsonl import read_json
 from polylm_jax.ranges import OneOf, Range, check
+
+_COUNTS = {"documents": range(2**53), "bytes": range(2**53)}
+MANIFEST_FORM = {
+    "sha256": str,
+    "sources": {str: {"train": _COUNTS, "valid": _COUNTS}},
+}
 
 _DOCUMENT = 1200  # bytes of UTF-8 at which a document made of short pieces is full
 
@@ -56,8 +63,8 @@ class Corpus:
     on_bad_line: what happens to a line that is not UTF-8 or has no text, "refuse" or "skip".
     """
 
-    path: str = "data/corpus"
-    text: str = ""
+    path: LocalPlace = "data/corpus"
+    text: MaybeLocalPlace = ""
     valid_share: Annotated[float, Range(0, 0.5)] = 0.1
     valid_megabytes: Annotated[float, Range(0, 1e6)] = 20.0
     split: str = ""
@@ -145,7 +152,8 @@ def manifest(path: str) -> dict:
     file = Path(path, MANIFEST)
     if not file.is_file():
         raise UserError(f"no corpus at {path}; run polylm corpus --small")
-    return json.loads(file.read_text("utf-8"))
+    wanted = f"the manifest of a corpus; run polylm corpus again to make {path} anew"
+    return read_json(file, MANIFEST_FORM, wanted)
 
 
 def sources(path: str) -> list[str]:

@@ -26,12 +26,28 @@ from fsspec.implementations.local import LocalFileSystem
 from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST
+from polylm_jax.files import MANIFEST, Place, opened
+from polylm_jax.jsonl import parse_json
 from polylm_jax.ranges import Range, check
 
 # Of a line of the corpus, which has a document or a part of a long one: its first token in its
 # stream, and its first byte in its file.
 LINE = np.dtype([("token", "<i8"), ("byte", "<i8")])
+
+COUNT = range(2**53)
+FILE = {"file": str, "bytes": COUNT, "crc32": COUNT}
+ENTRY = {"rows": COUNT, "shards": [FILE], "index": FILE}
+STORE = {
+    "made_from": {
+        "corpus": str,
+        "tokenizer": str,
+        "length": range(1, 2**31),
+        "shard_rows": range(1, 2**53),
+    },
+    "dtype": frozenset(("uint16", "uint32")),
+    "fingerprint": str,
+    "sources": {str: {"train": ENTRY, "valid": ENTRY}},
+}
 
 # (file of each row, its first byte there, the byte after its last) to the rows' bytes
 Fetch = Callable[[list[int], list[int], list[int]], Sequence[bytes | memoryview]]
@@ -46,7 +62,7 @@ class RowSettings:
     shard_rows: most rows in one file.
     """
 
-    path: str = "data/rows"
+    path: Place = "data/rows"
     length: Annotated[int, Range(1)] = 2048
     shard_rows: Annotated[int, Range(1)] = 65_536
 
@@ -163,13 +179,13 @@ def open_store(path: str) -> Store:
 
     A UserError where there is none, or where a file of it is missing or cut short.
     """
+    files, root = opened(path)
     try:
-        files, root = fsspec.core.url_to_fs(path)
-        manifest = json.loads(files.cat_file(f"{root}/{MANIFEST}"))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be opened: {error}.") from error
+        content = files.cat_file(f"{root}/{MANIFEST}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"There are no rows at {path}; run polylm rows first.") from None
+    wanted = f"the manifest of rows; delete {path} and run polylm rows again"
+    manifest = parse_json(content, STORE, f"{path}/{MANIFEST}", wanted)
     found = files.find(root, detail=True)
     first: dict[tuple[str, str], int] = {}
     shards: list[str] = []

@@ -18,13 +18,19 @@ from typing import Annotated
 
 import numpy as np
 import sentencepiece
-from fsspec.core import url_to_fs
 
 from polylm_jax.data import corpus
 from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.languages import is_bilingual
 from polylm_jax.errors import UserError
-from polylm_jax.files import already_made, new_folder, write_manifest
+from polylm_jax.files import (
+    MaybePlace,
+    Place,
+    already_made,
+    new_folder,
+    opened,
+    write_manifest,
+)
 from polylm_jax.ranges import TINY, OneOf, Range, check
 
 EOS = 2
@@ -60,12 +66,12 @@ class TokenizerTraining:
     model: an existing SentencePiece file to take instead of training one.
     """
 
-    path: str = "data/tokenizer"
+    path: Place = "data/tokenizer"
     algorithm: Annotated[str, OneOf("unigram", "bpe")] = "unigram"
     pieces: Annotated[int, Range(1)] = 256_000
     exponent: Annotated[float, Range(0, 10)] = 0.3
     sample_megabytes: Annotated[float, Range(TINY, 1e6)] = 100.0
-    model: str = ""
+    model: MaybePlace = ""
 
     def __post_init__(self) -> None:
         check(self, "tokenizer")
@@ -167,7 +173,7 @@ def load(path: str) -> Tokenizer:
     Raises a UserError where there is none, or where `</s>` is not id 2; says so on stderr
     where text would not survive encoding and decoding.
     """
-    files, file = url_to_fs(path)
+    files, file = opened(path)
     file = f"{file}/{MODEL}" if files.isdir(file) else file
     try:
         tokenizer = Tokenizer(files.cat_file(file))
@@ -176,7 +182,7 @@ def load(path: str) -> Tokenizer:
     try:
         # SentencePiece takes an empty file for a model, and then crashes the process.
         eos = tokenizer.processor.eos_id() if tokenizer.model else None
-    except RuntimeError:
+    except (RuntimeError, UnicodeDecodeError):
         eos = None
     if eos is None:
         raise UserError(f"{file} is not a SentencePiece model; give the file a trainer wrote.")

@@ -8,6 +8,7 @@ training run wrote it; one such part if `import_folder` did.
 import json
 import math
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from polylm_jax.interop.tensor_files import (
     create_safetensors,
     open_folder,
 )
+from polylm_jax.jsonl import read_json
 from polylm_jax.model.parameters import (
     Parameter,
     count,
@@ -43,6 +45,14 @@ from polylm_jax.train.door import Run, read_parts
 PART = 1 << 26
 # Most bytes of a safetensors file, but for a tensor that is larger by itself.
 SHARD = 5 * 10**9
+# What must be whole numbers in a config.json, where it is there.
+CONFIG = {
+    **dict.fromkeys(
+        ("n_embd?", "n_layer?", "n_head?", "n_positions?", "vocab_size?"), range(2**31)
+    ),
+    "n_inner?": (int, NoneType),
+    "activation_function?": str,
+}
 # How the flag, config.json and safetensors name what an export is written in.
 EXPORTED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -50,12 +60,8 @@ EXPORTED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 def read_size(folder: str) -> Size:
     """The size of the model in a Hugging Face folder."""
     file = Path(folder, "config.json")
-    try:
-        return size_of(json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{file} cannot be read; give the folder of a Hugging Face GPT-2."
-        ) from None
+    wanted = "the config.json of a model; give the folder of a Hugging Face GPT-2"
+    return size_of(read_json(file, CONFIG, wanted), str(file))
 
 
 def import_folder(

@@ -8,11 +8,14 @@ TPU: the asynchronous collective fusion that MaxText's run files switch on.
 import ctypes
 import importlib.util
 import os
+import pkgutil
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
 import jax
+
+from polylm_jax.files import place
 
 COMBINE = 128 << 20  # bytes of small collectives that go as one
 
@@ -76,6 +79,38 @@ def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
             environment.setdefault(MEMORY, MEMORY_SHARE)
 
 
+def without_absent_tpu(
+    environment: MutableMapping[str, str] = os.environ, devices: Path = Path("/dev")
+) -> None:
+    """Keeps JAX from trying a TPU that is not here; to be called before it starts its backend.
+
+    The compiler for TPUs is installed on machines that only plan for them, and complains at
+    length of the missing TPU when JAX starts it. Whatever the environment says stays, and so do
+    plugins of which we know nothing. devices: folder of the system's.
+    """
+    # JAX sets it by itself where it sees a TPU on the bus
+    if "JAX_PLATFORMS" in environment or jax.config.jax_platforms:  # type: ignore[attr-defined]
+        return
+    installed = _installed(environment)
+    plugins = importlib.util.find_spec("jax_plugins")
+    folders = plugins.submodule_search_locations if plugins else None
+    others = [
+        plugin.name
+        for plugin in pkgutil.iter_modules(folders or [])
+        if not plugin.name.startswith("xla_cuda")
+    ]
+    if "tpu" not in installed or _here("tpu", devices) or others:
+        return
+    names = "cuda,cpu" if "gpu" in installed and _here("gpu", devices) else "cpu"
+    environment["JAX_PLATFORMS"] = names  # for processes that we start
+    jax.config.update("jax_platforms", names)
+
+
+def _here(platform: str, devices: Path) -> bool:
+    """Whether the machine has a device of this platform."""
+    return any(any(devices.glob(name)) for name in DEVICES[platform])
+
+
 def keep(
     compile_cache: str,
     environment: MutableMapping[str, str] = os.environ,
@@ -88,11 +123,10 @@ def keep(
     set and compile in seconds. devices: folder of the system's.
     """
     # the compiler for TPUs is installed on machines that only plan for them, too
-    names = [name for platform in _installed(environment) for name in DEVICES[platform]]
-    if not any(any(devices.glob(name)) for name in names):
+    if not any(_here(platform, devices) for platform in _installed(environment)):
         keep_memory()
     elif compile_cache:
-        keep_compiled(Path(compile_cache).expanduser())
+        keep_compiled(place(compile_cache, "compute.compile_cache"))
 
 
 def _installed(environment: MutableMapping[str, str]) -> list[str]:
@@ -104,9 +138,9 @@ def _installed(environment: MutableMapping[str, str]) -> list[str]:
     ]
 
 
-def keep_compiled(folder: Path) -> None:
+def keep_compiled(folder: str) -> None:
     """Keeps every program that takes a second to compile in the folder."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -39,6 +39,8 @@ Loaded = TypeVar("Loaded")
 
 # what Orbax and JSON raise for a file that is missing, cut off or altered
 DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotFoundError)
+# where TensorStore writes, besides disks; any other URL it takes for the name of a local folder
+STORES = ("gs://", "s3://")
 # storage that cannot be reached has damaged nothing
 OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
@@ -48,6 +50,10 @@ def open_manager(folder: str, retention: Retention | None = None) -> ocp.Checkpo
 
     retention: for a run that goes on; it says what stays, and what killed saves left is deleted.
     """
+    if "://" in folder and not folder.startswith(STORES):
+        raise UserError(
+            f"{folder} cannot hold a run: checkpoints lie on a disk, or at {' or '.join(STORES)}."
+        )
     _one_sentence_for_a_failed_save()
     _timeouts_by_the_steady_clock()
     options = ocp.CheckpointManagerOptions(

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from fsspec.core import url_to_fs
 from jax.sharding import Mesh
 
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.files import opened
 from polylm_jax.model.parameters import layer_parameters, outer_parameters
 from polylm_jax.sizes import Size
 from polylm_jax.train import arrays, checkpoint, checksum
@@ -112,7 +112,7 @@ def _chunks(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[tuple[sl
 
 
 def _tokenizer(folder: str, fingerprint: str) -> Tokenizer:
-    files, file = url_to_fs(f"{folder}/{MODEL}")
+    files, file = opened(f"{folder}/{MODEL}")
     try:
         found = Tokenizer(files.cat_file(file))
     except FileNotFoundError:

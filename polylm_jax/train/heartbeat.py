@@ -6,18 +6,26 @@ import os
 import socket
 import threading
 import time
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Self
 
-from fsspec.core import url_to_fs
-
-from polylm_jax.files import put
-from polylm_jax.jsonl import dumps
+from polylm_jax.files import opened, put
+from polylm_jax.jsonl import dumps, has_form
 from polylm_jax.train.ends import ENDS, FULL, end_of
 
 NAME = "heartbeat.json"
 EVERY = 10  # seconds between two heartbeats
 Beat = dict[str, Any]
+# what a heartbeat holds when it is read; numbers that are none are null
+COUNT, NUMBER = range(2**53), (float, NoneType)
+BEAT = {
+    **dict.fromkeys(("time?", "moved?"), float),
+    **dict.fromkeys(("pid?", "step?", "steps?", "processes?"), COUNT),
+    **dict.fromkeys(("state?", "host?", "reason?"), str),
+    **dict.fromkeys(("tokens?", "skipped?", "slowest_host?"), COUNT),
+    **dict.fromkeys(("loss?", "loss_before?", "steps_per_second?"), NUMBER),
+    **dict.fromkeys(("tokens_per_second?", "slowest_host_seconds?", "memory_gib?"), NUMBER),
+}
 
 
 class Heartbeat:
@@ -84,12 +92,13 @@ def write_end(folder: str, word: str, reason: str) -> None:
 
 def read_heartbeat(folder: str) -> Beat | None:
     """The last heartbeat of a run, None if there is none that can be read."""
-    files, place = url_to_fs(folder)
+    files, place = opened(folder)
     try:
-        beat = json.loads(files.cat_file(f"{place}/{NAME}"))
+        content = files.cat_file(f"{place}/{NAME}")
+        beat = json.loads(content, parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return beat if isinstance(beat, dict) else None
+    return beat if has_form(beat, BEAT) else None
 
 
 def write(folder: str, beat: Beat) -> None:
@@ -101,6 +110,6 @@ def write(folder: str, beat: Beat) -> None:
         # on a full disk the old file still has room for the last word
         if error.errno not in FULL:
             raise
-        with open(url_to_fs(f"{folder}/{NAME}")[1], "r+b") as file:
+        with open(opened(f"{folder}/{NAME}")[1], "r+b") as file:
             file.write(content)
             file.truncate()

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 
 from polylm_jax.errors import UserError
+from polylm_jax.files import opened
 from polylm_jax.jsonl import backwards
 
 Record = dict[str, Any]
@@ -28,7 +28,7 @@ DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 def logs(folder: str) -> tuple[AbstractFileSystem, list[str]]:
     """The file system of a run's folder and the logs there, oldest first; perhaps none."""
-    files, place = url_to_fs(folder)
+    files, place = opened(folder)
     try:
         paths = files.ls(place, detail=False)
     except (FileNotFoundError, NotADirectoryError):

@@ -15,7 +15,7 @@ from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
-from polylm_jax.files import put
+from polylm_jax.files import Place, put
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts, together
@@ -52,7 +52,7 @@ class Training:
         waits for ever.
     """
 
-    folder: str = "runs/polylm"
+    folder: Place = "runs/polylm"
     steps: Count = 610_000
     batch: Count = 512
     microbatches: Count = 1

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from polylm_jax.console import LiveLine
+from polylm_jax.files import opened
 from polylm_jax.jsonl import backwards, dumps
 from polylm_jax.train.log import alive, logs, part_number
 
@@ -41,7 +41,7 @@ class Metrics:
         self._active, self._line = active, LiveLine()
         self.error: OSError | None = None
         self.unwritten: list[dict[str, Any]] = []
-        self._run, (self._files, self._folder) = folder, url_to_fs(folder)
+        self._run, (self._files, self._folder) = folder, opened(folder)
         self._local = isinstance(self._files, LocalFileSystem)
         self._place: Path | None = None  # where the files lie that are open
         self._part: int | None = None  # the number of the newest part in an object store

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from polylm_jax.bench import train as bench_train
 from polylm_jax.bench.step import Work
 from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import open_store
+from polylm_jax.files import destination, existing, local, output
 from polylm_jax.parallel import platform
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
@@ -27,11 +29,19 @@ from polylm_jax.verbs.model_of import model_of
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("part", choices=PARTS, help="what to measure")
-    parser.add_argument("--json", default="", help="file for the figures")
+    parser.add_argument(
+        "--json", type=partial(destination, name="--json"), help="file for the figures"
+    )
     parser.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
-    parser.add_argument("--peer_python", default="", help="interpreter that has torch")
+    parser.add_argument(
+        "--peer_python",
+        type=partial(local, name="--peer_python"),
+        help="interpreter that has torch",
+    )
     decode = parser.add_argument_group("for bench decode")
-    decode.add_argument("--run", default="", help="what int8 costs this run in perplexity")
+    decode.add_argument(
+        "--run", type=partial(existing, name="--run"), help="what int8 costs this run in perplexity"
+    )
     step = parser.add_argument_group("for bench train and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
@@ -43,7 +53,8 @@ def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     result = PARTS[given.part](given)
     if given.json:
-        Path(given.json).write_text(json.dumps(result, indent=1) + "\n")
+        with output(given.json) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
 
 
 def _data(given: argparse.Namespace) -> dict:
@@ -79,11 +90,15 @@ def _work() -> Work:
 
 def _train(given: argparse.Namespace) -> dict:
     work = _work()
-    trace = str(Path(config.get("train").folder, "profile")) if given.profile else ""
+    trace = (
+        str(Path(local(config.get("train").folder, "train.folder"), "profile"))
+        if given.profile
+        else ""
+    )
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
     result = bench_train.run(
-        work, given.steps, bool(given.vs), given.peer_python, trace, given.roofline
+        work, given.steps, bool(given.vs), given.peer_python or "", trace, given.roofline
     )
     if trace:
         print(f"The trace is in {trace}.")
@@ -106,7 +121,9 @@ def _decode(given: argparse.Namespace) -> dict:
     size, compute = config.get("model"), config.get("compute")
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
-    result = bench_decode.run(size, config.get("init"), compute, bool(given.vs), given.peer_python)
+    result = bench_decode.run(
+        size, config.get("init"), compute, bool(given.vs), given.peer_python or ""
+    )
     bench_decode.show(result, Console())
     return result
 

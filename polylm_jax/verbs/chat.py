@@ -3,14 +3,17 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from polylm_jax import config
+from polylm_jax.console import visible
 from polylm_jax.decode.chat import ChatSettings, TextStream, converse
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
+from polylm_jax.files import existing
 from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the host
@@ -18,7 +21,9 @@ TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the ho
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
+    parser.add_argument(
+        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
+    )
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
 
 
@@ -40,7 +45,7 @@ def run(given: argparse.Namespace) -> None:
             return asked + min(settings.new_tokens, room // 2) <= room
 
         def say(text: str) -> None:
-            print(text, end="", flush=True)
+            print(visible(text), end="", flush=True)
 
         converse(_questions(), answer, fits, settings, say)
 

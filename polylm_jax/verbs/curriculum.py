@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from polylm_jax import config, figures
 from polylm_jax.data import curriculum, rows
-from polylm_jax.files import MANIFEST
+from polylm_jax.files import MANIFEST, opened
 from polylm_jax.runs import Rows
 
 
@@ -21,7 +21,8 @@ def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     training, schedule, settings = (config.get(name) for name in ("train", "curriculum", "rows"))
     total = training.steps * training.batch
-    if stored := Path(settings.path, MANIFEST).is_file():
+    files, root = opened(settings.path)
+    if stored := files.isfile(f"{root}/{MANIFEST}"):
         store = rows.open_store(settings.path)
         sizes, length = {source: store.rows(source) for source in store.sources}, store.length
     else:
@@ -46,6 +47,9 @@ def run(given: argparse.Namespace) -> None:
     if stored and schedule.on_end == "refuse" and (epochs > 1).any():
         short = ", ".join(np.array(plan.sources)[epochs > 1])
         print(f'Warning: the run will stop early, out of {short} (curriculum.on_end = "refuse").')
+    if "://" in training.folder:
+        print("No figure is drawn, as train.folder is not on this machine.")
+        return
     edges = np.unique(np.linspace(0, total, 1001).astype(np.int64))
     due = curriculum.integral(plan, edges)
     drawn = figures.schedule(

@@ -2,11 +2,12 @@
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from polylm_jax import config
 from polylm_jax.errors import UserError
-from polylm_jax.files import new_file, new_folder
+from polylm_jax.files import existing, new_file, new_folder, new_place
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.gguf_file import likeness, write_gguf
@@ -20,8 +21,15 @@ FORMATS = {"hugging_face": tuple(EXPORTED), "gguf": ("f16", "q8_0", "f32")}
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
-    parser.add_argument("--to", required=True, help="folder to make, or file.gguf")
+    parser.add_argument(
+        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        type=partial(new_place, name="--to"),
+        help="folder to make, or file.gguf",
+    )
     parser.add_argument(
         "--format",
         default="hugging_face",
@@ -44,8 +52,6 @@ def run(given: argparse.Namespace) -> None:
             f"--dtype={dtype} is nothing that {given.format} is written in; give one of "
             f"{', '.join(dtypes)}."
         )
-    if Path(given.to).exists():
-        raise UserError(f"{given.to} already exists; delete it or give another --to.")
     model = open_run(given.run)
     config.parse(given.gin_file, given.overrides, model.meta["gin"])
     print(f"Exporting step {model.step} of {given.run} in {dtype}.", flush=True)

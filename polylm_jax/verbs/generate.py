@@ -3,13 +3,13 @@
 import argparse
 import json
 import time
-from pathlib import Path
+from functools import partial
 
 from polylm_jax import config
-from polylm_jax.console import LiveLine, format_duration
+from polylm_jax.console import LiveLine, format_duration, text_of_flag, visible
 from polylm_jax.decode.search import generate
 from polylm_jax.errors import UserError
-from polylm_jax.files import new_file
+from polylm_jax.files import destination, existing, output, place
 from polylm_jax.jsonl import read_records
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
@@ -18,13 +18,19 @@ from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
-    parser.add_argument("--prompt", action="append", default=[], help="may be given again")
-    parser.add_argument("--prompts", default="", help='JSONL file of {"prompt": TEXT}')
+    parser.add_argument(
+        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
+    )
+    parser.add_argument(
+        "--prompt", action="append", default=[], type=text_of_flag, help="may be given again"
+    )
+    parser.add_argument(
+        "--prompts", type=partial(place, name="--prompts"), help='JSONL file of {"prompt": TEXT}'
+    )
     parser.add_argument(
         "--batch", type=number("--batch", Count), default=8, help="prompts of a file taken at once"
     )
-    parser.add_argument("--out", default="", help="file for the texts")
+    parser.add_argument("--out", type=partial(destination, name="--out"), help="file for the texts")
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
 
 
@@ -41,7 +47,7 @@ def run(given: argparse.Namespace) -> None:
         model = for_decoding(model, given.int8)
         print(f"Continuing {len(prompts)} prompts with step {model.step} of {given.run}.")
         if given.prompts:
-            _to_file(model, prompts, given.batch, Path(given.out))
+            _to_file(model, prompts, given.batch, given.out)
         else:
             _shown(model, prompts, given.out)
 
@@ -52,16 +58,17 @@ def _texts(model: Model, prompts: list[str]) -> list[str]:
     return model.tokenizer.decode(new)
 
 
-def _shown(model: Model, prompts: list[str], out: str) -> None:
+def _shown(model: Model, prompts: list[str], out: str | None) -> None:
     pairs = zip(prompts, _texts(model, prompts), strict=True)
     samples = "\n".join(f"[{prompt}]{text}\n" for prompt, text in pairs)
-    print(samples, end="")
+    print(visible(samples), end="")
     if out:
-        Path(out).write_text(samples, encoding="utf-8")
+        with output(out) as file:
+            file.write(samples.encode())
         print(f"The texts are in {out}.")
 
 
-def _to_file(model: Model, prompts: list[str], batch: int, out: Path) -> None:
+def _to_file(model: Model, prompts: list[str], batch: int, out: str) -> None:
     line, started = LiveLine(seconds=10), time.monotonic()
     # like lengths together: a batch is padded to its longest, and waits for it
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -74,7 +81,7 @@ def _to_file(model: Model, prompts: list[str], batch: int, out: Path) -> None:
             f"{len(texts)} of {len(prompts)} prompts, ETA {format_duration(left)}",
             last=len(texts) == len(prompts),
         )
-    with new_file(out, out.parent) as file:
+    with output(out) as file:
         for i, prompt in enumerate(prompts):
             record = {"prompt": prompt, "text": texts[i]}
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

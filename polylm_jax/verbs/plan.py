@@ -12,6 +12,7 @@ import jax
 
 from polylm_jax import config
 from polylm_jax.errors import UserError
+from polylm_jax.files import destination, local, output
 from polylm_jax.plan import certified, decode
 from polylm_jax.plan.compile import Run, check, compile_step
 from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
@@ -40,8 +41,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="share of the bound that a run reaches (0.5)",
     )
-    parser.add_argument("--json", default="", help="file for all numbers")
-    parser.add_argument("--out", default="runs/plans", help="folder for figures and the cache")
+    parser.add_argument(
+        "--json", type=partial(destination, name="--json"), help="file for all numbers"
+    )
+    parser.add_argument(
+        "--out",
+        default="runs/plans",
+        type=partial(local, name="--out"),
+        help="folder for figures and the cache",
+    )
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and microbatches"
     )
@@ -64,8 +72,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--certify",
-        default="",
         metavar="FILE",
+        type=partial(destination, name="--certify"),
         help="plan every run of gin_configs/runs that is named after a slice; the table goes "
         "between the marks in FILE",
     )
@@ -90,7 +98,7 @@ def run(given: argparse.Namespace) -> None:
     print("\n".join(lines(plan)))
     figure = draw(plan, out / f"{f'{name}_{where.name}' if given.slice else name}.png")
     if given.json:
-        Path(given.json).write_text(json.dumps(record(plan), indent=1) + "\n")
+        _write(given.json, record(plan))
     print(f"\nThe figure is {figure}{f', the numbers are in {given.json}' if given.json else ''}.")
     if not plan.fits:
         raise UserError(f"{name} does not fit {where.name}; see above for what would help.")
@@ -164,9 +172,14 @@ def _decode(given: argparse.Namespace, name: str, where: Slice) -> None:
     )
     print("\n".join(decode.lines(plan, name, size, where)))
     if given.json:
-        Path(given.json).write_text(json.dumps(asdict(plan), indent=1) + "\n")
+        _write(given.json, asdict(plan))
     if not plan.fits:
         raise UserError(f"{name} does not fit; int8 weights or a smaller model.context would help.")
+
+
+def _write(path: str, numbers: dict) -> None:
+    with output(path) as file:
+        file.write((json.dumps(numbers, indent=1) + "\n").encode())
 
 
 def _certify(given: argparse.Namespace) -> None:
@@ -189,7 +202,8 @@ def _certify(given: argparse.Namespace) -> None:
     made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
     # again: it may have been edited meanwhile
     before, _, after = certified.around_the_table(given.certify)
-    Path(given.certify).write_text(before + made.join(certified.MARKS) + after)
+    with output(given.certify) as out:
+        out.write((before + made.join(certified.MARKS) + after).encode())
     print(f"The table is in {given.certify}.")
     if failed:
         raise UserError(f"These no longer fit: {', '.join(failed)}; the table says which and how.")

@@ -1,15 +1,22 @@
 """Show a run: bits per byte per language, the curriculum, figures, samples."""
 
 import argparse
+from functools import partial
 
 from rich.console import Console
 
 from polylm_jax import report
+from polylm_jax.files import existing, local
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
+    parser.add_argument(
+        "--run",
+        required=True,
+        type=partial(existing, name="--run", where=local),
+        help="folder of a run; copy one that is elsewhere with tpu_scripts/fetch.sh",
+    )
 
 
 def run(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polylm_jax import config
+from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import Range
@@ -66,8 +67,8 @@ def show_row(number: int | None, source: str) -> None:
     [ids] = store.read(source, np.array([place]))
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
     texts = vocabulary.decode([document.tolist() for document in documents])
-    print("</s>\n".join(texts))
+    print(visible("</s>\n".join(texts)))
     found = Table("document", "from", title="Where it is from")
     for origin in store.origins(config.get("corpus").path, source, place):
-        found.add_row(f"{origin.file}:{origin.line}", origin.name)
+        found.add_row(f"{origin.file}:{origin.line}", visible(origin.name))
     Console().print(found)

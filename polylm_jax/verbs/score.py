@@ -4,11 +4,11 @@ import argparse
 import json
 import time
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.evaluation.score import encode_pair, score
-from polylm_jax.files import new_file
+from polylm_jax.files import destination, existing, output, place
 from polylm_jax.jsonl import read_records
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
@@ -17,11 +17,21 @@ from polylm_jax.verbs.model_of import model_of
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument(
-        "--pairs", required=True, help='JSONL file of {"context": TEXT, "continuation": TEXT}'
+        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
     )
-    parser.add_argument("--out", required=True, help="JSONL file for the scores")
+    parser.add_argument(
+        "--pairs",
+        required=True,
+        type=partial(place, name="--pairs"),
+        help='JSONL file of {"context": TEXT, "continuation": TEXT}',
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=partial(destination, name="--out"),
+        help="JSONL file for the scores",
+    )
     parser.add_argument(
         "--batch", type=number("--batch", Count), default=8, help="pairs computed at once"
     )
@@ -48,12 +58,11 @@ def run(given: argparse.Namespace) -> None:
         batch = -(-min(given.batch, len(pairs)) // model.rows) * model.rows
         scores = score(model.decoder, model.params, pairs, batch, done)
     seconds = time.monotonic() - started
-    out = Path(given.out)
-    with new_file(out, out.parent) as file:
+    with output(given.out) as file:
         for record, result in zip(records, scores, strict=True):
             file.write((json.dumps(record | asdict(result), ensure_ascii=False) + "\n").encode())
     tokens = sum(len(head) + len(tail) for head, tail in pairs)
     print(
         f"{len(pairs) / seconds:,.1f} pairs/s, {tokens / seconds:,.0f} tokens/s, compilation "
-        f"included. The scores are in {out}."
+        f"included. The scores are in {given.out}."
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from polylm_jax import config, figures
 from polylm_jax.data import tokenizer
+from polylm_jax.files import local
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     settings, text = config.get("tokenizer"), config.get("corpus").path
+    local(settings.path, "tokenizer.path")  # read anywhere, but made here
     print(
         f"Training a tokenizer ({settings.algorithm}, {settings.pieces:,} pieces) on {text}."
         if not settings.model

@@ -11,12 +11,11 @@ from polylm_jax.parallel import platform
 
 PROGRAM = """
 import sys
-from pathlib import Path
 import jax, jax.numpy as jnp
 from polylm_jax.parallel.platform import keep_compiled
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-keep_compiled(Path(sys.argv[1]))
+keep_compiled(sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(float(jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8))).sum()))
 print(sum("cache_hits" in name for name in hits))
@@ -83,6 +82,32 @@ def test_a_plugin_without_its_device_is_a_cpu(device, kept, plugins, called, tmp
     (tmp_path / device).touch()
     platform.keep("somewhere", {}, tmp_path)
     assert called == [kept]
+
+
+@pytest.mark.parametrize(
+    ("packages", "device", "environment", "chosen"),
+    [
+        (["libtpu"], "nvidiactl", {}, "cpu"),
+        (["libtpu", "jax_cuda13_plugin"], "nvidia0", {}, "cuda,cpu"),
+        (["libtpu", "jax_cuda13_plugin"], "nvidiactl", {}, "cpu"),
+        (["libtpu"], "accel0", {}, None),
+        (["jax_cuda13_plugin"], "nvidia0", {}, None),
+        (["libtpu"], "nvidiactl", {"JAX_PLATFORMS": "tpu"}, None),
+    ],
+)
+def test_only_a_tpu_that_is_here_is_tried(
+    packages, device, environment, chosen, monkeypatch, tmp_path
+):
+    (tmp_path / device).touch()
+    told = {}
+    config = SimpleNamespace(jax_platforms=None, update=told.__setitem__)
+    monkeypatch.setattr(platform, "jax", SimpleNamespace(config=config))
+    find = lambda name: SimpleNamespace() if name in packages else None  # noqa: E731
+    monkeypatch.setattr(platform.importlib.util, "find_spec", find)
+    given = dict(environment)
+    platform.without_absent_tpu(environment, tmp_path)
+    assert told == ({"jax_platforms": chosen} if chosen else {})
+    assert environment == ({"JAX_PLATFORMS": chosen} if chosen else given)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
