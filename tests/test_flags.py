@@ -23,17 +23,18 @@ def test_every_number_of_a_flag_is_checked(verb):
                 taken.append(action.type(text))
             except UserError as error:
                 said = str(error)
-                assert said.startswith((*action.option_strings, "N = ")), said
+                assert any(name in said for name in (*action.option_strings, "N = ")), said
                 assert said.count("\n") == 0
-        assert not {-1, "x", ""} & set(taken)
-        assert all(abs(number) < 2**40 for number in taken)
+        numbers = [value for value in taken if not isinstance(value, str)]  # or a path's type
+        assert -1 not in numbers
+        assert all(abs(number) < 2**40 for number in numbers)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["generate", "--run=r", "--prompt=x", "--batch=0"], "--batch=0; it must lie between 1"),
-        (["score", "--run=r", "--pairs=p", "--out=o", "--batch=-3"], "--batch=-3; it must"),
+        (["generate", "--run=.", "--prompt=x", "--batch=0"], "--batch=0; it must lie between 1"),
+        (["score", "--run=.", "--pairs=p", "--out=o", "--batch=-3"], "--batch=-3; it must"),
         (["bench", "train", "--steps=1e300"], "--steps=1e+300; it must lie between 1"),
         (["plan", "--efficiency=nan"], "--efficiency=nan; it must lie above 0, up to 1."),
         (["plan", "--memory=-1"], "or be 0 (the chip's)."),
@@ -42,10 +43,10 @@ def test_every_number_of_a_flag_is_checked(verb):
         (["train", "--processes=0"], "--processes=0; it must lie between 1"),
         (
             ["train", "--processes=2", "--process=2", "--coordinator=localhost:1"],
-            "--process=2 must lie below --processes=2.",
+            "--process=2 is not one of --processes=2",
         ),
         (
-            ["chat", "--run=r", "--gin.chat.seed=" + "9" * 20],
+            ["chat", "--run=.", "--gin.chat.seed=" + "9" * 20],
             "chat.seed = 99999999999999999999; it",
         ),
     ],

@@ -139,7 +139,7 @@ REFUSED = {
     "quantised": (config(quantization_config={"bits": 4}), "quantization_config = {'bits': 4}"),
     "another file": (config(transformers_weights="a.bin"), "transformers_weights = 'a.bin'"),
     "two sizes": (config(hidden_size=99), "n_embd = 24 and hidden_size = 99; leave the right one"),
-    "no size": (config(n_embd="wide"), "cannot be read"),
+    "no size": (config(n_embd="wide"), "is not the config.json of a model"),
     "inner": (config(n_inner=7), "has shape (24, 40), config.json's is (24, 7)"),
     "adapter": (file("adapter_config.json", {}), "adapter_config.json: merge it into the weights"),
     "added": (file("added_tokens.json", ADDED), "gives the id 1024 to '<|user|>'"),
