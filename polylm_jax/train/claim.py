@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import format_duration
+from polylm_jax.files import opened
 from polylm_jax.parallel import hosts
 from polylm_jax.train import heartbeat
 from polylm_jax.train.ends import ENDS, RunEnded
@@ -41,7 +41,7 @@ def claimed(folder: str, say: Callable[[str], None]) -> Iterator[None]:
 
 def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -> str:
     """Takes the folder until `held` closes; returns "", or why it cannot be had."""
-    files, place = url_to_fs(folder)
+    files, place = opened(folder)
     local = isinstance(files, LocalFileSystem)
     if local:
         Path(place).mkdir(parents=True, exist_ok=True)
