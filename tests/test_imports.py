@@ -27,11 +27,11 @@ ROOMS = [
         "plan",
     ],
     *[
+        "runs",
+        "figures",
         "tune",
         "evaluation",
         "bench",
-        "runs",
-        "figures",
         "report",
         "status",
         "config",
