@@ -11,15 +11,17 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 
-from polylm_jax.errors import UserError
+from polylm_jax.ranges import Range, Share, check
 from polylm_jax.tune.lexicon import LEXICON, NO_INPUT, NOTHING, STUCK, Lexicon, lexicon_of
 from polylm_jax.tune.parse import Block, Task, says
 from polylm_jax.tune.rouge import Texts, f
 from polylm_jax.tune.words import WORDPUNCT, Words, count, words_of
 
+Many = Annotated[int, Range(0, 10_000)]
 OTHER = "other"  # in a table of thresholds: every language that is not named
 
 # In the order in which they are applied; the first that speaks rejects.
@@ -47,7 +49,8 @@ KANA, HAN = re.compile(r"[\u3040-\u30ff]"), re.compile(r"[\u4e00-\u9fff]")
 
 @dataclass(frozen=True)
 class TaskFilters:
-    """Thresholds by language, where "other" stands for all that are not named.
+    """Thresholds by language, where "other" stands for all that are not named. A table that names
+    some languages changes only theirs.
 
     similarity: a task whose instruction has a ROUGE-L F of this or more with one that is kept, or
         with a seed, is dropped; the paper's (§4).
@@ -58,39 +61,22 @@ class TaskFilters:
     script_share: least share of an instruction's letters, less what is quoted, that are of its
         language's script.
     sure_words: words that an instruction in Latin letters must have before its language is judged
-        by its commonest words; 0: never.
+        by its commonest words.
     keywords: instead of a language's list in polylm_jax/tune/lexicon.py; () for none.
     """
 
-    similarity: dict[str, float] = field(default_factory=lambda: {OTHER: 0.7})
-    input_overlap: dict[str, float] = field(
+    similarity: dict[str, Share] = field(default_factory=lambda: {OTHER: 0.7})
+    input_overlap: dict[str, Share] = field(
         default_factory=lambda: {OTHER: 0.5, "ko": 0.3, "vi": 0.3, "ar": 0.2}
     )
-    least_words: dict[str, int] = field(default_factory=lambda: {OTHER: 3})
-    most_words: dict[str, int] = field(default_factory=lambda: {OTHER: 150})
-    script_share: dict[str, float] = field(default_factory=lambda: {OTHER: 0.2})
-    sure_words: int = 8
+    least_words: dict[str, Many] = field(default_factory=lambda: {OTHER: 3})
+    most_words: dict[str, Many] = field(default_factory=lambda: {OTHER: 150})
+    script_share: dict[str, Share] = field(default_factory=lambda: {OTHER: 0.2})
+    sure_words: Annotated[int, Range(1, 10_000, also=(0, "never"))] = 8
     keywords: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("similarity", "input_overlap", "least_words", "most_words", "script_share"):
-            table = getattr(self, name)
-            if OTHER not in table:
-                raise UserError(
-                    f'task_filters.{name} has no value for "{OTHER}", all languages that it does '
-                    f'not name; add one: {{"{OTHER}": …}}.'
-                )
-            most = 10_000 if name.endswith("words") else 1
-            for language, value in table.items():
-                if not 0 <= value <= most:
-                    raise UserError(
-                        f'task_filters.{name}["{language}"] = {value}; it must lie between 0 and '
-                        f"{most}."
-                    )
-        if not 0 <= self.sure_words <= 10_000:
-            raise UserError(
-                f"task_filters.sure_words = {self.sure_words}; it must lie between 0 and 10000."
-            )
+        check(self, "task_filters")
 
 
 @dataclass(frozen=True)
@@ -125,8 +111,12 @@ class Verdict:
 def rules_of(filters: TaskFilters, language: str) -> Rules:
     """A language's rules. UserError where its words cannot be told, see `words_of`."""
 
-    def of(table: dict) -> float:
-        return table.get(language, table[OTHER])
+    def of(name: str) -> Any:
+        given, usual = getattr(filters, name), getattr(TaskFilters(), name)
+        found = [
+            table[key] for key in (language, OTHER) for table in (given, usual) if key in table
+        ]
+        return found[0]
 
     lexicon = lexicon_of(language)
     return Rules(
@@ -134,11 +124,11 @@ def rules_of(filters: TaskFilters, language: str) -> Rules:
         lexicon,
         _keywords(filters.keywords.get(language, lexicon.keywords), language),
         language,
-        of(filters.similarity),
-        of(filters.input_overlap),
-        int(of(filters.least_words)),
-        int(of(filters.most_words)),
-        of(filters.script_share),
+        of("similarity"),
+        of("input_overlap"),
+        of("least_words"),
+        of("most_words"),
+        of("script_share"),
         filters.sure_words,
     )
 

@@ -5,6 +5,7 @@ name is English or the language's own. Digits of any script count (4 ４ ٤ ๔)
 field: "20." and "###" inside an answer are parts of it.
 """
 
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def parse(text: str, finished: bool, headers: Headers) -> list[Block]:
     firsts = [i for i in firsts if marks[i].number is not None or not numbered]
     blocks = [
         _block(text[: marks[last].start if last < len(marks) else None], marks[first:last])
-        for first, last in zip(firsts, [*firsts[1:], len(marks)], strict=True)
+        for first, last in itertools.pairwise([*firsts, len(marks)])
     ]
     if blocks and not finished:
         last = blocks[-1]

@@ -43,9 +43,9 @@ def of_all(kept: dict[str, tuple[int, int]], path: Path) -> Path:
 def _nearest(ax: Axes, kept: Kept, similarity: float) -> None:
     ax.hist(kept.nearest, bins=list(np.linspace(0, 1, 41)), color=BLUE)
     ax.axvline(similarity, color=RED, lw=1)
-    ax.annotate(f"rejected from {similarity:g}", (similarity, 0.98), (-5, 0), color=RED, ha="right",
-                va="top", xycoords=("data", "axes fraction"), textcoords="offset points",
-                rotation=90, fontsize=8.5)  # fmt: skip
+    ax.annotate(f"rejected\nfrom {similarity:g}", (similarity, 0.98), (5, 0), color=RED, va="top",
+                xycoords=("data", "axes fraction"), textcoords="offset points",
+                fontsize=8.5)  # fmt: skip
     ax.set(
         title="Likeness to the nearest instruction", xlabel="ROUGE-L", ylabel="tasks", xlim=(0, 1)
     )
@@ -60,6 +60,7 @@ def _lengths(ax: Axes, kept: Kept) -> None:
         ax.annotate(part, (1, 1), (-6, -8 - 15 * column), xycoords="axes fraction", ha="right",
                     va="top", textcoords="offset points", color=colour)  # fmt: skip
     ax.set(title="Lengths", xlabel="words", ylabel="tasks", xscale="log")
+    ax.xaxis.set_major_formatter(lambda words, _: f"{words:g}")
 
 
 def _by_round(ax: Axes, story: Story) -> None:
@@ -94,7 +95,7 @@ def _rings(ax: Axes, kept: Kept) -> None:
         inner.append(number)
         colours.append(shades[place % 2])
         named = word if _drawable(word) else str(place + 1)
-        labels.append(named if number > 0.015 * firsts.total() else "")
+        labels.append(named if number > 0.025 * firsts.total() else "")
         outer += follow
         outer_colours += [
             (shades[(place + 1) % 2], 0.35 + 0.45 * (i % 2)) for i in range(len(follow))
@@ -119,10 +120,9 @@ def _languages(ax: Axes, kept: dict[str, tuple[int, int]]) -> None:
     ax.barh(names, [kept[code][1] for code in codes], color=BLUE, height=0.66)
     theirs = [(place, PAPER[code]) for place, code in enumerate(codes) if code in PAPER]
     ax.plot([n for _, n in theirs], [place for place, _ in theirs], "|", color=RED, ms=15, mew=2)
-    for line, (word, colour) in enumerate(
-        (("with input", BLUE), ("without", MUTED), ("paper", RED))
-    ):
-        ax.annotate(word, (1, 0), (-8, 8 + 15 * (2 - line)), xycoords="axes fraction", ha="right",
+    keys = (("with input", BLUE), ("without", MUTED), ("the paper", RED))
+    for place, (word, colour) in enumerate(keys):
+        ax.annotate(word, (1, 1), (-8 - 75 * (2 - place), 10), xycoords="axes fraction", ha="right",
                     textcoords="offset points", color=colour)  # fmt: skip
     ax.set(title="Tasks kept")
     ax.grid(axis="y", visible=False)

@@ -20,16 +20,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_file
+from polylm_jax.ranges import TINY, Range, Seed, check
 from polylm_jax.tune import prompts
+from polylm_jax.tune import seeds as seed_files
 from polylm_jax.tune.filters import Rules, TaskFilters, Verdict, judge, rules_of
 from polylm_jax.tune.journal import Journal, Reply, Request
 from polylm_jax.tune.parse import Task, parse
 from polylm_jax.tune.rouge import Texts
-from polylm_jax.tune.seeds import OURS, Seed, as_lines, read_seeds, translated
+from polylm_jax.tune.seeds import OURS, as_lines, read_seeds, translated
 from polylm_jax.tune.words import segmenter
 from polylm_jax.tune.writer import Writer
 
@@ -55,42 +58,29 @@ class SelfInstruct:
         the pool has too few, seeds stand for them (what the paper does there is not known).
     tasks: in the list that a request asks for, demonstrations included.
     seed: decides which are shown.
-    most_usd: no request is sent that could make the whole cost more; 0 for no limit.
+    most_usd: no request is sent that could make the whole cost more.
     """
 
     folder: str = "runs/self_instruct"
     languages: tuple[str, ...] = PAPERS
     names: dict[str, str] = field(default_factory=dict)
     seeds: str = ""
-    rounds: int = 10
-    first_requests: int = 10
-    requests: int = 100
-    shown_seeds: int = 2
-    shown_tasks: int = 1
-    tasks: int = 20
-    seed: int = 0
-    most_usd: float = 0.0
+    rounds: Annotated[int, Range(1, 10_000)] = 10
+    first_requests: Annotated[int, Range(1, 10**6)] = 10
+    requests: Annotated[int, Range(1, 10**6)] = 100
+    shown_seeds: Annotated[int, Range(0, 100)] = 2
+    shown_tasks: Annotated[int, Range(0, 100)] = 1
+    tasks: Annotated[int, Range(2, 1000)] = 20
+    seed: Seed = 0
+    most_usd: Annotated[float, Range(TINY, 10**9, also=(0, "no limit"))] = 0.0
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("rounds", 1, 10_000),
-            ("first_requests", 1, 10**6),
-            ("requests", 1, 10**6),
-            ("shown_seeds", 0, 100),
-            ("shown_tasks", 0, 100),
-            ("tasks", 2, 1000),
-            ("seed", 0, 2**32 - 1),
-            ("most_usd", 0, 10**9),
-        ):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise UserError(
-                    f"self_instruct.{name} = {value}; it must lie between {least} and {most:,}."
-                )
+        check(self, "self_instruct")
         if not 1 <= self.shown < self.tasks:
             raise UserError(
-                f"self_instruct.tasks = {self.tasks} with {self.shown} demonstrations; a request "
-                "must show at least one and ask for at least one more."
+                f"self_instruct.tasks = {self.tasks} with self_instruct.shown_seeds = "
+                f"{self.shown_seeds} and self_instruct.shown_tasks = {self.shown_tasks}; a request "
+                "must show at least one task and ask for at least one more."
             )
         if not self.languages or len(set(self.languages)) < len(self.languages):
             raise UserError("self_instruct.languages names none, or one twice; name each once.")
@@ -334,9 +324,9 @@ class Seeds:
         unreadable are left out and numbered, from 1, in `lost`."""
         if self.file.exists():
             return
-        seeds: list[Seed] = []
+        seeds: list[seed_files.Seed] = []
         for number, (seed, request) in enumerate(zip(self.seeds, self._requests, strict=True), 1):
-            new: Seed | None = seed
+            new: seed_files.Seed | None = seed
             if request:
                 reply = self.journal.reply(request)
                 blocks = parse(reply.text, reply.finished, ((), (), ())) if reply else []

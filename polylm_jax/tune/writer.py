@@ -22,13 +22,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from socket import SHUT_RDWR
+from typing import Annotated
 from urllib.parse import urlsplit
 
+from polylm_jax.decode.sampling import TopP
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import OneOf, Range, check
 from polylm_jax.tune.journal import Request, read_body, tokens_of
 
 PROMPT_FRAME = 64  # tokens that a server's chat template may put around a prompt
 LARGEST = 2**26  # bytes of an answer
+NO_CAP = (0, "no cap")
 PATIENT = (408, 409, 425, 429)  # and 5xx: the same request may go through later
 # what says that no waiting brings money
 NO_MONEY = re.compile(
@@ -53,7 +57,7 @@ class Writer:
     temperature, top_p, new_tokens: Alpaca's values; the paper's are not known.
     limit: what the endpoint calls the last; OpenAI's newer models want "max_completion_tokens".
     concurrency: requests under way at once.
-    requests_a_minute, tokens_a_minute: caps; 0 for none. Tokens count as the most that a request
+    requests_a_minute, tokens_a_minute: caps. Tokens count as the most that a request
         can take until it is answered.
     timeout: seconds for one request from its first byte to its last.
     tries: how often a request is tried before the run ends.
@@ -67,53 +71,28 @@ class Writer:
     run: str = ""
     model: str = ""
     key_variable: str = ""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    new_tokens: int = 3072
-    limit: str = "max_tokens"
-    concurrency: int = 8
-    requests_a_minute: int = 0
-    tokens_a_minute: int = 0
-    timeout: float = 300.0
-    tries: int = 10
-    first_wait: float = 1.0
-    longest_wait: float = 120.0
-    usd_in: float | None = None
-    usd_out: float | None = None
-    batch: int = 8
+    temperature: Annotated[float, Range(0, 2)] = 1.0
+    top_p: TopP = 1.0
+    new_tokens: Annotated[int, Range(1, 10**6)] = 3072
+    limit: Annotated[str, OneOf("max_tokens", "max_completion_tokens")] = "max_tokens"
+    concurrency: Annotated[int, Range(1, 1024)] = 8
+    requests_a_minute: Annotated[int, Range(1, also=NO_CAP)] = 0
+    tokens_a_minute: Annotated[int, Range(1, 10**12, also=NO_CAP)] = 0
+    timeout: Annotated[float, Range(1e-3, 86_400)] = 300.0
+    tries: Annotated[int, Range(1, 1000)] = 10
+    first_wait: Annotated[float, Range(0, 3600)] = 1.0
+    longest_wait: Annotated[float, Range(0, 86_400)] = 120.0
+    usd_in: Annotated[float, Range(0, 10**6)] | None = None
+    usd_out: Annotated[float, Range(0, 10**6)] | None = None
+    batch: Annotated[int, Range(1, 1024)] = 8
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("temperature", 0, 2),
-            ("top_p", 1e-6, 1),
-            ("new_tokens", 1, 10**6),
-            ("concurrency", 1, 1024),
-            ("requests_a_minute", 0, 10**9),
-            ("tokens_a_minute", 0, 10**12),
-            ("timeout", 1e-3, 86400),
-            ("tries", 1, 1000),
-            ("first_wait", 0, 3600),
-            ("longest_wait", 0, 86400),
-            ("usd_in", 0, 10**6),
-            ("usd_out", 0, 10**6),
-            ("batch", 1, 1024),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UserError(
-                    f"writer.{name} = {value}; it must lie between {least:g} and {most:,}."
-                )
-        if (self.usd_in is None) != (self.usd_out is None):
-            raise UserError("writer.usd_in and writer.usd_out go together; give both or neither.")
+        check(self, "writer")
         # what may be a key is not shown
         if self.key_variable and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", self.key_variable):
             raise UserError(
                 "writer.key_variable is no name of an environment variable (capitals, digits and "
                 "_); put the key in one and give its name here."
-            )
-        if self.limit not in ("max_tokens", "max_completion_tokens"):
-            raise UserError(
-                f'writer.limit is "{self.limit}"; choose max_tokens or max_completion_tokens.'
             )
         url = urlsplit(self.url)
         if url.username or url.password or url.query:

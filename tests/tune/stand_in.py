@@ -16,15 +16,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 KEY = "sk-never-to-be-seen-7f3a"
 NO_MONEY = {"error": {"code": "insufficient_quota", "message": f"pay first, {KEY}"}}
 
-WORDS = (
-    "casa río luna pan barco montaña perro jardín invierno ventana camino libro reloj puente "
-    "mercado nube piedra carta bosque fuego verano lluvia silla mesa plaza torre isla sombra "
-    "hierba viento campana espejo puerta hoja fruta pluma tren harina aceite llave"
-).split()
-VERBS = "Escribe Explica Resume Compara Describe Inventa Ordena Corrige Traduce Enumera".split()
+WORDS = """
+    casa río luna pan barco montaña perro jardín invierno ventana camino libro reloj puente mercado
+    nube piedra carta bosque fuego verano lluvia silla mesa plaza torre isla sombra hierba viento
+    campana espejo puerta hoja fruta pluma tren harina aceite llave
+"""
+WORDS = WORDS.split()
+VERBS = """
+    Escribe Explica Resume Compara Describe Inventa Ordena Corrige Traduce Enumera
+"""
+VERBS = VERBS.split()
 
 # what may come before an answer; "hang" is slow, so it is rare
-FAULTS = ["429", "500", "503", "reset", "half", "empty", "null", "broken"] * 3 + ["hang"]
+FAULTS = ["429", "500", "503", "reset", "half", "empty", "null", "broken"] * 4 + ["hang"]
 RETRY_AFTER = ("0", "-5", "0.02", "99999999", "soon", "Thu, 01 Jan 1970 00:00:00 GMT", None)
 NUMBERS = ("0123456789", "０１２３４５６７８９", "٠١٢٣٤٥٦٧٨٩", "๐๑๒๓๔๕๖๗๘๙")
 
@@ -105,8 +109,7 @@ class Endpoint(ThreadingHTTPServer):
                 translating = prompt.startswith("Translate")
                 text, finish = (translation if translating else tasks)(prompt)
                 choice = {"message": {"content": text}, "finish_reason": finish}
-                answer = {"choices": [choice], "bill": len(self.bills)}
-                del answer["bill"]
+                answer = {"choices": [choice]}
                 if self.usage:
                     tokens = len(prompt) // 4, len(text) // 4
                     answer["usage"] = dict(
