@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import difflib
-import importlib
 import os
 import select
 import signal

@@ -49,6 +49,7 @@ HOMES = {
     "seqio": TENSORFLOW,
     "torch": ("bench/",),
     "transformers": ("bench/",),
+    "rouge_score": ("bench/",),
     "gin": ("config.py",),
     "huggingface_hub": ("interop/hub.py",),
     "gguf": ("interop/gguf_file.py",),

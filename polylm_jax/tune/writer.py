@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -202,9 +202,7 @@ class Endpoint:
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
             futures = [threads.submit(self._answer, request, desk) for request in requests]
             told = False
-            while not wait(futures, 0.2, FIRST_EXCEPTION).done.issuperset(futures):
-                if any(future.done() and future.exception() for future in futures):
-                    desk.stop.set()
+            while wait(futures, 0.2).not_done:
                 if desk.stop.is_set() and not told:
                     told = True
                     desk.say("Waiting for the requests under way, which are paid for.")
@@ -213,6 +211,13 @@ class Endpoint:
             raise error
 
     def _answer(self, request: Request, desk: Desk) -> None:
+        try:
+            self._try(request, desk)
+        except BaseException:
+            desk.stop.set()  # before this thread takes the next request
+            raise
+
+    def _try(self, request: Request, desk: Desk) -> None:
         jitter = random.Random(f"{self._seed} {request.id}")
         most = sum(self._settings.most(request.prompt))
         why = ""
