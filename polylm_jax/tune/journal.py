@@ -193,17 +193,18 @@ class Journal:
         return self._spent
 
     def _write(self, record: dict) -> None:
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+        data = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        # held no longer than this: an answer that waits for another's sync dies with the process
         with self._lock:
             size = os.fstat(self._file).st_size
-            data = line.encode()
             try:
                 while data:
                     data = data[os.write(self._file, data) :]
-                os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, size)
                 raise
+        os.fsync(self._file)
+        with self._lock:
             self._take(record)
 
     def _take(self, record: dict) -> None:

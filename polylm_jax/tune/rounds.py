@@ -86,8 +86,10 @@ class Till:
         return sum((journal.spent() for journal in self._journals.values()), Spent())
 
     def close(self) -> None:
-        """The line stays as it is."""
+        """The line stays as it is, and the journals take no more."""
         self._line.close()
+        for journal in self._journals.values():
+            journal.close()
 
     def _asked(self, request: Request) -> None:
         most = self._writer.most(request.prompt)
@@ -142,7 +144,7 @@ class Till:
 
     def _say(self, text: str) -> None:
         with self._settled:
-            self._line.say(text)
+            self._line.show(text)
 
     def _show(self, request: Request) -> None:
         spent = self.spent()

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from polylm_jax.decode.sampling import TopP
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import OneOf, Range, check
+from polylm_jax.train.ends import ENDS
 from polylm_jax.tune.journal import Request, read_body, tokens_of
 
 PROMPT_FRAME = 64  # tokens that a server's chat template may put around a prompt
@@ -201,11 +202,13 @@ class Endpoint:
         """
         with ThreadPoolExecutor(self._settings.concurrency) as threads:
             futures = [threads.submit(self._answer, request, desk) for request in requests]
-            told = False
-            while wait(futures, 0.2).not_done:
-                if desk.stop.is_set() and not told:
-                    told = True
-                    desk.say("Waiting for the requests under way, which are paid for.")
+            try:
+                while wait(futures, 1).not_done:
+                    if desk.stop.is_set():
+                        desk.say("Waiting for the requests under way, which are paid for.")
+            except KeyboardInterrupt:
+                # the second one: what is under way is given up, and threads cannot be ended alone
+                os._exit(ENDS["stopped"].status)
         errors = [error for future in futures if (error := future.exception())]
         for error in sorted(errors, key=lambda error: isinstance(error, Stopped))[:1]:
             raise error

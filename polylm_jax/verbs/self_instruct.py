@@ -79,6 +79,7 @@ def _report(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) -
     languages = _languages(settings, writer, writing=False)
     for language in languages:
         language.end()
+        language.journal.close()
     _show(languages, settings, writer)
 
 
@@ -95,12 +96,12 @@ def _say_what_is_ahead(
 ) -> None:
     total = settings.total * len(languages)
     print(
-        f"{len(languages)} languages, {settings.rounds} rounds: {total:,} requests, {left:,} of "
-        f"them still to be answered by {writer.run or writer.url}."
+        f"Rounds: {settings.rounds}; languages: {', '.join(settings.languages)}. Of {total:,} "
+        f"requests {left:,} are still to be answered by {writer.run or writer.url}."
     )
     most = writer.usd((0, left * writer.new_tokens))
     if left and most is not None:
-        print(f"What they write costs {rounds.usd_text(most)} at most, and what they read more.")
+        print(f"Their answers cost {rounds.usd_text(most)} at most; prompts come on top.")
 
 
 def _show(languages: Sequence[Language], settings: SelfInstruct, writer: Writer) -> None:

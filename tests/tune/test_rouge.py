@@ -60,7 +60,7 @@ def test_a_text_is_itself_in_every_language_or_its_segmenter_is_named(language):
     for text in SENTENCES[language]:
         assert rouge.f(text, text, words) == 1
         assert rouge.f(text, "", words) == rouge.f("", text, words) == rouge.f("", "", words) == 0
-        assert "".join(words(text)) == "".join(text.split())
+        assert needs or "".join(words(text)) == "".join(text.split())
 
 
 def test_a_threshold_is_met_exactly():

@@ -136,6 +136,25 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_files_of_a_calm_one(
     assert set(server.answered) == set(server.bills)
 
 
+def test_a_run_that_is_asked_to_stop_finishes_what_is_under_way(calm, tmp_path):
+    with endpoint(delay=0.1) as server:
+        assert self_instruct("seeds", server, tmp_path) == 0
+        arguments = ["self-instruct", "run", *flags_of(server, tmp_path, writer__concurrency=4)]
+        process = processes.Process(target=child.run, args=(arguments,))
+        process.start()
+        wanted = server.seen + 8
+        while server.seen < wanted and process.is_alive():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join()
+        assert process.exitcode == 75
+        assert (tmp_path / "es" / "es.jsonl").read_bytes()
+        assert journaled(tmp_path) == set(server.answered)
+        assert main(arguments) == 0
+    assert contents(tmp_path) == calm
+    assert max(Counter(server.answered).values()) == 1
+
+
 def test_a_second_process_and_a_second_thought_are_refused(tmp_path, capsys):
     with endpoint(delay=0) as server:
         assert self_instruct("run", server, tmp_path) == 1
@@ -150,6 +169,8 @@ def test_a_second_process_and_a_second_thought_are_refused(tmp_path, capsys):
         assert self_instruct("report", server, tmp_path) == 1
         assert "nothing was asked" in capsys.readouterr().err
         assert self_instruct("run", server, tmp_path, self_instruct__rounds=1) == 0
+        with locked(tmp_path):
+            assert self_instruct("report", server, tmp_path) == 0
         asked = server.seen
         capsys.readouterr()
         for other in ({"self_instruct__seed": 1}, {"task_filters__similarity": {"es": 0.6}}):
