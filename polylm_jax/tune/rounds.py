@@ -172,8 +172,10 @@ def usd_text(usd: float | None) -> str:
 def cost_text(spent: Spent, writer: Writer, of_answers: int = 0) -> str:
     """What answers have cost; unknown where prices or tokens are. of_answers: and so many will."""
     known = writer.usd(spent.known)
-    if known is None or spent.silent == spent.answers:
-        return "cost unknown" if spent.answers or known is None else usd_text(0.0)
+    if known is None:
+        return f"{sum(spent.known):,} tokens, cost unknown without prices"
+    if spent.silent == spent.answers:
+        return "cost unknown" if spent.answers else usd_text(0.0)
     told = spent.answers - spent.silent
     ahead = f" of about {usd_text(known / told * of_answers)}" if of_answers > told else ""
     if spent.silent:

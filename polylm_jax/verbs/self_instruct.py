@@ -41,10 +41,8 @@ def _seeds(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) ->
         till = Till(settings, writer, journals, waiting, stop)
         if waiting:
             print(f"Translating {waiting:,} seeds with {writer.run or writer.url}.")
-            with _writer(given, settings, writer) as write:
-                rounds.translate(all_seeds, write, till)
-        else:
-            rounds.translate(all_seeds, _nobody, till)
+        with _writer(given, settings, writer, waiting) as write:
+            rounds.translate(all_seeds, write, till)
         for seeds in all_seeds:
             lost = ", ".join(map(str, seeds.lost))
             print(f"{seeds.file}" + (f": seeds {lost} came back unreadable" if lost else ""))
@@ -58,21 +56,18 @@ def _run(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) -> N
         journals = {language.story.language: language.journal for language in languages}
         till = Till(settings, writer, journals, left, stop)
         _say_what_is_ahead(settings, writer, languages, left)
-        try:
-            if left:
-                with _writer(given, settings, writer) as write:
-                    rounds.run(languages, write, till)
-            else:
-                rounds.run(languages, _nobody, till)
-        finally:
-            _show(languages, settings, writer)
-            spent = till.spent()
-            print(f"Spent in all, seeds included: {cost_text(spent, writer)}.")
-            if spent.open:
-                print(
-                    f"{spent.open} requests broke off after they were sent; what they may have "
-                    "cost is not known."
-                )
+        with _writer(given, settings, writer, left) as write:
+            try:
+                rounds.run(languages, write, till)
+            finally:
+                _show(languages, settings, writer)
+                spent = till.spent()
+                print(f"Spent in all, seeds included: {cost_text(spent, writer)}.")
+                if spent.open and not writer.run:
+                    print(
+                        f"{spent.open} requests broke off after they were sent; what they may have "
+                        "cost is not known."
+                    )
 
 
 def _report(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) -> None:
@@ -131,14 +126,19 @@ def _put(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _writer(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) -> Iterator[Write]:
-    """The endpoint, or a run of ours with its newest step."""
+def _writer(
+    given: argparse.Namespace, settings: SelfInstruct, writer: Writer, left: int
+) -> Iterator[Write]:
+    """The endpoint, or a run of ours with its newest step; nobody where nothing is left to ask."""
+    if not left:
+        yield lambda requests, desk: None
+        return
     if not writer.run:
         yield Endpoint(writer, settings.seed).write
         return
     given.run = writer.run
     with model_of(given) as model:
-        model = for_decoding(model, int8=False)
+        model, name = for_decoding(model, int8=False), f"{writer.run}, step {model.step}"
         context = model.decoder.size.context
         new = min(writer.new_tokens, context // 2)
         sampling = Sampling(
@@ -159,20 +159,17 @@ def _writer(given: argparse.Namespace, settings: SelfInstruct, writer: Writer) -
                 texts = generate(model.decoder, model.params, ids, sampling, rows=model.rows)
                 said = model.tokenizer.decode(texts)
                 for request, read, wrote, text in zip(some, ids, texts, said, strict=True):
-                    desk.answered(request, _body(text, len(read), len(wrote), len(wrote) < new))
+                    body = _body(text, len(read), len(wrote), len(wrote) < new)
+                    desk.answered(request, json.dumps(body | {"model": name}, ensure_ascii=False))
 
         yield write
 
 
-def _body(text: str, read: int, wrote: int, finished: bool) -> str:
+def _body(text: str, read: int, wrote: int, finished: bool) -> dict:
     """An answer of ours, as an endpoint has it."""
     choice = {
         "message": {"role": "assistant", "content": text},
         "finish_reason": "stop" if finished else "length",
     }
     usage = {"prompt_tokens": read, "completion_tokens": wrote}
-    return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False)
-
-
-def _nobody(requests: Sequence[Request], desk: Desk) -> None:
-    """Writes nothing: nothing is asked."""
+    return {"choices": [choice], "usage": usage}
