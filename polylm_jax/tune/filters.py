@@ -19,7 +19,7 @@ from polylm_jax.ranges import Range, Share, check
 from polylm_jax.tune.lexicon import LEXICON, NO_INPUT, NOTHING, STUCK, Lexicon, lexicon_of
 from polylm_jax.tune.parse import Block, Task, says
 from polylm_jax.tune.rouge import Texts, f
-from polylm_jax.tune.words import WORDPUNCT, Words, count, words_of
+from polylm_jax.tune.words import WORDPUNCT, Words, base, count, words_of
 
 Many = Annotated[int, Range(0, 10_000)]
 OTHER = "other"  # in a table of thresholds: every language that is not named
@@ -110,20 +110,20 @@ class Verdict:
 
 def rules_of(filters: TaskFilters, language: str) -> Rules:
     """A language's rules. UserError where its words cannot be told, see `words_of`."""
+    code = base(language)
 
     def of(name: str) -> Any:
-        given, usual = getattr(filters, name), getattr(TaskFilters(), name)
-        found = [
-            table[key] for key in (language, OTHER) for table in (given, usual) if key in table
-        ]
+        tables = (getattr(filters, name), getattr(TaskFilters(), name))
+        names = (language, code, OTHER)
+        found = [table[key] for key in names for table in tables if key in table]
         return found[0]
 
     lexicon = lexicon_of(language)
     return Rules(
         words_of(language),
         lexicon,
-        _keywords(filters.keywords.get(language, lexicon.keywords), language),
-        language,
+        _keywords(filters.keywords.get(language, lexicon.keywords), code),
+        code,
         of("similarity"),
         of("input_overlap"),
         of("least_words"),

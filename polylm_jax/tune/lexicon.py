@@ -186,5 +186,5 @@ NO_INPUT = NOTHING | _one_of(
 
 
 def lexicon_of(language: str) -> Lexicon:
-    """A language's, or an empty one: then no keyword and no script is known."""
-    return LEXICON.get(language, Lexicon())
+    """A language's, whatever its region, or an empty one: no keyword and no script is known."""
+    return LEXICON.get(language.split("-")[0], Lexicon())

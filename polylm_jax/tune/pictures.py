@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from polylm_jax import figures
+from polylm_jax.data.languages import name_of
 from polylm_jax.figures import BLUE, GRID, INK, MUTED, PALE, RED
 from polylm_jax.tune.report import PAPER, Kept
 from polylm_jax.tune.self_instruct import Story
@@ -115,7 +116,7 @@ def _rings(ax: Axes, kept: Kept) -> None:
 
 def _languages(ax: Axes, kept: dict[str, tuple[int, int]]) -> None:
     codes = sorted(kept, key=lambda code: kept[code][0])
-    names = [figures.name_of(code) for code in codes]
+    names = [name_of(code) for code in codes]
     ax.barh(names, [kept[code][0] for code in codes], color=PALE, height=0.66)
     ax.barh(names, [kept[code][1] for code in codes], color=BLUE, height=0.66)
     theirs = [(place, PAPER[code]) for place, code in enumerate(codes) if code in PAPER]

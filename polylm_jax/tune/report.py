@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polylm_jax.data.languages import name_of
 from polylm_jax.tune.filters import REASONS, Rules
 from polylm_jax.tune.journal import Spent
 from polylm_jax.tune.parse import Task
 from polylm_jax.tune.rouge import Texts
 from polylm_jax.tune.rounds import cost_text
-from polylm_jax.tune.self_instruct import Answer, Language, SelfInstruct, Story
+from polylm_jax.tune.self_instruct import Answer, Language, Story, english_name
 from polylm_jax.tune.words import count
 from polylm_jax.tune.writer import Writer
 
@@ -140,7 +141,7 @@ def entropy(numbers: Sequence[int]) -> float:
     return -sum(n / whole * math.log2(n / whole) for n in numbers if n)
 
 
-def of_language(language: Language, kept: Kept, name: str, writer: Writer) -> str:
+def of_language(language: Language, kept: Kept, writer: Writer) -> str:
     """One language's report, in Markdown."""
     story = language.story
     rounds = [counts(answers) for answers in story.rounds]
@@ -149,7 +150,7 @@ def of_language(language: Language, kept: Kept, name: str, writer: Writer) -> st
     used = spent(story)
     head = ["round", "asked", "answered", "tasks", *REASONS, "kept", "acceptance"]
     parts = [
-        f"# {name} ({story.language})",
+        f"# {name_of(story.language)}",
         said(whole),
         "## From requests to tasks",
         table(head, [[number, *_cells(one)] for number, one in rows]),
@@ -185,9 +186,7 @@ def said(whole: Counts) -> str:
     )
 
 
-def of_all(
-    languages: Sequence[Language], settings: SelfInstruct, writer: Writer, kept: Sequence[Kept]
-) -> str:
+def of_all(languages: Sequence[Language], writer: Writer, kept: Sequence[Kept]) -> str:
     """The report on all languages, in Markdown, beside the paper's Table 7."""
     funnels = [
         counts([answer for answers in one.story.rounds for answer in answers]) for one in languages
@@ -201,7 +200,7 @@ def of_all(
         code, used = one.story.language, spent(one.story)
         rows.append(
             [
-                f"{settings.name(code)} ({code})",
+                name_of(code),
                 *_cells(funnel)[:3],
                 f"{funnel.kept:,}",
                 f"{funnel.acceptance:.1%}",
@@ -231,7 +230,7 @@ def of_all(
         ]
     )
     sentences = [
-        f"- {settings.name(one.story.language)}: {said(funnel)}"
+        f"- {english_name(one.story.language)}: {said(funnel)}"
         for one, funnel in zip(languages, funnels, strict=True)
     ]
     note = (

@@ -16,13 +16,12 @@ A language has a folder of its own:
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from polylm_jax.data.languages import LANGUAGES
+from polylm_jax.data.languages import is_language, name_of, source_named
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_file
 from polylm_jax.ranges import TINY, Range, Seed, check
@@ -50,7 +49,8 @@ class SelfInstruct:
     """How many tasks are asked for, and how; the paper's values (§4 and App. A).
 
     folder: where each language gets a folder.
-    languages: their codes; names: English names of those that are none of PolyLM's 18.
+    languages: their codes, of ISO 639; of any language that is written with spaces, and zh, ja,
+        ko, th.
     seeds: a file of them in English, "" for ours; with {language} in it, files of seeds that are
         in each language already.
     rounds: how many. first_requests: requests of the first. requests: of each one after it.
@@ -63,7 +63,6 @@ class SelfInstruct:
 
     folder: str = "runs/self_instruct"
     languages: tuple[str, ...] = PAPERS
-    names: dict[str, str] = field(default_factory=dict)
     seeds: str = ""
     rounds: Annotated[int, Range(1, 10_000)] = 10
     first_requests: Annotated[int, Range(1, 10**6)] = 10
@@ -85,28 +84,16 @@ class SelfInstruct:
         if not self.languages or len(set(self.languages)) < len(self.languages):
             raise UserError("self_instruct.languages names none, or one twice; name each once.")
         for language in self.languages:
-            if not re.fullmatch(r"[a-z]{2,3}(-[a-z0-9]{2,8})*", language):
+            if not is_language(language) or source_named(language) != language:
                 raise UserError(
                     f'self_instruct.languages has "{language}", which is no code of a language; '
-                    f"write one like {', '.join(LANGUAGES)}."
+                    "write one of ISO 639, like de, swh or pt-BR."
                 )
-            self.name(language)
 
     @property
     def shown(self) -> int:
         """Demonstrations in a request."""
         return self.shown_seeds + self.shown_tasks
-
-    def name(self, language: str) -> str:
-        """A language's English name. UserError where there is none."""
-        if language in self.names:
-            return self.names[language]
-        if language in LANGUAGES:
-            return LANGUAGES[language].name
-        raise UserError(
-            f'self_instruct.languages has "{language}", which is none of {", ".join(LANGUAGES)}; '
-            f'give its English name: self_instruct.names = {{"{language}": "…"}}.'
-        )
 
     def requests_of(self, number: int) -> int:
         """Requests of a round, counted from 1."""
@@ -271,7 +258,7 @@ class Language:
     def _requests(self, number: int) -> list[Request]:
         settings, story = self._settings, self.story
         pool = story.kept()
-        name = settings.name(story.language)
+        name = english_name(story.language)
         asked = []
         for i in range(settings.requests_of(number)):
             key = f"{settings.seed} {story.language} {number} {i}"
@@ -281,6 +268,11 @@ class Language:
             prompt = prompts.of_tasks(name, shown, settings.tasks)
             asked.append(Request(story.language, number, i, prompt, self._writer.made_with))
         return asked
+
+
+def english_name(language: str) -> str:
+    """What a prompt calls a language: "German", "Portuguese (pt-BR)"."""
+    return name_of(language) if "-" in language else name_of(language).rpartition(" (")[0]
 
 
 def draw(count: int, many: int, key: str) -> list[int]:
@@ -307,7 +299,7 @@ class Seeds:
         self.journal = Journal(self.folder / JOURNAL)
         self._requests: list[Request | None] = [None] * len(self.seeds)
         if language != "en" and "{language}" not in path:
-            name = settings.name(language)
+            name = english_name(language)
             self._requests = [
                 Request(language, 0, i, prompts.of_translation(name, seed.task), writer.made_with)
                 for i, seed in enumerate(self.seeds)
@@ -349,7 +341,7 @@ def _made_from(
 ) -> dict:
     """All that decides a language's tasks but the number of rounds, which may grow."""
     rules = rules_of(filters, language)
-    text = prompts.of_tasks(settings.name(language), (), settings.tasks)
+    text = prompts.of_tasks(english_name(language), (), settings.tasks)
     return {
         "seeds.jsonl": hashlib.sha256(seeds).hexdigest(),
         "prompt": hashlib.sha256(text.encode()).hexdigest(),

@@ -61,17 +61,24 @@ def words_of(language: str) -> Words:
 
     UserError where its segmenter is not installed, or where there is none.
     """
-    if language in UNCUT:
+    code = base(language)
+    if code in UNCUT:
         raise UserError(
             f'"{language}" is written without spaces and no segmenter for it is known here; take '
             "it out of self_instruct.languages."
         )
-    return SEGMENTERS[language][1]() if language in SEGMENTERS else WORDPUNCT.findall
+    return SEGMENTERS[code][1]() if code in SEGMENTERS else WORDPUNCT.findall
+
+
+def base(language: str) -> str:
+    """A language's code without script and region."""
+    return language.split("-")[0]
 
 
 def segmenter(language: str) -> str:
     """What cuts a language into words, with versions, for other words give other pools."""
-    packages = SEGMENTERS[language][0] if language in SEGMENTERS else ()
+    code = base(language)
+    packages = SEGMENTERS[code][0] if code in SEGMENTERS else ()
     return " ".join(f"{one} {importlib.metadata.version(one)}" for one in packages) or "wordpunct"
 
 

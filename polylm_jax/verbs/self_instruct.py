@@ -103,10 +103,9 @@ def _show(languages: Sequence[Language], settings: SelfInstruct, writer: Writer)
     """Writes the reports with their figures and says where they are."""
     kept = [report.measured(one.story.kept(), one.rules) for one in languages]
     for one, tasks in zip(languages, kept, strict=True):
-        name = settings.name(one.story.language)
         if len(tasks.words):
             pictures.of_language(one.story, tasks, one.rules.similarity, one.folder / "report.png")
-        _put(one.folder / "report.md", report.of_language(one, tasks, name, writer))
+        _put(one.folder / "report.md", report.of_language(one, tasks, writer))
         funnel = report.counts([a for answers in one.story.rounds for a in answers])
         print(f"{one.folder}: {report.said(funnel).replace('**', '')}")
     if any(len(tasks.words) for tasks in kept):
@@ -116,7 +115,7 @@ def _show(languages: Sequence[Language], settings: SelfInstruct, writer: Writer)
         }
         pictures.of_all(shown, Path(settings.folder, "report.png"))
     whole = Path(settings.folder, "report.md")
-    _put(whole, report.of_all(languages, settings, writer, kept))
+    _put(whole, report.of_all(languages, writer, kept))
     print(f"Report: {whole}")
 
 

@@ -303,12 +303,14 @@ def test_a_demo_model_as_the_writer_is_told_plainly_to_write_no_tasks(tiny, tmp_
     assert (tmp_path / "out" / "en" / "journal.jsonl").read_bytes() == first
 
 
-def test_a_language_of_ones_own_has_a_name(tmp_path, capsys):
+def test_any_language_with_a_code_will_do(tmp_path, capsys):
     with endpoint(delay=0) as server:
-        flags = {"self_instruct__languages": ("sv",), "self_instruct__rounds": 1}
-        assert self_instruct("seeds", server, tmp_path, **flags) == 1
-        assert "give its English name" in capsys.readouterr().err
-        flags |= {"self_instruct__names": {"sv": "Swedish"}}
+        for bad in ("xx", "en-de", "../es", "code", "Es"):
+            assert self_instruct("seeds", server, tmp_path, self_instruct__languages=(bad,)) == 1
+            assert f'has "{bad}", which is no code of a language' in capsys.readouterr().err
+        flags = {"self_instruct__languages": ("sv", "pt-BR"), "self_instruct__rounds": 1}
         assert self_instruct("seeds", server, tmp_path, **flags) == 0
         assert self_instruct("run", server, tmp_path, **flags) == 0
-    assert "Swedish (sv)" in (tmp_path / "report.md").read_text("utf-8")
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert "| Swedish (sv) |" in report
+    assert "| Portuguese (pt-BR) |" in report
