@@ -1,6 +1,8 @@
 """An endpoint's refusals, waits and limits; and that its key is never seen."""
 
+import errno
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -237,3 +239,20 @@ def test_a_journal_survives_what_a_crash_leaves_and_counts_every_cent(tmp_path):
     path.write_bytes(b"nonsense\n" + path.read_bytes())
     with pytest.raises(UserError, match=r"journal.jsonl:1 is no line of a journal"):
         Journal(path)
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    journal, write = Journal(tmp_path / "journal.jsonl"), os.write
+    request = Request("es", 1, 0, "p", "w")
+    journal.asked(request, (1, 1))
+    before = journal.path.read_bytes()
+
+    def full(file, data):
+        write(file, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("polylm_jax.tune.journal.os.write", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.answered(request, json.dumps(BODY))
+    assert journal.path.read_bytes() == before
+    assert journal.reply(request) is None
