@@ -17,6 +17,7 @@ INSTRUCTION, INPUT, OUTPUT = range(3)
 SPACE = r"[ \t\u3000\u00a0\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
 DRESS = rf"(?:{SPACE}|[#*_>])*"  # what Markdown puts before a header
 NUMBER = rf"(?P<number>\d{{1,4}}){SPACE}*[.)．。、:：）-]+"
+THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # where a server leaves it in the text
 RULE = re.compile(r"\n\s*(?:#{2,}|-{3,}|\*{3,}|={3,})\s*$")  # a line between two tasks
 
 
@@ -58,7 +59,8 @@ def parse(text: str, finished: bool, headers: Headers) -> list[Block]:
     finished: the writer ended the reply by itself; otherwise its last task is marked as cut.
     headers: names of the fields in the reply's language; the English ones are known as well.
     """
-    text = text.replace("\r\n", "\n")
+    thought = THOUGHT.match(text)
+    text = text[thought.end() if thought else 0 :].replace("\r\n", "\n")
     marks = _marks(text, headers)
     firsts = [i for i, mark in enumerate(marks) if mark.field == INSTRUCTION]
     numbered = any(marks[i].number is not None for i in firsts)

@@ -118,18 +118,12 @@ class Answer:
 class Story:
     """All that came of one language, round after round.
 
-    rounds: the answers of each, in the order of its requests. waiting: requests of the last one
-        that have no answer; a round with any has none after it.
+    rounds: the answers of each, in the order of its requests; only the last may lack some.
     """
 
     language: str
     seeds: tuple[Task, ...]
     rounds: list[list[Answer]] = field(default_factory=list)
-
-    @property
-    def waiting(self) -> list[Request]:
-        last = self.rounds[-1] if self.rounds else []
-        return [answer.request for answer in last if answer.reply is None]
 
     def verdicts(self) -> Iterator[tuple[int, Answer, Verdict]]:
         """Each task that came, with its round (from 1) and its answer, in order."""

@@ -304,7 +304,7 @@ class Endpoint:
         except (OSError, HTTPException) as error:
             raise _Refused(self._broken(error), paid=sent) from None
         if len(body) > LARGEST:
-            raise UserError(f"{settings.url} sent an answer of over {LARGEST:,} bytes; see to it.")
+            raise _Refused(f"its answer has over {LARGEST:,} bytes", paid=True)
         return self._accepted(answer, self._without_key(body.decode("utf-8", "replace")))
 
     def _accepted(self, answer: http.client.HTTPResponse, body: str) -> str:

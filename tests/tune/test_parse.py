@@ -63,6 +63,11 @@ def test_only_the_last_task_of_a_reply_that_was_cut_is_lost():
         ("4. Instruction: a\n4. Input: b", Block("a", "b", None)),
         ("Claro:\n\n4. Instruction: a\n4. Output: b", Block("a", None, "b")),
         ("Instruction: a\nOutput: b", Block("a", None, "b")),
+        (
+            "<think>\n4. Instruction: z\n4. Output: z\n</think>\n4. Instruction: a\n4. Output: b",
+            Block("a", None, "b"),
+        ),
+        ("4. Instruction: a\r\n4. Output: b\r\nc", Block("a", None, "b\nc")),
     ],
 )
 def test_a_field_ends_at_the_next_header_wherever_that_belongs(text, block):
