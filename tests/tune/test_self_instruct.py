@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import time
 from collections import Counter
 from dataclasses import replace
@@ -123,7 +121,7 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_files_of_a_calm_one(
                 while server.seen < wanted and process.is_alive():
                     time.sleep(0.001)
                 time.sleep(draw.uniform(0, 0.03))
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 process.join()
                 kills.append((len(server.answered), journaled(tmp_path)))
             assert main(arguments) == 0
@@ -145,7 +143,7 @@ def test_a_run_that_is_asked_to_stop_finishes_what_is_under_way(calm, tmp_path):
         wanted = server.seen + 8
         while server.seen < wanted and process.is_alive():
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGTERM)
+        process.terminate()
         process.join()
         assert process.exitcode == 75
         assert (tmp_path / "es" / "es.jsonl").read_bytes()
