@@ -25,11 +25,11 @@ REPLY = 17  # tasks that are compared at once
 ROUNDS = 3
 
 
-def run(peer_python: str) -> dict:
+def run(peer_python: str | None) -> dict:
     """Pairs per second of both (the peer's is None where it is not installed), the largest
     difference of their F, and milliseconds an instruction takes against each pool.
 
-    peer_python: an interpreter that has rouge_score; "" for this one.
+    peer_python: an interpreter that has rouge_score; None for this one.
     """
     texts = made_up(POOLS[-1])
     some = texts[:FEW]

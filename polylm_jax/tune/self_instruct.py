@@ -23,7 +23,7 @@ from typing import Annotated
 
 from polylm_jax.data.languages import is_language, name_of, source_named
 from polylm_jax.errors import UserError
-from polylm_jax.files import new_file
+from polylm_jax.files import LocalPlace, MaybeLocalPlace, new_file
 from polylm_jax.ranges import TINY, Range, Seed, check
 from polylm_jax.tune import prompts
 from polylm_jax.tune import seeds as seed_files
@@ -61,9 +61,9 @@ class SelfInstruct:
     most_usd: no request is sent that could make the whole cost more.
     """
 
-    folder: str = "runs/self_instruct"
+    folder: LocalPlace = "runs/self_instruct"
     languages: tuple[str, ...] = PAPERS
-    seeds: str = ""
+    seeds: MaybeLocalPlace = ""
     rounds: Annotated[int, Range(1, 10_000)] = 10
     first_requests: Annotated[int, Range(1, 10**6)] = 10
     requests: Annotated[int, Range(1, 10**6)] = 100

@@ -25,8 +25,10 @@ from socket import SHUT_RDWR
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from polylm_jax.console import visible
 from polylm_jax.decode.sampling import TopP
 from polylm_jax.errors import UserError
+from polylm_jax.files import MaybePlace
 from polylm_jax.ranges import OneOf, Range, check
 from polylm_jax.train.ends import ENDS
 from polylm_jax.tune.journal import Request, read_body, tokens_of
@@ -69,7 +71,7 @@ class Writer:
     """
 
     url: str = "http://localhost:8000/v1"
-    run: str = ""
+    run: MaybePlace = ""
     model: str = ""
     key_variable: str = ""
     temperature: Annotated[float, Range(0, 2)] = 1.0
@@ -410,5 +412,5 @@ def _said(body: str) -> str:
         text = f"{error.get('code') or ''} {error['message']}" if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError, AttributeError):
         text = body
-    text = " ".join(str(text).split())
+    text = visible(" ".join(str(text).split()))
     return text[:200] or "it says no more"

@@ -34,3 +34,125 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--json", type=partial(destination, name="--json"), help="file for the figures"
     )
     parser.add_argument("--vs", choices=["torch"], help="measure Hugging Face's GPT-2 beside it")
+    parser.add_argument(
+        "--peer_python",
+        type=partial(local, name="--peer_python"),
+        help="interpreter that has the peer",
+    )
+    decode = parser.add_argument_group("for bench decode")
+    decode.add_argument(
+        "--run", type=partial(existing, name="--run"), help="what int8 costs this run in perplexity"
+    )
+    step = parser.add_argument_group("for bench train and bench choices")
+    step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
+    train = parser.add_argument_group("for bench train")
+    train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
+    train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs the verb."""
+    result = PARTS[given.part](given)
+    if given.json:
+        with output(given.json) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+
+
+def _data(given: argparse.Namespace) -> dict:
+    length, text = config.get("rows").length, config.get("corpus").path
+    print(f"Tokenizing {text} on one core, then feeding rows of {length} tokens; a minute or so.")
+    result = bench_data.run(
+        text, tokenizer.load(config.get("tokenizer").path), config.get("curriculum"), length
+    )
+    bench_data.show(result, Console())
+    return result
+
+
+def _work() -> Work:
+    """The run's step, with the platform made ready for it; it compiles anew, to be timed."""
+    platform.set_flags()
+    platform.keep("")
+    if config.get("mesh").cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
+    training, rows = config.get("train"), config.get("rows")
+    return Work(
+        config.get("model"),
+        config.get("init"),
+        config.get("compute"),
+        config.get("mesh"),
+        config.get("optimizer"),
+        training.batch,
+        training.microbatches,
+        rows.length,
+        config.get("curriculum"),
+        rows.path,
+    )
+
+
+def _train(given: argparse.Namespace) -> dict:
+    work = _work()
+    trace = (
+        str(Path(local(config.get("train").folder, "train.folder"), "profile"))
+        if given.profile
+        else ""
+    )
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
+    result = bench_train.run(
+        work, given.steps, bool(given.vs), given.peer_python or "", trace, given.roofline
+    )
+    if trace:
+        print(f"The trace is in {trace}.")
+    tables.show(result, Console())
+    return asdict(result)
+
+
+def _choices(given: argparse.Namespace) -> dict:
+    work = _work()
+    print(f"Timing {given.steps} calls of each, {work.batch} rows of {work.length} tokens.")
+    result = bench_choices.run(work, given.steps)
+    tables.show_choices(result, Console())
+    return {"choices": [asdict(choice) for choice in result]}
+
+
+def _decode(given: argparse.Namespace) -> dict:
+    if given.run:
+        return _int8(given)
+    platform.keep("")
+    size, compute = config.get("model"), config.get("compute")
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
+    result = bench_decode.run(
+        size, config.get("init"), compute, bool(given.vs), given.peer_python or ""
+    )
+    bench_decode.show(result, Console())
+    return result
+
+
+def _int8(given: argparse.Namespace) -> dict:
+    with model_of(given) as model:
+        store, most = open_store(config.get("rows").path), config.get("train").validate_rows
+        rows = np.concatenate(
+            [
+                store.read(source, np.arange(min(most, store.rows(source, "valid"))), "valid")
+                for source in store.sources
+            ]
+        )
+        rows = rows[: len(rows) // model.rows * model.rows]
+        print(f"Reading {len(rows)} validation rows with step {model.step} of {given.run}, twice.")
+        result = bench_decode.cost_of_int8(model.decoder, model.params, rows, model.rows)
+    print(
+        f"Perplexity of {result['tokens']:,} tokens: {result['float']:.3f}; with int8 weights "
+        f"{result['int8']:.3f}, {result['change']:+.2%}."
+    )
+    return result
+
+
+def _rouge(given: argparse.Namespace) -> dict:
+    print("ROUGE-L of made-up texts, ours and rouge_score's in turn; half a minute.")
+    result = bench_rouge.run(given.peer_python)
+    bench_rouge.show(result, Console())
+    return result
+
+
+PARTS = {"data": _data, "train": _train, "choices": _choices, "decode": _decode, "rouge": _rouge}
