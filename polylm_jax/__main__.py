@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import difflib
-import importlib
 import os
 import select
 import signal
@@ -19,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from polylm_jax import console
 from polylm_jax.errors import UserError
 
-# A verb is a module of its name in polylm_jax/verbs: flags(parser) and run(given).
+# A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
 VERBS = {
     "corpus": "fetch real text, or take your own, and hold some out",
     "tokenizer": "train a SentencePiece tokenizer, or take an existing one",
@@ -32,6 +31,7 @@ VERBS = {
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",
     "score": "log-likelihood of continuations, the primitive of evaluation",
+    "self-instruct": "have a language model write instructions in many languages",
     "import": "make a run from a Hugging Face GPT-2, in a folder or on the hub",
     "export": "write a trained model for transformers or llama.cpp",
     "bench": "measure a part of the program beside its peers",
@@ -39,7 +39,7 @@ VERBS = {
 }
 HELP = f"""{__doc__}
 
-{os.linesep.join(f"  {name:12}{what}" for name, what in VERBS.items())}
+{os.linesep.join(f"  {name:14}{what}" for name, what in VERBS.items())}
 
 `polylm VERB --help` shows a verb's flags. Any setting: --gin.BLOCK.FIELD=VALUE;
 `polylm config` lists them. A path may begin with ~, and nothing in it is a pattern. A file of
@@ -97,8 +97,9 @@ def _run(verb: str, rest: list[str], alone: bool) -> int:
         from polylm_jax import config
         from polylm_jax.files import local
         from polylm_jax.parallel import platform
+        from polylm_jax.verbs import module_of
 
-        module = importlib.import_module(f"polylm_jax.verbs.{verb}")
+        module = module_of(verb)
     platform.without_absent_tpu()
     parser = argparse.ArgumentParser(
         prog=f"polylm {verb}",

@@ -30,6 +30,9 @@ from polylm_jax.ranges import fit, hints_of
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.tune.filters import TaskFilters
+from polylm_jax.tune.self_instruct import SelfInstruct
+from polylm_jax.tune.writer import Writer
 
 # Every name that a gin file may set: block.field of one of these dataclasses.
 BLOCKS: dict[str, type] = {
@@ -45,6 +48,9 @@ BLOCKS: dict[str, type] = {
     "train": Training,
     "sampling": Sampling,
     "chat": ChatSettings,
+    "self_instruct": SelfInstruct,
+    "writer": Writer,
+    "task_filters": TaskFilters,
 }
 SETTINGS = {
     f"{name}.{field.name}": (name, field.name)

@@ -60,7 +60,7 @@ Panel = Callable[[Axes], None]
 
 def bytes_per_token(table: dict[str, float], path: str | Path) -> Path:
     """Bars of UTF-8 bytes per token of each source, the best compressed on top."""
-    return _picture(path, (8.3, 1.4 + 0.235 * len(table)), [partial(_bytes_panel, table=table)])
+    return picture(path, (8.3, 1.4 + 0.235 * len(table)), [partial(_bytes_panel, table=table)])
 
 
 def curriculum(metrics: Metrics, path: str | Path) -> Path:
@@ -73,14 +73,14 @@ def curriculum(metrics: Metrics, path: str | Path) -> Path:
         del heights[_share_panel]
     panels, ratios = [partial(panel, metrics=metrics) for panel in heights], [*heights.values()]
     size = (8.3, 0.9 + 0.986 * sum(ratios))
-    return _picture(path, size, panels, nrows=len(panels), sharex=True, height_ratios=ratios)
+    return picture(path, size, panels, nrows=len(panels), sharex=True, height_ratios=ratios)
 
 
 def schedule(rows: Rows, path: str | Path) -> Path:
     """Stacked areas of each source's share, a band from each point of `rows.scheduled` on."""
     draw = partial(_draw_stack, rows.tokens, rows.sources, rows.scheduled)
     panel = partial(draw, title="Share of each source in the schedule")
-    return _picture(path, (8.3, 4.2), [panel])
+    return picture(path, (8.3, 4.2), [panel])
 
 
 def loss(metrics: Metrics, path: str | Path) -> Path:
@@ -88,13 +88,13 @@ def loss(metrics: Metrics, path: str | Path) -> Path:
 
     Steps whose loss is no number leave gaps.
     """
-    return _picture(path, (8.3, 4.2), [partial(_loss_panel, metrics=metrics)])
+    return picture(path, (8.3, 4.2), [partial(_loss_panel, metrics=metrics)])
 
 
 def bits_per_byte(before: dict[str, float], after: dict[str, float], path: str | Path) -> Path:
     """A dumbbell for each source (the keys of both tables), the lowest after training on top."""
     panel = partial(_dumbbell_panel, before=before, after=after)
-    return _picture(path, (8.3, 1.1 + 0.25 * len(after)), [panel])
+    return picture(path, (8.3, 1.1 + 0.25 * len(after)), [panel])
 
 
 def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
@@ -122,7 +122,7 @@ def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))
         panels.append(partial(_dumbbell_panel, before=before, after=after))
     size = (3.9 * len(panels), 4.7)
-    return [*drawn, _picture(folder / "overview.png", size, panels, ncols=len(panels))]
+    return [*drawn, picture(folder / "overview.png", size, panels, ncols=len(panels))]
 
 
 def _share_panel(ax: Axes, metrics: Metrics) -> None:
@@ -317,7 +317,7 @@ def _bare(ax: Axes) -> None:
     ax.grid(False)
 
 
-def _picture(
+def picture(
     path: str | Path, size: tuple[float, float], panels: Sequence[Panel], **grid: Any
 ) -> Path:
     """Draws the panels on one figure of that size in inches and moves it to `path` when whole."""

@@ -1,12 +1,12 @@
 """Numbers of flags are checked where flags are read, before anything is begun."""
 
 import argparse
-import importlib
 
 import pytest
 
 from polylm_jax.__main__ import VERBS, main
 from polylm_jax.errors import UserError
+from polylm_jax.verbs import module_of
 
 WILD = ("0", "-1", "2.5", "1e300", "-1e300", "nan", "inf", "9" * 20, "9" * 5000, "x", "", "1 2")
 
@@ -14,7 +14,7 @@ WILD = ("0", "-1", "2.5", "1e300", "-1e300", "nan", "inf", "9" * 20, "9" * 5000,
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_number_of_a_flag_is_checked(verb):
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"polylm_jax.verbs.{verb}").flags(parser)
+    module_of(verb).flags(parser)
     for action in parser._actions:
         assert action.type not in (int, float), f"{verb} {action.option_strings} takes any number"
         taken = []

@@ -1,9 +1,16 @@
 """One module a verb; and the numbers that their flags take, checked where they are read."""
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from polylm_jax.ranges import fit
+
+
+def module_of(verb: str) -> ModuleType:
+    """The module of a verb, which has its name with _ for -."""
+    return importlib.import_module(f"polylm_jax.verbs.{verb.replace('-', '_')}")
 
 
 def number(flag: str, hint: Any) -> Callable[[str], Any]:

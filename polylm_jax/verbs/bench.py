@@ -14,6 +14,7 @@ from polylm_jax import config
 from polylm_jax.bench import choices as bench_choices
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
+from polylm_jax.bench import rouge as bench_rouge
 from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
 from polylm_jax.bench.step import Work
@@ -36,7 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peer_python",
         type=partial(local, name="--peer_python"),
-        help="interpreter that has torch",
+        help="interpreter that has the peer",
     )
     decode = parser.add_argument_group("for bench decode")
     decode.add_argument(
@@ -147,4 +148,11 @@ def _int8(given: argparse.Namespace) -> dict:
     return result
 
 
-PARTS = {"data": _data, "train": _train, "choices": _choices, "decode": _decode}
+def _rouge(given: argparse.Namespace) -> dict:
+    print("ROUGE-L of made-up texts, ours and rouge_score's in turn; half a minute.")
+    result = bench_rouge.run(given.peer_python)
+    bench_rouge.show(result, Console())
+    return result
+
+
+PARTS = {"data": _data, "train": _train, "choices": _choices, "decode": _decode, "rouge": _rouge}
