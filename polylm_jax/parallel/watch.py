@@ -15,6 +15,7 @@ import jax
 from jax._src import distributed
 
 from polylm_jax.errors import UserError
+from polylm_jax.parallel import together
 
 ALONE = "polylm/alone"  # under it a process that ends by itself leaves its word and its reason
 KEPT: list[Any] = []  # handlers that the C library knows the addresses of
