@@ -1,5 +1,6 @@
 """Where a run stands and whether it is healthy, from its folder alone, local or gs://."""
 
+import json
 import math
 import time
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from polylm_jax.console import format_duration
 from polylm_jax.files import opened
 from polylm_jax.train.ends import ENDS, UNENDED
 from polylm_jax.train.heartbeat import EVERY, Beat, read_heartbeat
+from polylm_jax.train.retention import skipped_of, sound
 
 GONE = 6 * EVERY  # seconds without a heartbeat after which a run's process is taken for dead
 STEPS = 20  # times its usual pace that a run may take for a step, a validation or a save
@@ -46,7 +48,7 @@ def status_of(folder: str, now: float | None = None) -> Status:
         f"{beat['pid']} on {beat['host']}, of {beat['processes']}.",
         _loss(beat),
         _speed(beat),
-        _saved(saved),
+        _saved(folder, saved),
         f"{'Healthy' if healthy else 'Needs you'}: {why}; {_hosts(beat)}.",
     )
     return Status(state, healthy, lines)
@@ -71,6 +73,19 @@ def checkpoints(folder: str) -> list[int]:
     )
 
 
+def _sound(folder: str, steps: list[int]) -> list[int]:
+    """Those of the checkpoints that are sound; one that cannot be read counts as such."""
+    files, place = url_to_fs(folder)
+    saved = {}
+    for step in steps:
+        try:
+            meta = json.loads(files.cat_file(f"{place}/checkpoints/{step}/meta/metadata"))
+            saved[step] = skipped_of(meta)
+        except (OSError, ValueError, TypeError, AttributeError):
+            saved[step] = skipped_of({})
+    return sound(saved)
+
+
 def _state(beat: Beat, now: float) -> tuple[str, str]:
     """The state and what is to be said of it."""
     silence, still = now - beat["time"], now - beat["moved"]
@@ -88,12 +103,15 @@ def _state(beat: Beat, now: float) -> tuple[str, str]:
 
 
 def _never_started(folder: str, saved: list[int]) -> tuple[str, ...]:
+    mend = f"start it with `polylm train --gin.train.folder={folder}`"
+    if saved:
+        mend = f"its model is ready to use, or {mend} to train it"
     return (
         f"{folder}: never started, as far as can be seen; there is no heartbeat file.",
         "Loss: none yet.",
         "Speed: none yet.",
-        _saved(saved),
-        f"Needs you: start it with `polylm train --gin.train.folder={folder}`.",
+        _saved(folder, saved),
+        f"Needs you: {mend}.",
     )
 
 
@@ -127,10 +145,15 @@ def _speed(beat: Beat) -> str:
     return f"Speed: {rate:.3g} steps/s, {tokens:,.0f} tokens/s; ETA {left}."
 
 
-def _saved(saved: list[int]) -> str:
+def _saved(folder: str, saved: list[int]) -> str:
     if not saved:
         return "Checkpoints: none yet."
-    return f"Last checkpoint: step {saved[-1]:,}, of {', '.join(f'{step:,}' for step in saved)}."
+    last = f"Last checkpoint: step {saved[-1]:,}, of {', '.join(f'{step:,}' for step in saved)}"
+    good = _sound(folder, saved)
+    if saved[-1] in good:
+        return f"{last}."
+    newest = f"step {good[-1]:,} is the last sound one" if good else "none is sound"
+    return f"{last}; it was saved while steps were skipped, and {newest}."
 
 
 def _hosts(beat: Beat) -> str:

@@ -1,5 +1,6 @@
 """`polylm status` says of runs that live, hang, ended or never were what is true of them."""
 
+import errno
 import json
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from polylm_jax.__main__ import main
 from polylm_jax.status import checkpoints, status_of
+from polylm_jax.train import heartbeat
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from tests.train.test_loop import train
 
@@ -60,6 +62,27 @@ def test_a_checkpoint_in_an_object_store_counts_when_it_is_committed(tmp_path):
     assert checkpoints(f"memory://{tmp_path}/run") == [5]
 
 
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_the_last_sound_checkpoint_is_told_where_it_is_not_the_last(tmp_path, scheme):
+    folder = folder_with(f"{scheme}{tmp_path}/run")
+    files = fsspec.filesystem("memory" if scheme else "file")
+    for step, skipped in {10: [0, False], 20: [0, False], 33: [10, True]}.items():
+        place = f"{tmp_path}/run/checkpoints/{step}"
+        files.makedirs(f"{place}/meta")
+        files.touch(f"{place}/commit_success.txt")
+        files.pipe_file(f"{place}/meta/metadata", json.dumps({"skipped": skipped}).encode())
+    assert "step 33, of 10, 20, 33; it was saved while steps" in status_of(folder).lines[3]
+    assert "step 20 is the last sound one" in status_of(folder).lines[3]
+    files.pipe_file(f"{tmp_path}/run/checkpoints/33/meta/metadata", b"{")  # damaged
+    assert status_of(folder).lines[3] == "Last checkpoint: step 33, of 10, 20, 33."
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"state": "running"}', b"\xff"])
+def test_a_heartbeat_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / "heartbeat.json").write_bytes(content)
+    assert status_of(str(tmp_path)).state == "never started"
+
+
 @pytest.mark.parametrize(
     ("later", "news", "state", "sentence"),
     [
@@ -104,6 +127,21 @@ def test_a_run_that_lives_and_makes_no_step_stands_still(tmp_path):
     status = status_of(folder)
     assert status.state == "still"
     assert "lives but has made no step for 2 min 30 s" in status.lines[-1]
+
+
+def test_on_a_full_disk_the_last_word_is_written_over_the_former(tmp_path, monkeypatch):
+    folder = folder_with(tmp_path)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(heartbeat, "put", full)
+    heartbeat.write_end(folder, "storage full", "no room.")
+    assert read_heartbeat(folder)["state"] == "storage full"
+    assert status_of(folder).state == "storage full"
+    # an end is not written over
+    heartbeat.write_end(folder, "lost", "somebody.")
+    assert read_heartbeat(folder)["state"] == "storage full"
 
 
 def test_a_run_that_fails_says_why(tmp_path):

@@ -92,7 +92,7 @@ def safetensors_tensors(file: Path) -> dict[str, Stored]:
             if not whole or (known and stop - start != stored.size * known.itemsize):
                 raise ValueError
             tensors[name] = stored
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{file} is cut short or no safetensors file; fetch it again.") from None
     return tensors
 

@@ -1,6 +1,5 @@
 """The end of a run's steps: what each process wishes, and what becomes of the last state."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,11 @@ from polylm_jax.parallel import together
 from polylm_jax.train.ends import ENDS, RunEnded, end_of
 
 
-def wish(stopped: threading.Event, log_error: OSError | None) -> int:
+def wish(stopped: bool, log_error: OSError | None) -> int:
     """Exit status with which this process wants all to end after saving, 0 for none."""
     if log_error is not None:
         return end_of(log_error).status
-    return ENDS["stopped"].status if stopped.is_set() else 0
+    return ENDS["stopped"].status if stopped else 0
 
 
 def asked(

@@ -256,7 +256,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         run.heartbeat,
         clock,
     )
-    # a run that is started again may skip as many once more
+    # a run that is started again may skip as many once more, but not to its end
     limit = (skipped // run.patience + 1) * run.patience
     # metrics are fetched one step late, so that the devices never wait
     pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -274,7 +274,8 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         one, pending = pending, then
         if one is not None:
             asked, skipped = report(*one, notes, whole)
-            if end is None and skipped >= limit:
+            most = run.patience if one[0] == training.steps else limit
+            if end is None and skipped >= most:
                 end = ending.stuck(training.folder, run.patience, one[0], step)
             elif end is None and asked:
                 end = ending.asked(asked, training.folder, step, training.steps, metrics.error)
@@ -329,7 +330,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
             while step < last and end is None:
                 with clock.on("data"):
                     batch = next(feed)
-                wish = ending.wish(run.stopped, metrics.error)
+                wish = ending.wish(run.stopped.is_set(), metrics.error)
                 notes = exchange(hosts.notes_of(wish, clock.last))
                 state, values = run.update(state, batch)
                 step, row = step + 1, row + training.batch
@@ -343,6 +344,11 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
                 if validates:
                     validate()
         save_last()
+        # the last records come too late for the notes
+        mine = str(ending.wish(False, metrics.error))
+        status = int(together.verdict(f"log/{start.step}-{step}", mine, max))
+        if end is None and status:
+            end = ending.asked(status, training.folder, step, training.steps, metrics.error)
     except RunEnded:
         raise  # the save itself has failed
     except Exception as error:

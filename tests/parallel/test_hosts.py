@@ -77,6 +77,26 @@ def test_flags_that_are_not_whole_are_one_sentence(capsys):
     assert "give all three" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("where", "processes", "process", "sentence"),
+    [
+        ("localhost", 2, 0, "--coordinator=localhost is not HOST:PORT"),
+        ("localhost:", 2, 0, "is not HOST:PORT"),
+        (":8476", 2, 0, "is not HOST:PORT"),
+        ("localhost:0", 2, 0, "a free port"),
+        ("localhost:65536", 2, 0, "a free port"),
+        ("localhost:port", 2, 0, "a free port"),
+        ("localhost:8476", 2, 2, "count from 0 to 1"),
+    ],
+)
+def test_flags_that_find_nobody_are_one_sentence(capsys, where, processes, process, sentence):
+    flags = [f"--coordinator={where}", f"--processes={processes}", f"--process={process}"]
+    assert main(["train", *flags]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
 def test_an_open_mpi_that_hides_process_0_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert main(["train"]) == 1

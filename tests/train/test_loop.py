@@ -18,11 +18,13 @@ from jax._src.array import ArrayImpl
 from polylm_jax import config
 from polylm_jax.__main__ import main
 from polylm_jax.data.rows import open_store
+from polylm_jax.errors import UserError
 from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.runs import counts_of, deviation, of_kind, read_metrics
 from polylm_jax.status import status_of
 from polylm_jax.train import checkpoint, loop, validation
+from polylm_jax.train.restore import restore_state
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags
 from tests.train.test_metrics import scalars
@@ -357,6 +359,68 @@ def test_every_checkpoint_holds_the_gin_that_made_it(whole):
     config.parse([], [], meta["gin"])
     assert config.resolved() == meta["gin"]
     assert json.dumps(meta["fingerprints"])
+
+
+def test_another_type_of_moments_is_told_and_no_damage(whole, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    narrow = {"optimizer__moments": "bfloat16", "train__steps": 14}
+    assert train(tiny, folder, **narrow) == 0
+    said = capsys.readouterr().err
+    assert "Going on from step 12" in said
+    assert "optimizer.moments was float32 and is bfloat16 now" in said
+    assert not (folder / "damaged").exists()
+    assert len(losses(folder)) == 14
+
+
+def test_a_state_of_another_form_is_told_and_no_damage(whole, tiny):
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    abstract = abstract_state(*settings_of(tiny), mesh)
+    more = {"extra": abstract["step"]}
+    manager = checkpoint.open_existing(str(whole))
+
+    def restored(abstract):
+        begun = []
+
+        def begin(parts):
+            begun.extend(parts)
+            return {part: jax.numpy.ones(3) for part in parts}
+
+        with jax.set_mesh(mesh):
+            meta = checkpoint.read_meta(manager, 12)
+            return *restore_state(manager, 12, meta, abstract, begin), begun
+
+    state, remarks, begun = restored(abstract)
+    assert not remarks + begun
+    # what a later version wants besides, or in another form, begins anew
+    for wanted in (abstract | more, abstract | {"usual": more}):
+        other, remarks, begun = restored(wanted)
+        (part,) = begun
+        assert remarks == [f"{part} begins anew: the checkpoint has none of its form."]
+        assert other.keys() == wanted.keys()
+        jax.tree.map(np.testing.assert_array_equal, other["params"], state["params"])
+    with pytest.raises(UserError, match="has the part optimizer in another form"):
+        restored(abstract | {"optimizer": more})
+    manager.close()
+
+
+def test_a_reader_that_wants_another_size_is_told_the_runs(whole, capsys):
+    command = ["generate", f"--run={whole}", "--prompt=a", "--gin.model.context=16"]
+    assert main(command) == 1
+    assert "model.context = 32 (now 16)" in capsys.readouterr().err
+
+
+def test_where_rows_had_an_end_the_run_may_go_on_and_read_them_again(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    rows = {"train__steps": 400, "train__validate_every": 0, "train__checkpoint_every": 0}
+    assert train(tiny, folder, curriculum__on_end="refuse", **rows) == 66
+    said = capsys.readouterr().err
+    (last,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert f"Only {last} of 400 steps can be done: then all" in said
+    assert len(losses(folder)) == last
+    assert train(tiny, folder, curriculum__on_end="refuse", **rows) == 66
+    assert train(tiny, folder, **rows | {"train__steps": last + 1}) == 0
+    assert len(losses(folder)) == last + 1
 
 
 def test_text_is_never_made_of_altered_parameters(whole, tmp_path, capsys):
