@@ -75,7 +75,7 @@ def checkpoints(folder: str) -> list[int]:
 
 def _sound(folder: str, steps: list[int]) -> list[int]:
     """Those of the checkpoints that are sound; one that cannot be read counts as such."""
-    files, place = url_to_fs(folder)
+    files, place = opened(folder)
     saved = {}
     for step in steps:
         try:

@@ -2,8 +2,9 @@
 
 Of an array it is the sum of its words, each times an odd number that follows from its place,
 modulo 2^32; of a tree the sum of its arrays' sums, each times an odd number that follows from the
-leaf's place. The change of one word always shows, of several all but once in 2^32. As a sum it can
-be taken on the devices of any mesh, or part by part of an array that fits in no memory.
+leaf's place in the order of names. The change of one word always shows, of several all but once in
+2^32. As a sum it can be taken on the devices of any mesh, or part by part of an array that fits in
+no memory.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,19 @@ def state_checksum(state: Any) -> jax.Array:
             place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
         return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
-    sums = [of_leaf(leaf) * (2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(state))]
+    sums = [of_leaf(leaf) * (2 * i + 1) for i, leaf in enumerate(named(state).values())]
     return sum(sums, jnp.uint32(0))
+
+
+def named(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The leaves of a tree by where they stand, in the order of the names.
+
+    A field, a key and an index of one name are the same, as storage gives back dicts alone.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = lambda key: str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))  # noqa: E731
+    found = {tuple(map(name, path)): leaf for path, leaf in leaves}
+    return {path: found[path] for path in sorted(found)}
 
 
 def part_sum(values: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> int:
@@ -54,5 +66,5 @@ def part_sum(values: np.ndarray, start: Sequence[int], shape: Sequence[int]) -> 
 
 def joined(sums: Any) -> int:
     """The checksum of a tree, given each array's sum, which may have passed 2^32."""
-    leaves = enumerate(jax.tree.leaves(sums))
+    leaves = enumerate(named(sums).values())
     return sum(leaf * (2 * i + 1) for i, leaf in leaves) % _MODULUS

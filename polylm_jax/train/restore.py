@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from polylm_jax.errors import UserError
 from polylm_jax.train import checkpoint
-from polylm_jax.train.checksum import state_checksum
+from polylm_jax.train.checksum import named, state_checksum
 
 # parts of a state without which there is no going on; all else can begin anew
 ESSENTIAL = ("step", "skipped", "skipped_in_a_row", "params", "optimizer")
@@ -38,14 +38,7 @@ def restore_state(
     wanted, anew = dict(found), []
     for part, leaves in abstract.items():
         if part in found and _shapes(found[part]) == _shapes(leaves):
-            types = jax.tree.leaves(found[part])
-            wanted[part] = jax.tree.map(
-                lambda leaf, saved: jax.ShapeDtypeStruct(
-                    leaf.shape, saved.dtype, sharding=leaf.sharding
-                ),
-                leaves,
-                jax.tree.unflatten(jax.tree.structure(leaves), types),
-            )
+            wanted[part] = _as_saved(leaves, named(found[part]))
         elif part in ESSENTIAL:
             raise UserError(
                 f"the checkpoint of step {step} in {manager.directory} has the part {part} in "
@@ -82,11 +75,20 @@ def _described(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     )
 
 
+def _as_saved(tree: Any, saved: dict[tuple[str, ...], Any]) -> Any:
+    """The tree with each leaf in the type that it was saved in."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    numbers = named(jax.tree_util.tree_unflatten(structure, range(len(leaves))))
+    types = {number: saved[path].dtype for path, number in numbers.items()}
+    like = [
+        jax.ShapeDtypeStruct(leaf.shape, types[i], sharding=leaf.sharding)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree_util.tree_unflatten(structure, like)
+
+
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape at each place of a tree; a field, a key and an index of one name are the same."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    name = lambda key: str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))  # noqa: E731
-    return {tuple(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+    return {path: tuple(leaf.shape) for path, leaf in named(tree).items()}
 
 
 def _types(tree: Any) -> str:
