@@ -44,7 +44,7 @@ certify: $(VENV)/ready
 
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
-	FAULT_ROUNDS=32 FAULT_TABLE=docs/faults.md $(VENV)/bin/pytest tests/faults tests/processes
+	FAULT_ROUNDS=32 FAULT_TABLE=README.md $(VENV)/bin/pytest tests/faults tests/processes
 
 # odd flags, settings, paths and files, for FUZZ_SECONDS; none may end in a traceback
 fuzz: $(VENV)/ready

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 OUTCOMES = []
-MARKS = ("<!-- made by make faults -->", "<!-- end -->")
+MARKS = ("<!-- made by make faults -->", "<!-- end of faults -->")
 
 
 @pytest.fixture
