@@ -104,7 +104,8 @@ def watched(
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             reason = f"process {state.process_id} of {len(everyone)}: {reason}"
             client.key_value_set(f"{ALONE}/{state.process_id}", json.dumps([word, reason]))
-        threading.Timer(10, os._exit, alone).start()
+        # before process 0 follows, whose loss JAX would tell of in its own way
+        threading.Timer(3, os._exit, alone).start()
         raise
     finally:
         over.set()

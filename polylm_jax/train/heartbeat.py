@@ -83,9 +83,12 @@ class Heartbeat:
 
 
 def write_end(folder: str, word: str, reason: str) -> None:
-    """Notes the end of a run whose heartbeat says of none, for a process that cannot write more."""
+    """Notes the end of a run whose heartbeat says of none, for a process that cannot write more.
+
+    "failed" is none yet: a process often fails of what another one knows the word of.
+    """
     beat = read_heartbeat(folder)
-    if beat is not None and beat.get("state") not in ENDS:
+    if beat is not None and beat.get("state") not in ENDS.keys() - {"failed"}:
         with contextlib.suppress(Exception):
             write(folder, beat | {"state": word, "reason": reason, "time": time.time()})
 
