@@ -55,6 +55,7 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int] | None = None,
     stops: Sequence[Collection[int]] | None = None,
+    repeats: Sequence[int] | None = None,
     rows: int = 1,
     slots: int = 0,
 ) -> State:
@@ -63,6 +64,7 @@ def prefill(
     params: those of `weights.for_decoding`. prompts: token ids, of any lengths.
     limits: most new tokens of each; sampling.new_tokens if not given.
     stops: the ids that end each; </s> if not given.
+    repeats: how often each was drawn for before, which makes it another draw; 0 if not given.
     rows: the batch is padded to a multiple of this, the number of ways in which the mesh splits
         a batch.
     slots: tokens of a text, prompt and answer, that the cache has room for; what the prompts
@@ -80,6 +82,7 @@ def prefill(
             )
     limits = limits or [sampling.new_tokens] * len(prompts)
     stops = stops or [{END_OF_DOCUMENT}] * len(prompts)
+    repeats = repeats or [0] * len(prompts)
     needed = max(
         min(context, len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)
     )
@@ -91,11 +94,12 @@ def prefill(
     )
     lengths, left = np.ones((2, len(tokens)), np.int32)
     draws = np.zeros(len(tokens), np.uint32)
-    for row, (prompt, limit, stop) in enumerate(zip(prompts, limits, stops, strict=True)):
+    given = zip(prompts, limits, stops, repeats, strict=True)
+    for row, (prompt, limit, stop, repeat) in enumerate(given):
         tokens[row, : len(prompt)] = prompt
         ends[row, : len(stop)] = sorted(stop)
         lengths[row], left[row] = len(prompt), min(limit, context - len(prompt))
-        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes())
+        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes(), repeat)
     keys = _keys(jax.random.key(sampling.seed), draws)
     remember = sampling.repetition_penalty != 1
     cache, scores, seen = _read(decoder, remember, params, tokens, lengths)

@@ -9,7 +9,7 @@ import numpy as np
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.decode.chat import ChatSettings, TextStream, converse
+from polylm_jax.decode.chat import ChatSettings, TextStream, converse, until
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
@@ -38,7 +38,10 @@ def run(given: argparse.Namespace) -> None:
         def answer(prompt: str) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
-            return stream(model, prompt, replace(settings, seed=(settings.seed + turns) % 2**32))
+            texts = stream(model, prompt, replace(settings, seed=(settings.seed + turns) % 2**32))
+            for stop in settings.stop:
+                texts = until(stop, texts)
+            return texts
 
         def fits(prompt: str) -> bool:
             asked = len(model.tokenizer.encode([prompt])[0])
@@ -52,7 +55,8 @@ def run(given: argparse.Namespace) -> None:
 
 def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
     """The answer to a prompt, in parts of whole characters."""
-    ids, text = model.tokenizer.encode([prompt]), TextStream(model.tokenizer)
+    ids = model.tokenizer.encode([prompt])
+    text = TextStream(model.tokenizer, ids[0])
     # room for all that can come, so that a longer talk needs no other program
     room = model.decoder.size.context
     state = prefill(model.decoder, settings, model.params, ids, rows=model.rows, slots=room)

@@ -3,14 +3,16 @@
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 
-from polylm_jax.data.tokenizer import load
+from polylm_jax.data.tokenizer import Tokenizer, load
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.score import encode_pair, score
-from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.decoder import Compute, Decoder, logits
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import constrainer, parameter_shardings
-from tests import golden
+from polylm_jax.sizes import Size
+from tests import golden, scripted
 from tests.data.sentences import SENTENCES
 
 FLOAT32 = Compute(dtype="float32")
@@ -75,15 +77,56 @@ def test_a_long_context_loses_its_beginning():
     assert whole == longer
 
 
-def test_a_boundary_inside_a_piece_is_cut_as_the_whole_is_tokenized(tiny):
-    tokenizer = load(str(tiny["tokenizer.path"]))
-    for sentences in SENTENCES.values():
-        text = sentences[0]
-        for cut in range(0, len(text), 7):
-            head, tail = encode_pair(tokenizer, text[:cut], text[cut:])
-            whole = tokenizer.encode([text])[0]
-            assert tail
-            assert (head[1:] if cut == 0 else head) + tail == whole
+def by_the_rule(pieces, context, continuation):
+    """Ids by lm-eval's rule, and by itself a continuation of which it leaves nothing."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    if context == "":
+        return [2], pieces.encode(continuation)
+    head = pieces.encode(context)
+    return head, pieces.encode(context + continuation)[len(head) :] or pieces.encode(continuation)
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_joins_have_the_numbers_of_lm_eval(spaced, tiny):
+    if spaced:
+        model, pieces = scripted.tokenizer(
+            **scripted.SPACED, sentence_iterator=(s for group in SENTENCES.values() for s in group)
+        )
+        tokenizer = Tokenizer(model)
+    else:
+        tokenizer = load(str(tiny["tokenizer.path"]))
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    size = Size(pieces.get_piece_size(), context=64, layers=1, heads=2, d_model=16, d_ff=32)
+    decoder = Decoder(size, FLOAT32)
+    params = jax.jit(decoder.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = jax.tree.map(lambda x: 8 * x, params)  # so that other ids have other scores
+
+    cuts = []
+    for code in ("zh", "ja", "th", "en"):
+        text = SENTENCES[code][0][:40]
+        cuts += [(text[:cut], text[cut : cut + more]) for cut in range(0, 30, 2) for more in (1, 7)]
+    wanted = [by_the_rule(pieces, *cut) for cut in cuts]
+    spans = [
+        (context, continuation)
+        for (context, continuation), (head, tail) in zip(cuts, wanted, strict=True)
+        if pieces.encode(context + continuation)[: len(head)] != head and context.strip()
+    ]
+    assert len(spans) > 10  # joins inside a token
+    found = score(decoder, params, [encode_pair(tokenizer, *cut) for cut in cuts], 16)
+
+    rows = np.full((len(cuts), 64), 2, np.int32)
+    for row, (head, tail) in zip(rows, wanted, strict=True):
+        row[: len(head) + len(tail)] = [*head, *tail]
+    hidden, _ = decoder.apply({"params": params}, rows)
+    plain = np.asarray(logits(hidden, params["embedding"]), np.float64)
+    plain -= np.log(np.exp(plain - plain.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    plain -= np.asarray(logits(hidden, params["embedding"])).max(-1, keepdims=True)
+    for (head, tail), lines, one in zip(wanted, plain, found, strict=True):
+        lines = lines[len(head) - 1 : len(head) - 1 + len(tail)]
+        np.testing.assert_allclose(one.log_likelihood, lines[range(len(tail)), tail].sum(), 1e-4)
+        assert one.tokens == len(tail) > 0
 
 
 @pytest.mark.parametrize("pair", [([], [3]), ([3], []), ([3], [4] * 38)])
