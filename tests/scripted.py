@@ -32,18 +32,19 @@ def tokenizer(**flags):
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
         "byte_fallback": True,
+        "vocab_size": 400,
+        "sentence_iterator": iter(TEXT),
     }
     model = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         model_writer=model,
-        vocab_size=400,
         hard_vocab_limit=False,
         unk_id=0,
         bos_id=1,
         eos_id=2,
         pad_id=-1,
         minloglevel=2,
-        **{"sentence_iterator": iter(TEXT)} | ours | flags,
+        **ours | flags,
     )
     return model.getvalue(), sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
