@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         _say(f"polylm {verb}: {error}")
         return error.status
-    except KeyboardInterrupt:
-        return _interrupted(verb, alone)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(verb, alone, str(interrupt))
     except OSError as error:
         if _without_reader(sys.stdout) or _without_reader(sys.stderr):
             return NO_READER
@@ -143,11 +143,12 @@ def _say(sentence: str) -> None:
         )
 
 
-def _interrupted(verb: str, alone: bool) -> int:
+def _interrupted(verb: str, alone: bool, kept: str = "") -> int:
+    """kept: what the verb said when it was interrupted."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.stderr.isatty():
         print(file=sys.stderr)  # the terminal shows ^C
-    _say(f"polylm {verb}: interrupted.")
+    _say(f"polylm {verb}: interrupted{kept and '; '}{kept}.")
     if alone:
         os._exit(INTERRUPTED)  # threads of libraries may be at work, and would crash on the way out
     return INTERRUPTED

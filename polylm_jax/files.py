@@ -121,7 +121,7 @@ def destination(path: str, name: str) -> str:
     folder = os.path.dirname(os.path.realpath(found))
     if not os.path.isdir(folder):
         raise UserError(f"{name}={path}: there is no folder {folder}; make it first.")
-    if not os.access(found if _written_through(found) else folder, os.W_OK):
+    if not os.access(found if written_through(found) else folder, os.W_OK):
         raise UserError(f"{name}={path} cannot be written; name another file.")
     return found
 
@@ -162,7 +162,7 @@ def output(path: str) -> Iterator[BinaryIO]:
             spool.flush()
             files, root = opened(path)
             files.put_file(spool.name, root)
-    elif _written_through(path):
+    elif written_through(path):
         with open(path, "ab") as file:
             yield file
     else:
@@ -173,7 +173,7 @@ def output(path: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _written_through(path: str) -> bool:
+def written_through(path: str) -> bool:
     """Whether there is something that no file may take the place of."""
     if not os.path.exists(path):
         return False

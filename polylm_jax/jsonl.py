@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,20 +14,52 @@ from polylm_jax.files import nearest, opened
 BLOCK = 1 << 20  # bytes of a log that are held at once
 
 
-def read_records(path: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Record:
+    """A record that a user gave.
+
+    place: where, such as FILE:LINE. fault: what hinders its use and how to mend it, or "".
+    """
+
+    place: str
+    content: dict[str, Any]
+    fault: str = ""
+
+
+def read_records(
+    path: str, fields: tuple[str, ...], results: Collection[str] = (), skip: bool = False
+) -> list[Record]:
     """The records of a JSONL file, local or at a URL, which have these fields, all strings.
 
-    UserError names a bad line.
+    Blank lines are none. results: fields that will be added, so that no record may have them.
+    UserError names a bad line; if one may skip, it is a record with a fault instead.
     """
     form = dict.fromkeys(fields, str)
+    shown = ", ".join(f'"{field}": TEXT' for field in fields)
+    wanted = f"is not a record {{{shown}}}; mend that line"
     records = []
     for number, line in enumerate(_content(path).splitlines(), 1):
-        shown = ", ".join(f'"{field}": TEXT' for field in fields)
-        wanted = f"a record {{{shown}}}; mend that line"
-        records.append(parse_json(line, form, f"{path}:{number}", wanted))
+        if not line.strip():
+            continue
+        record = Record(f"{path}:{number}", _parsed(line, {}) or {})
+        if not has_form(record.content, form):
+            record = faulty(record, wanted, skip)
+        for field in results:
+            if field in record.content:  # nor could a skipped one say its fault beside it
+                raise UserError(
+                    f'{record.place} has a field "{field}", which the results need; rename it.'
+                )
+        records.append(record)
     if not records:
         raise UserError(f"{path} is empty; give one record a line.")
     return records
+
+
+def faulty(record: Record, fault: str, skip: bool) -> Record:
+    """The record with a fault; a UserError that names its place, unless one may skip."""
+    if not skip:
+        raise UserError(f"{record.place} {fault}, or give --skip to go on without it.")
+    return replace(record, fault=fault)
 
 
 def read_json(path: str | Path, form: Any, wanted: str) -> Any:
@@ -39,16 +72,21 @@ def read_json(path: str | Path, form: Any, wanted: str) -> Any:
 
 def parse_json(content: bytes | str, form: Any, name: str, wanted: str) -> Any:
     """As `read_json`, of content that came from `name`."""
+    value = _parsed(content, form)
+    if value is None:
+        raise UserError(f"{name} is not {wanted}.")
+    return value
+
+
+def _parsed(content: bytes | str, form: Any) -> Any:
+    """What JSON says, if it has the form; else None."""
     try:
         value = json.loads(content)
         # JSON can spell half a character, which no UTF-8 can
         json.dumps(value, ensure_ascii=False).encode()
-        whole = has_form(value, form)
     except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError(f"{name} is not {wanted}.")
-    return value
+        return None
+    return value if has_form(value, form) else None
 
 
 def has_form(value: Any, form: Any) -> bool:

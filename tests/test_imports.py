@@ -16,6 +16,7 @@ ROOMS = [
         "console",
         "files",
         "jsonl",
+        "records",
         "chips",
         "sizes",
         "model",

@@ -5,6 +5,7 @@ comes back exactly as it went in, byte for byte, with one exception that is Sent
 own: U+2581 (▁), its mark for a space, comes back as a space.
 """
 
+import math
 import random
 import re
 import sys
@@ -101,13 +102,21 @@ class Tokenizer:
         return self.processor.encode(texts)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The text of each list of ids; special ids give nothing."""
-        return self.processor.decode(ids)
+        """The text of each list of ids, read as a text's beginning; special ids give nothing."""
+        unknown = self.processor.unk_id()
+        return self.processor.decode([[i for i in text if i != unknown] for text in ids])
 
     @property
     def adds_space(self) -> bool:
         """Whether a space is put before a text, and taken away again, as in the release."""
         return self.processor.encode("a", out_type=str)[0].startswith("▁")
+
+    @cached_property
+    def drops_spaces(self) -> float:
+        """How many spaces are taken away where a text begins, when ids become text."""
+        if self.decode(self.encode([" a"])) == ["a"]:
+            return math.inf
+        return 1 if self.adds_space else 0
 
     @cached_property
     def pieces(self) -> list[bytes]:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.sampling import NewTokens, Penalty, Sampling, Temperature, TopP
+from polylm_jax.errors import UserError
 from polylm_jax.ranges import OneOf
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -63,28 +64,57 @@ class ChatSettings(Sampling):
     repetition_penalty: Penalty = 1.02
     format: Annotated[str, OneOf(*FORMATS)] = "multialpaca"
 
+    def __post_init__(self) -> None:
+        for name in ("beams", "length_penalty", "early_stopping"):
+            value, default = getattr(self, name), getattr(Sampling, name)
+            if value != default:
+                raise UserError(
+                    f"chat.{name} = {value!r}; an answer is shown as it is made, so that no beams "
+                    f"are searched: leave it {default!r}."
+                )
+        super().__post_init__()
+
 
 class TextStream:
     """Ids in, text out, as soon as its characters are whole.
 
     A character of several bytes may come in several ids; it is held back until the last one.
+    before: the ids that these go on from, so that a space at the join is kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = ()) -> None:
         self._pieces = tokenizer.pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._extra = " " if tokenizer.adds_space else ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("polylm_bytes")
+        self._drops = tokenizer.drops_spaces
+        self.push(before)
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
         text = self._decoder.decode(b"".join(self._pieces[i] for i in ids))
-        if text:
-            text, self._extra = text.removeprefix(self._extra), ""
+        if text and self._drops:
+            spaces = min(len(text) - len(text.lstrip(" ")), self._drops)
+            text = text[int(spaces) :]
+            self._drops = 0 if text else self._drops - spaces
         return text
 
     def close(self) -> str:
-        """What is left: a mark for a character that was never finished, or nothing."""
+        """What is left: a mark for each byte of a character that was never finished."""
         return self._decoder.decode(b"", final=True)
+
+
+def _mark_each_byte(error: UnicodeError) -> tuple[str, int]:
+    """As SentencePiece does; Python has one mark for the bytes of a character's begin."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("polylm_bytes", _mark_each_byte)
+
+
+def decode_after(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ids that go on from others: what both together have more than those before."""
+    stream = TextStream(tokenizer, before)
+    return stream.push(ids) + stream.close()
 
 
 def until(mark: str, texts: Iterable[str]) -> Iterator[str]:

@@ -18,7 +18,14 @@ import numpy as np
 
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling
 from polylm_jax.errors import UserError
-from polylm_jax.model.decoder import END_OF_DOCUMENT, Cache, Decoder, empty_cache, logits
+from polylm_jax.model.decoder import (
+    COMPUTE_DTYPES,
+    END_OF_DOCUMENT,
+    Cache,
+    Decoder,
+    empty_cache,
+    logits,
+)
 
 FEWEST_SLOTS = 64
 FEWEST_STOPS = 4
@@ -48,6 +55,14 @@ class State:
     drawn: jax.Array
 
 
+@dataclass(frozen=True)
+class Held:
+    """A cache that holds these ids of one text. It is used up by who reads on."""
+
+    ids: list[int]
+    cache: Cache
+
+
 def prefill(
     decoder: Decoder,
     sampling: Sampling,
@@ -55,18 +70,22 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int] | None = None,
     stops: Sequence[Collection[int]] | None = None,
+    repeats: Sequence[int] | None = None,
     rows: int = 1,
     slots: int = 0,
+    held: Held | None = None,
 ) -> State:
     """Reads the prompts.
 
     params: those of `weights.for_decoding`. prompts: token ids, of any lengths.
     limits: most new tokens of each; sampling.new_tokens if not given.
     stops: the ids that end each; </s> if not given.
+    repeats: how often each was drawn for before, which makes it another draw; 0 if not given.
     rows: the batch is padded to a multiple of this, the number of ways in which the mesh splits
         a batch.
     slots: tokens of a text, prompt and answer, that the cache has room for; what the prompts
         and limits need if not given.
+    held: what was read before of a text like the only prompt's, which is not read again.
     UserError if a prompt is empty, or leaves no room in the model's context.
     """
     context = decoder.size.context
@@ -80,6 +99,7 @@ def prefill(
             )
     limits = limits or [sampling.new_tokens] * len(prompts)
     stops = stops or [{END_OF_DOCUMENT}] * len(prompts)
+    repeats = repeats or [0] * len(prompts)
     needed = max(
         min(context, len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)
     )
@@ -91,14 +111,24 @@ def prefill(
     )
     lengths, left = np.ones((2, len(tokens)), np.int32)
     draws = np.zeros(len(tokens), np.uint32)
-    for row, (prompt, limit, stop) in enumerate(zip(prompts, limits, stops, strict=True)):
+    given = zip(prompts, limits, stops, repeats, strict=True)
+    for row, (prompt, limit, stop, repeat) in enumerate(given):
         tokens[row, : len(prompt)] = prompt
         ends[row, : len(stop)] = sorted(stop)
         lengths[row], left[row] = len(prompt), min(limit, context - len(prompt))
-        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes())
+        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes(), repeat)
     keys = _keys(jax.random.key(sampling.seed), draws)
     remember = sampling.repetition_penalty != 1
-    cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
+    if held:
+        same = zip(held.ids, prompts[0][:-1], strict=False)
+        known = next((i for i, (a, b) in enumerate(same) if a != b), None)
+        if known is None:
+            known = min(len(held.ids), len(prompts[0]) - 1)
+        cache, scores, seen = _read_on(
+            decoder, remember, params, tokens, lengths, known, held.cache
+        )
+    else:
+        cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
     return State(
         cache=cache,
         lengths=jnp.asarray(lengths),
@@ -132,30 +162,75 @@ def _read(
     tokens: int32 [batch, slots], padded on the right; lengths: int32 [batch].
     """
     batch, slots = tokens.shape
-    size, rows = decoder.size, jnp.arange(batch)
     chunk = min(decoder.compute.prefill_chunk, slots)
     last = lengths - 1
-
-    def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
-        cache, ends = state
-        positions = jnp.broadcast_to(number * chunk + jnp.arange(chunk), (batch, chunk))
-        part = jax.lax.dynamic_slice_in_dim(tokens, number * chunk, chunk, axis=1)
-        outputs: Any = decoder.apply({"params": params}, part, cache, positions)
-        hidden, cache = outputs
-        here = (last // chunk == number)[:, None]
-        return cache, jnp.where(here, hidden[rows, last % chunk], ends)
-
-    cache = empty_cache(size, batch, slots, decoder.compute.cache_dtype or decoder.compute.dtype)
+    dtype = decoder.compute.cache_dtype or decoder.compute.dtype
+    cache = empty_cache(decoder.size, batch, slots, dtype)
     cache = jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
     # The first chunk looks at no slots; most prompts end in it.
     outputs: Any = decoder.apply({"params": params}, tokens[:, :chunk], cache)
     hidden, cache = outputs
-    ends = hidden[rows, jnp.minimum(last, chunk - 1)]
+    ends = hidden[jnp.arange(batch), jnp.minimum(last, chunk - 1)]
     if chunk < slots:
-        chunks = last.max() // chunk + 1
-        cache, ends = jax.lax.fori_loop(1, chunks, read_chunk, (cache, ends))
-    seen = None
-    if remember:
-        real = jnp.arange(slots) < lengths[:, None]
-        seen = jnp.zeros((batch, size.vocabulary), bool).at[rows[:, None], tokens].max(real)
-    return cache, logits(ends, params["embedding"]), seen
+        cache, ends = _read_rest(decoder, params, tokens, last, chunk, cache, ends)
+    return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
+def _read_on(
+    decoder: Decoder,
+    remember: bool,
+    params: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    known: jax.Array,
+    cache: Cache,
+) -> tuple[Cache, jax.Array, jax.Array | None]:
+    """As `_read`, where the cache holds the first `known` tokens of the first row already."""
+    ends = jnp.zeros((len(tokens), decoder.size.d_model), COMPUTE_DTYPES[decoder.compute.dtype])
+    cache, ends = _read_rest(decoder, params, tokens, lengths - 1, known, cache, ends)
+    return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
+
+
+def _read_rest(
+    decoder: Decoder,
+    params: Any,
+    tokens: jax.Array,
+    last: jax.Array,
+    start: jax.Array | int,
+    cache: Cache,
+    ends: jax.Array,
+) -> tuple[Cache, jax.Array]:
+    """The cache with what comes from the place `start` on, and each row's last hidden state.
+
+    last: the rows' last places, int32 [batch]; ends: the last hidden states of those rows that
+    end before `start`, compute dtype [batch, d_model].
+    """
+    batch, slots = tokens.shape
+    chunk, rows = min(decoder.compute.prefill_chunk, slots), jnp.arange(batch)
+
+    def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
+        cache, ends = state
+        # at the cache's end some are read again
+        begin = jnp.minimum(start + number * chunk, slots - chunk)
+        positions = jnp.broadcast_to(begin + jnp.arange(chunk), (batch, chunk))
+        part = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1)
+        outputs: Any = decoder.apply({"params": params}, part, cache, positions)
+        hidden, cache = outputs
+        place = last - begin
+        here = ((place >= 0) & (place < chunk))[:, None]
+        return cache, jnp.where(here, hidden[rows, place % chunk], ends)
+
+    chunks = (last.max() - start) // chunk + 1
+    return jax.lax.fori_loop(0, chunks, read_chunk, (cache, ends))
+
+
+def _seen(
+    decoder: Decoder, remember: bool, tokens: jax.Array, lengths: jax.Array
+) -> jax.Array | None:
+    if not remember:
+        return None
+    batch, slots = tokens.shape
+    real = jnp.arange(slots) < lengths[:, None]
+    seen = jnp.zeros((batch, decoder.size.vocabulary), bool)
+    return seen.at[jnp.arange(batch)[:, None], tokens].max(real)

@@ -20,6 +20,15 @@ Penalty = Annotated[float, Range(1e-3, 1e3)]
 TopP = Annotated[float, Range(TINY, 1)]
 
 
+def _some_text(text: str, name: str) -> str:
+    if not text:
+        raise UserError(f"{name} is empty; give at least one character.")
+    return text
+
+
+StopText = Annotated[str, _some_text]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. The defaults are greedy.
@@ -30,6 +39,7 @@ class Sampling:
     repetition_penalty: divides positive scores of tokens seen before, multiplies negative ones
         (Keskar et al. 2019); 1 does nothing.
     seed: with the prompt's own ids, decides the draw, whatever else is in the batch.
+    stop: texts before any of which an answer ends.
     beams: texts that a beam search follows; 1 is no search. The rules are Hugging Face's.
     length_penalty: a beam's score is its log-probability / new tokens ** length_penalty.
     early_stopping: a search ends "yes", once as many texts as beams have ended; "no", once no
@@ -44,12 +54,18 @@ class Sampling:
     top_p: TopP = 1.0
     repetition_penalty: Penalty = 1.0
     seed: Seed = 0
+    stop: tuple[StopText, ...] = ()
     beams: Annotated[int, Range(1, 1024)] = 1
     length_penalty: Annotated[float, Range(-10, 10)] = 1.0
     early_stopping: Annotated[str, OneOf(*ENDS)] = "no"
 
     def __post_init__(self) -> None:
         check(self, self.block)
+        if self.beams > 1 and self.stop:
+            raise UserError(
+                f"{self.block}.stop = {self.stop}; it must be () where "
+                f"{self.block}.beams = {self.beams} are searched."
+            )
         if self.beams > 1 and self.temperature:
             raise UserError(
                 f"{self.block}.temperature = {self.temperature}; it must be 0 where "

@@ -1,6 +1,6 @@
 """Text from a model: prefill, then one compiled loop that adds tokens."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,8 @@ from polylm_jax.decode.prefill import State, power_of_two, prefill
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
+TOKENS_AT_ONCE = 16  # between two looks at the texts, where one may end by what it says
+
 
 def generate(
     decoder: Decoder,
@@ -23,13 +25,18 @@ def generate(
     rows: int = 1,
     limits: Sequence[int] | None = None,
     stops: Sequence[Collection[int]] | None = None,
+    repeats: Sequence[int] | None = None,
+    ended: Callable[[int, list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Continues each prompt; returns the new ids only, cut before the id that ended it.
 
     The arguments and errors are those of `prefill`; a UserError, too, if the model's scores are
-    no numbers.
+    no numbers. ended: function (number of a prompt, its new ids) -> whether to leave it there,
+    asked every few tokens; not for a beam search.
     """
-    state = prefill(decoder, sampling, params, prompts, limits, stops, rows)
+    state = prefill(decoder, sampling, params, prompts, limits, stops, repeats, rows)
+    if ended:
+        return _watched(decoder, params, state, sampling, len(prompts), ended)
     longest = power_of_two(max(limits or [sampling.new_tokens]))
     if sampling.beams > 1:
         found = beam_search(decoder, rules(sampling), longest, params, state)
@@ -53,9 +60,37 @@ def decode_some(
     return _decode(decoder, rules(sampling), tokens, params, state)
 
 
+def _watched(
+    decoder: Decoder,
+    params: Any,
+    state: State,
+    sampling: Sampling,
+    prompts: int,
+    ended: Callable[[int, list[int]], bool],
+) -> list[list[int]]:
+    texts: list[list[int]] = [[] for _ in range(prompts)]
+    while not state.done.all():
+        state, *found = decode_some(decoder, sampling, params, state, TOKENS_AT_ONCE)
+        new, counts = map(np.asarray, found)
+        check_chosen(new)
+        over = np.zeros(len(counts), bool)
+        for row, text in enumerate(texts):
+            text += new[row, : counts[row]].tolist()
+            over[row] = ended(row, text)
+        state = replace(state, done=state.done | over)
+    return texts
+
+
+def why_ended(prompt: int, new: int, limit: int, context: int) -> str:
+    """ "eos", "length" (its limit) or "context" (the model's), told by numbers of tokens."""
+    if new < min(limit, context - prompt):
+        return "eos"
+    return "length" if limit <= context - prompt else "context"
+
+
 def rules(sampling: Sampling) -> Sampling:
     """The settings less those that are no part of the compiled program."""
-    return replace(sampling, seed=0, new_tokens=1)
+    return replace(sampling, seed=0, new_tokens=1, stop=())
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

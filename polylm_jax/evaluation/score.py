@@ -29,17 +29,19 @@ class Score:
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list, list]:
-    """Ids of the two, cut where the ids of both together are.
+    """Ids of the context by itself, and those that both together have more, as in lm-eval.
 
-    As in lm-eval: spaces at the context's end belong to the continuation, and an empty context
-    is an end of document, after which training texts begin.
+    So a token that spans the join counts for the context, whose last token may be another. Where
+    nothing is left for the continuation, it has the ids of its text by itself. Spaces at the
+    context's end belong to the continuation, and an empty context is an end of document, after
+    which training texts begin.
     """
     end = len(context.rstrip())
     context, continuation = context[:end], context[end:] + continuation
-    if not context:
-        return [EOS], tokenizer.encode([continuation])[0]
-    whole, head = tokenizer.encode([context + continuation, context])
-    return whole[: len(head)], whole[len(head) :]
+    whole, head, alone = tokenizer.encode([context + continuation, context, continuation])
+    if not head:
+        return [EOS], whole
+    return head, whole[len(head) :] or alone
 
 
 def score(
@@ -47,12 +49,13 @@ def score(
     params: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch: int,
-    done: Callable[[int], None] = lambda pairs: None,
+    done: Callable[[dict[int, Score]], None] = lambda scores: None,
 ) -> list[Score]:
     """Scores of (context ids, continuation ids), in their order.
 
     batch: pairs computed at once, a multiple of the ways in which the mesh splits a batch.
-    A context too long for the model loses its beginning. done: told the pairs scored so far.
+    A context too long for the model loses its beginning. done: told each batch's scores by their
+    pairs' places.
     UserError if a context is empty, or a continuation is or does not fit the model's context.
     """
     context = decoder.size.context
@@ -82,9 +85,12 @@ def score(
                 "the model's scores are not finite, so nothing can be scored; take a checkpoint "
                 "from before its parameters went wrong, or try --gin.compute.dtype=float32."
             )
-        for row, i in enumerate(chosen):
-            scores[i] = Score(float(sums[row]), len(pairs[i][1]), bool(greedy[row]))
-        done(len(scores))
+        found = {
+            i: Score(float(sums[row]), len(pairs[i][1]), bool(greedy[row]))
+            for row, i in enumerate(chosen)
+        }
+        scores |= found
+        done(found)
     return [scores[i] for i in range(len(pairs))]
 
 

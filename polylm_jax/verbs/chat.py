@@ -2,15 +2,15 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.decode.chat import ChatSettings, TextStream, converse
-from polylm_jax.decode.prefill import prefill
+from polylm_jax.decode.chat import ChatSettings, TextStream, converse, until
+from polylm_jax.decode.prefill import Held, prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
 from polylm_jax.files import existing
@@ -33,12 +33,16 @@ def run(given: argparse.Namespace) -> None:
         model, settings = for_decoding(model, given.int8), config.get("chat")
         room = model.decoder.size.context
         print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
-        turns = 0
+        turns, memory = 0, Memory()
 
         def answer(prompt: str) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
-            return stream(model, prompt, replace(settings, seed=(settings.seed + turns) % 2**32))
+            seed = (settings.seed + turns) % 2**32
+            texts = stream(model, prompt, replace(settings, seed=seed), memory)
+            for stop in settings.stop:
+                texts = until(stop, texts)
+            return texts
 
         def fits(prompt: str) -> bool:
             asked = len(model.tokenizer.encode([prompt])[0])
@@ -50,18 +54,47 @@ def run(given: argparse.Namespace) -> None:
         converse(_questions(), answer, fits, settings, say)
 
 
-def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
+@dataclass
+class Memory:
+    """What the cache holds of a talk, so that a turn reads no more than what is new in it."""
+
+    held: Held | None = None
+
+    def take(self) -> Held | None:
+        """Gives it away, for it is used up even by a call that is interrupted."""
+        held, self.held = self.held, None
+        return held
+
+
+def stream(
+    model: Model, prompt: str, settings: ChatSettings, memory: Memory | None = None
+) -> Iterator[str]:
     """The answer to a prompt, in parts of whole characters."""
-    ids, text = model.tokenizer.encode([prompt]), TextStream(model.tokenizer)
+    memory = memory or Memory()
+    ids = model.tokenizer.encode([prompt])
+    text = TextStream(model.tokenizer, ids[0])
     # room for all that can come, so that a longer talk needs no other program
     room = model.decoder.size.context
-    state = prefill(model.decoder, settings, model.params, ids, rows=model.rows, slots=room)
+    state = prefill(
+        model.decoder,
+        settings,
+        model.params,
+        ids,
+        rows=model.rows,
+        slots=room,
+        held=memory.take(),
+    )
+    read = ids[0]
     while not state.done.all():
+        memory.take()
         state, new, counts = decode_some(
             model.decoder, settings, model.params, state, TOKENS_AT_ONCE
         )
         check_chosen(np.asarray(new))
-        yield text.push(new[0, : int(counts[0])].tolist())
+        some = new[0, : int(counts[0])].tolist()
+        read = [*read, *some]
+        memory.held = Held(read, state.cache)
+        yield text.push(some)
     yield text.close()
 
 

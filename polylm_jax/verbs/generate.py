@@ -1,19 +1,26 @@
 """Continue prompts with a trained model: a few, shown, or a file of them, to JSONL."""
 
 import argparse
-import json
-import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from polylm_jax import config
-from polylm_jax.console import LiveLine, format_duration, text_of_flag, visible
-from polylm_jax.decode.search import generate
+from polylm_jax.console import text_of_flag, visible
+from polylm_jax.data.tokenizer import EOS
+from polylm_jax.decode.chat import decode_after
+from polylm_jax.decode.search import generate, why_ended
 from polylm_jax.errors import UserError
 from polylm_jax.files import destination, existing, output, place
-from polylm_jax.jsonl import read_records
+from polylm_jax.jsonl import Record, faulty, read_records
+from polylm_jax.records import results
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import Model, for_decoding, model_of
+
+RESULTS = ("text", "ended", "error")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +32,33 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--prompt", action="append", default=[], type=text_of_flag, help="may be given again"
     )
     parser.add_argument(
-        "--prompts", type=partial(place, name="--prompts"), help='JSONL file of {"prompt": TEXT}'
+        "--prompts",
+        type=partial(place, name="--prompts"),
+        help='JSONL file of {"prompt": TEXT}; other fields are kept',
     )
     parser.add_argument(
-        "--batch", type=number("--batch", Count), default=8, help="prompts of a file taken at once"
+        "--samples", type=number("--samples", Count), default=1, help="texts for each prompt"
     )
-    parser.add_argument("--out", type=partial(destination, name="--out"), help="file for the texts")
+    parser.add_argument(
+        "--batch", type=number("--batch", Count), default=8, help="texts of a file made at once"
+    )
+    parser.add_argument(
+        "--out",
+        type=partial(destination, name="--out"),
+        help="file for the texts; JSONL if its name ends so, or for --prompts",
+    )
+    parser.add_argument(
+        "--skip", action="store_true", help='give records that cannot be used an "error" and go on'
+    )
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text to be made. repeat: how often its prompt was asked before, so that draws differ."""
+
+    ids: list[int]
+    repeat: int
 
 
 def run(given: argparse.Namespace) -> None:
@@ -40,27 +67,88 @@ def run(given: argparse.Namespace) -> None:
         raise UserError("give --prompt=TEXT, once or more, or --prompts=FILE.")
     if given.prompts and not given.out:
         raise UserError("say with --out=FILE.jsonl where the texts shall go.")
-    prompts = given.prompt
     if given.prompts:
-        prompts = [record["prompt"] for record in read_records(given.prompts, ("prompt",))]
+        added = (*RESULTS, "sample") if given.samples > 1 else RESULTS
+        records = read_records(given.prompts, ("prompt",), added, given.skip)
+    else:
+        prompts = enumerate(given.prompt, 1)
+        records = [Record(f"prompt {n}", {"prompt": prompt}) for n, prompt in prompts]
     with model_of(given) as model:
+        if given.samples > 1 and not config.get("sampling").temperature:
+            raise UserError(
+                f"--samples={given.samples} are all the same where sampling.temperature = 0; give "
+                "--gin.sampling.temperature=1.0, or another above 0."
+            )
+        records, tasks = _tasks(model, records, given.samples, given.skip)
         model = for_decoding(model, given.int8)
-        print(f"Continuing {len(prompts)} prompts with step {model.step} of {given.run}.")
-        if given.prompts:
-            _to_file(model, prompts, given.batch, given.out)
+        print(f"Continuing {len(records)} prompts with step {model.step} of {given.run}.")
+        jsonl = given.prompts or (given.out or "").endswith(".jsonl")
+        if jsonl:
+            answers = _to_file(model, records, tasks, given)
         else:
-            _shown(model, prompts, given.out)
+            usable = [i for i, record in enumerate(records) if not record.fault]
+            new = _answers(model, [tasks[i] for i in usable]) if usable else []
+            answers = dict(zip(usable, new, strict=True))
+        if given.prompt:
+            texts = [
+                answers[i]["text"] if i in answers else f" ({record.fault})"
+                for i, record in enumerate(records)
+            ]
+            _shown(records, texts, "" if jsonl else given.out)
 
 
-def _texts(model: Model, prompts: list[str]) -> list[str]:
-    ids = model.tokenizer.encode(prompts)
-    new = generate(model.decoder, model.params, ids, config.get("sampling"), rows=model.rows)
-    return model.tokenizer.decode(new)
+def _tasks(
+    model: Model, records: Sequence[Record], samples: int, skip: bool
+) -> tuple[list[Record], list[Task]]:
+    """The records, so often as texts are wanted of each, and for each what is to be done."""
+    context = model.decoder.size.context
+    prompts = ["" if record.fault else record.content["prompt"] for record in records]
+    asked: Counter[tuple[int, ...]] = Counter()
+    every, tasks = [], []
+    for record, ids in zip(records, model.tokenizer.encode(prompts), strict=True):
+        ids = ids or [EOS]  # a text from nothing begins as texts do in training
+        if not record.fault and len(ids) >= context:
+            fault = f"has {len(ids)} tokens but the model's context is {context}; shorten it"
+            record = faulty(record, fault, skip)
+        for sample in range(1 if record.fault else samples):
+            more = {"sample": sample} if samples > 1 and not record.fault else {}
+            every.append(replace(record, content=record.content | more))
+            tasks.append(Task(ids, asked[tuple(ids)]))
+            asked[tuple(ids)] += 1
+    return every, tasks
 
 
-def _shown(model: Model, prompts: list[str], out: str | None) -> None:
-    pairs = zip(prompts, _texts(model, prompts), strict=True)
-    samples = "\n".join(f"[{prompt}]{text}\n" for prompt, text in pairs)
+def _answers(model: Model, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """The text of each task, and why it ended."""
+    sampling, prompts = config.get("sampling"), [task.ids for task in tasks]
+
+    def text_of(row: int, new: list[int]) -> tuple[str, bool]:
+        """The text before the first of the stop texts, and whether there is one."""
+        whole = text = decode_after(model.tokenizer, prompts[row], new)
+        for stop in sampling.stop:
+            text = text.partition(stop)[0]
+        return text, len(text) < len(whole)
+
+    found = generate(
+        model.decoder,
+        model.params,
+        prompts,
+        sampling,
+        rows=model.rows,
+        repeats=[task.repeat for task in tasks],
+        ended=(lambda row, new: text_of(row, new)[1]) if sampling.stop else None,
+    )
+    answers = []
+    for row, (prompt, new) in enumerate(zip(prompts, found, strict=True)):
+        text, stopped = text_of(row, new)
+        why = why_ended(len(prompt), len(new), sampling.new_tokens, model.decoder.size.context)
+        answers.append({"text": text, "ended": "stop" if stopped else why})
+    return answers
+
+
+def _shown(records: Sequence[Record], texts: Sequence[str], out: str | None) -> None:
+    pairs = zip(records, texts, strict=True)
+    samples = "\n".join(f"[{record.content['prompt']}]{text}\n" for record, text in pairs)
     print(visible(samples), end="")
     if out:
         with output(out) as file:
@@ -68,21 +156,22 @@ def _shown(model: Model, prompts: list[str], out: str | None) -> None:
         print(f"The texts are in {out}.")
 
 
-def _to_file(model: Model, prompts: list[str], batch: int, out: str) -> None:
-    line, started = LiveLine(seconds=10), time.monotonic()
-    # like lengths together: a batch is padded to its longest, and waits for it
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts: dict[int, str] = {}
-    for first in range(0, len(order), batch):
-        chosen = order[first : first + batch]
-        texts |= zip(chosen, _texts(model, [prompts[i] for i in chosen]), strict=True)
-        left = (time.monotonic() - started) / len(texts) * (len(prompts) - len(texts))
-        line.show(
-            f"{len(texts)} of {len(prompts)} prompts, ETA {format_duration(left)}",
-            last=len(texts) == len(prompts),
-        )
-    with output(out) as file:
-        for i, prompt in enumerate(prompts):
-            record = {"prompt": prompt, "text": texts[i]}
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-    print(f"The texts are in {out}.")
+def _to_file(
+    model: Model, records: Sequence[Record], tasks: Sequence[Task], given: argparse.Namespace
+) -> dict[int, dict[str, Any]]:
+    compute = model.decoder.compute
+    made_from = {
+        "verb": "generate",
+        **model.identity,
+        "sampling": asdict(config.get("sampling")),
+        "int8": given.int8,
+        "dtypes": [compute.dtype, compute.cache_dtype],
+    }
+    with results(records, given.out, made_from, "prompts") as kept:
+        # like lengths together: a batch is padded to its longest, and waits for it
+        order = sorted(kept.left, key=lambda i: len(tasks[i].ids))
+        for first in range(0, len(order), given.batch):
+            chosen = order[first : first + given.batch]
+            answers = _answers(model, [tasks[i] for i in chosen])
+            kept.add(dict(zip(chosen, answers, strict=True)))
+    return kept.done

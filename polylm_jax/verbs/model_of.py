@@ -25,6 +25,7 @@ class Model:
     """A checkpoint on the devices.
 
     params: the tree of training, float32. rows: ways in which the mesh splits a batch.
+    checksum: of the parameters; None where the run has none.
     """
 
     step: int
@@ -32,6 +33,16 @@ class Model:
     params: Any
     tokenizer: Tokenizer
     rows: int
+    checksum: int | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it another model, for files that tell what they were made with."""
+        return {
+            "step": self.step,
+            "checksum": self.checksum,
+            "tokenizer": self.tokenizer.fingerprint,
+        }
 
 
 @contextlib.contextmanager
@@ -58,6 +69,7 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
             read_params(run, mesh),
             run.tokenizer,
             mesh.shape["data"],
+            checkpoint.params_checksum(run.meta),
         )
 
 

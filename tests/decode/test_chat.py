@@ -8,13 +8,14 @@ import pytest
 import sentencepiece
 
 from polylm_jax.data.tokenizer import Tokenizer, load
+from polylm_jax.decode import prefill as prefill_room
 from polylm_jax.decode.chat import FORMATS, ChatSettings, TextStream, Turn, converse, until
 from polylm_jax.decode.prefill import _read
 from polylm_jax.decode.search import _decode
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.sizes import Size
-from polylm_jax.verbs.chat import stream
+from polylm_jax.verbs.chat import Memory, stream
 from polylm_jax.verbs.model_of import Model
 from tests.data.sentences import SENTENCES
 
@@ -109,12 +110,17 @@ def test_an_answer_ends_where_the_model_takes_the_users_part():
     assert "".join(until("<|user|>", ["a<|", "x"])) == "a<|x"
 
 
-def test_a_talk_that_grows_needs_no_other_program(tiny):
+@pytest.fixture(scope="module")
+def model(tiny):
     tokenizer = load(str(tiny["tokenizer.path"]))
     size = Size(vocabulary=tokenizer.size, context=512, layers=1, heads=2, d_model=16, d_ff=32)
     decoder = Decoder(size, Compute("float32"))
     params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    model = Model(0, decoder, for_decoding(params, size, "float32"), tokenizer, 1)
+    return Model(0, decoder, for_decoding(params, size, "float32"), tokenizer, 1)
+
+
+def test_a_talk_that_grows_needs_no_other_program(model):
+    tokenizer = model.tokenizer
     compiled = _read._cache_size(), _decode._cache_size()
     prompts = []
 
@@ -127,3 +133,30 @@ def test_a_talk_that_grows_needs_no_other_program(tiny):
     assert prompts[0] < 64 < 128 < prompts[-1]
     assert _read._cache_size() == compiled[0] + 1
     assert _decode._cache_size() == compiled[1] + 1
+
+
+def test_a_turn_reads_only_what_is_new_and_says_the_same(model, monkeypatch):
+    settings = ChatSettings(new_tokens=9, temperature=1.0, top_p=1.0)
+    texts, starts, real = [SENTENCES["en"], SENTENCES["de"]], [], prefill_room._read_on
+
+    def spy(*arguments):
+        starts.append(arguments[5])
+        return real(*arguments)
+
+    monkeypatch.setattr(prefill_room, "_read_on", spy)
+    memory, prompt, lengths = Memory(), "", []
+    for number in range(5):
+        prompt += " ".join(texts[number % 2][:4]) + "\n\n"
+        lengths.append(len(model.tokenizer.encode([prompt])[0]))
+        answer = "".join(stream(model, prompt, settings, memory))
+        assert answer == "".join(stream(model, prompt, settings))
+        prompt += answer.replace("\ufffd", "") + "\n"
+    assert len(starts) == 4
+    # all that was asked before is known, up to a token that the next text may join
+    assert all(s >= length - 1 for s, length in zip(starts, lengths[:-1], strict=True))
+    assert lengths[-1] > 384  # the last turn's chunk would go beyond the 512 slots
+    # a talk that begins anew, or says the same again
+    for again in ("Other words", "Other words"):
+        assert "".join(stream(model, again, settings, memory)) == "".join(
+            stream(model, again, settings)
+        )

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from polylm_jax.data.tokenizer import load
+from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.score import encode_pair, score
-from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.decoder import Compute, Decoder, logits
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import constrainer, parameter_shardings
-from tests import golden
+from polylm_jax.sizes import Size
+from tests import golden, scripted
 from tests.data.sentences import SENTENCES
 
 FLOAT32 = Compute(dtype="float32")
@@ -75,15 +76,55 @@ def test_a_long_context_loses_its_beginning():
     assert whole == longer
 
 
-def test_a_boundary_inside_a_piece_is_cut_as_the_whole_is_tokenized(tiny):
-    tokenizer = load(str(tiny["tokenizer.path"]))
-    for sentences in SENTENCES.values():
-        text = sentences[0]
-        for cut in range(0, len(text), 7):
-            head, tail = encode_pair(tokenizer, text[:cut], text[cut:])
-            whole = tokenizer.encode([text])[0]
-            assert tail
-            assert (head[1:] if cut == 0 else head) + tail == whole
+def by_the_rule(pieces, context, continuation):
+    """Ids by lm-eval's rule, and by itself a continuation of which it leaves nothing."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    if context == "":
+        return [2], pieces.encode(continuation)
+    head = pieces.encode(context)
+    return head, pieces.encode(context + continuation)[len(head) :] or pieces.encode(continuation)
+
+
+def test_joins_have_the_numbers_of_lm_eval():
+    size = Size(1024, context=64, layers=1, heads=2, d_model=16, d_ff=32)
+    decoder = Decoder(size, FLOAT32)
+    params = jax.jit(decoder.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = jax.tree.map(lambda x: 8 * x, params)  # so that other ids have other scores
+
+    @jax.jit
+    def plain(rows):
+        return logits(decoder.apply({"params": params}, rows)[0], params["embedding"])
+
+    codes = ("zh", "ja", "th")
+    text = [sentence for code in codes for sentence in SENTENCES[code]] * 3
+    cuts = [
+        (text[:cut], text[cut : cut + more])
+        for text in (SENTENCES[code][0] for code in codes)
+        for cut in range(9)
+        for more in (1, 7)
+    ]
+    for flags in {}, scripted.SPACED:
+        model, pieces = scripted.tokenizer(
+            **flags, sentence_iterator=iter(text), vocab_size=900, model_type="bpe"
+        )
+        wanted = [by_the_rule(pieces, *cut) for cut in cuts]
+        for part in np.split(np.arange(len(cuts)), len(codes)):
+            wholes = [(pieces.encode("".join(cuts[i])), *wanted[i]) for i in part[2:]]
+            assert sum(whole != [*head, *tail] for whole, head, tail in wholes) > 3  # in a token
+        found = score(decoder, params, [encode_pair(Tokenizer(model), *cut) for cut in cuts], 24)
+
+        rows = np.full((len(cuts), 64), 2, np.int32)
+        for row, (head, tail) in zip(rows, wanted, strict=True):
+            row[: len(head) + len(tail)] = [*head, *tail]
+        chances = np.asarray(plain(rows), np.float64)
+        chances -= chances.max(-1, keepdims=True)
+        chances -= np.log(np.exp(chances).sum(-1, keepdims=True))
+        for (head, tail), lines, one in zip(wanted, chances, found, strict=True):
+            right = lines[range(len(head) - 1, len(head) - 1 + len(tail)), tail].sum()
+            np.testing.assert_allclose(one.log_likelihood, right, 1e-4)
+            assert one.tokens == len(tail) > 0
 
 
 @pytest.mark.parametrize("pair", [([], [3]), ([3], []), ([3], [4] * 38)])
