@@ -9,7 +9,7 @@ import numpy as np
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.decode.chat import ChatSettings, TextStream, converse
+from polylm_jax.decode.chat import ChatSettings, Segment, TextStream, converse, prompt_ids
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
@@ -35,13 +35,13 @@ def run(given: argparse.Namespace) -> None:
         print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
         turns = 0
 
-        def answer(prompt: str) -> Iterator[str]:
+        def answer(prompt: list[Segment]) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
             return stream(model, prompt, replace(settings, seed=(settings.seed + turns) % 2**32))
 
-        def fits(prompt: str) -> bool:
-            asked = len(model.tokenizer.encode([prompt])[0])
+        def fits(prompt: list[Segment]) -> bool:
+            asked = len(prompt_ids(model.tokenizer, prompt))
             return asked + min(settings.new_tokens, room // 2) <= room
 
         def say(text: str) -> None:
@@ -50,9 +50,9 @@ def run(given: argparse.Namespace) -> None:
         converse(_questions(), answer, fits, settings, say)
 
 
-def stream(model: Model, prompt: str, settings: ChatSettings) -> Iterator[str]:
+def stream(model: Model, prompt: list[Segment], settings: ChatSettings) -> Iterator[str]:
     """The answer to a prompt, in parts of whole characters."""
-    ids, text = model.tokenizer.encode([prompt]), TextStream(model.tokenizer)
+    ids, text = [prompt_ids(model.tokenizer, prompt)], TextStream(model.tokenizer)
     # room for all that can come, so that a longer talk needs no other program
     room = model.decoder.size.context
     state = prefill(model.decoder, settings, model.params, ids, rows=model.rows, slots=room)
