@@ -30,7 +30,9 @@ from polylm_jax.ranges import fit, hints_of
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.tune.examples import ExampleSettings
 from polylm_jax.tune.filters import TaskFilters
+from polylm_jax.tune.instruct import TuneSettings
 from polylm_jax.tune.self_instruct import SelfInstruct
 from polylm_jax.tune.writer import Writer
 
@@ -48,6 +50,8 @@ BLOCKS: dict[str, type] = {
     "train": Training,
     "sampling": Sampling,
     "chat": ChatSettings,
+    "examples": ExampleSettings,
+    "tune": TuneSettings,
     "self_instruct": SelfInstruct,
     "writer": Writer,
     "task_filters": TaskFilters,
