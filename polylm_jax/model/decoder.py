@@ -175,8 +175,9 @@ class Layer(nn.Module):
         def apply(equation: str, x: jax.Array, name: str) -> jax.Array:
             y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
             if self.has_variable("lora", f"{name}_a"):
-                adapter = [self.get_variable("lora", f"{name}_{part}") for part in "ab"]
-                y = (y + adapted(equation, x, *adapter, self.adapter_scale)).astype(y.dtype)
+                a: jax.Array = self.get_variable("lora", f"{name}_a")
+                b: jax.Array = self.get_variable("lora", f"{name}_b")
+                y = (y + adapted(equation, x, a, b, self.adapter_scale)).astype(y.dtype)
             return checkpoint_name(y, name)
 
         def norm(name: str) -> jax.Array:

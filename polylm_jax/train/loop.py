@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -286,8 +287,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         part = training.batch // training.microbatches
         with clock.on("validation"):
             record = validation(
-                run.evaluate,
-                state["params"],
+                partial(run.evaluate, state["params"]),
                 run.mesh,
                 run.store,
                 run.tokenizer,

@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from polylm_jax.decode.chat import Turn
 from polylm_jax.errors import UserError
+from polylm_jax.ranges import OneOf, check
 
 # Names of a shape's columns that must be there, and all that it reads.
 SHAPES = {
@@ -35,8 +36,6 @@ REFUSED = dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "
 REFUSED |= dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "media")
 REFUSED |= dict.fromkeys(("chosen", "rejected"), "a pair of answers to prefer from")
 REFUSED |= {"history": "turns that went before"}
-
-SYSTEM = ("refuse", "join", "drop")
 
 # What generators write for an input that is not there: "<noinput>", "(No input required)", "None".
 NO_INPUT = re.compile(r"\W*(\w+\W+)?no\s?input( required)?\W*|none\W*", re.IGNORECASE)
@@ -59,20 +58,17 @@ class ExampleSettings:
 
     columns: dict[str, str] = field(default_factory=dict)
     languages: dict[str, str] = field(default_factory=dict)
-    system: str = "refuse"
+    system: Annotated[str, OneOf("refuse", "join", "drop")] = "refuse"
     drop_none: bool = True
     drop_empty: bool = True
     drop_merged: bool = True
     drop_duplicates: bool = True
 
     def __post_init__(self) -> None:
+        check(self, "examples")
         if unknown := [name for name in self.columns if name not in COLUMNS]:
             raise UserError(
                 f'examples.columns has no "{unknown[0]}"; it renames {", ".join(COLUMNS)}.'
-            )
-        if self.system not in SYSTEM:
-            raise UserError(
-                f'examples.system is "{self.system}"; choose one of {", ".join(SYSTEM)}.'
             )
 
 

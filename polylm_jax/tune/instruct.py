@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from rich import box
@@ -24,16 +25,13 @@ from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Segment, Turn, encode, inert, render
 from polylm_jax.errors import UserError
 from polylm_jax.files import already_made, new_folder, write_manifest
+from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.tune import examples
 from polylm_jax.tune.examples import Account, Example, ExampleSettings
 from polylm_jax.tune.packing import Encoded, laid_out, pack
 
 SPLITS = ("train", "valid")
-CHOICES = {
-    "learn": ("answers", "last"),
-    "too_long": ("drop", "refuse"),
-    "pack": ("examples", "strung"),
-}
+MADE_BY = ("validation", "learn", "too_long", "pack", "seed")  # settings that the rows follow from
 
 
 @dataclass(frozen=True)
@@ -51,23 +49,15 @@ class TuneSettings:
     """
 
     data: tuple[str, ...] = ()
-    epochs: float = 1.0
-    validation: float = 0.01
-    learn: str = "answers"
-    too_long: str = "drop"
-    pack: str = "examples"
-    seed: int = 0
+    epochs: Annotated[float, Range(0.001, 1e6)] = 1.0
+    validation: Annotated[float, Range(0, 0.5)] = 0.01
+    learn: Annotated[str, OneOf("answers", "last")] = "answers"
+    too_long: Annotated[str, OneOf("drop", "refuse")] = "drop"
+    pack: Annotated[str, OneOf("examples", "strung")] = "examples"
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0:
-            raise UserError(f"tune.epochs is {self.epochs}, but must be above 0.")
-        if not 0 <= self.validation <= 0.5:
-            raise UserError(f"tune.validation is {self.validation}, but must be from 0 to 0.5.")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(
-                    f'tune.{name} is "{getattr(self, name)}"; choose one of {", ".join(choices)}.'
-                )
+        check(self, "tune")
 
 
 def schedule_of(rows: dict[str, int], seed: int) -> Schedule:
@@ -103,7 +93,7 @@ def build(
         "shard_rows": rows.shard_rows,
         "examples": asdict(reading),
         "format": [chat.format, chat.keep_ends],
-        **{name: getattr(settings, name) for name in ("validation", *CHOICES, "seed")},
+        **{name: getattr(settings, name) for name in MADE_BY},
     }
     if already_made(rows.path, made_from):
         print(f"tune: {rows.path} is already made; kept.")

@@ -94,8 +94,8 @@ def _paint(examples: list[list[tuple[str, list[int]]]], vocabulary: tokenizer.To
     styles = {"prompt": "default", "answer": "bold green", "end": "reverse", "padding": "dim"}
     if console.is_terminal:
         console.print(*(Text(kind, style) for kind, style in styles.items()))
-    for number, parts in enumerate(examples, 1):
-        shown = Text(f"{number:>4} ", "dim")
+    for nth, parts in enumerate(examples, 1):
+        shown = Text(f"{nth:>4} ", "dim")
         for kind, ids in parts:
             text = visible(vocabulary.decode([ids])[0])
             text = {"end": "</s>", "padding": f"({len(ids)} places)"}.get(kind, text)
