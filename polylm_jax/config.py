@@ -24,6 +24,7 @@ from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
+from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape
 from polylm_jax.ranges import fit, hints_of
@@ -50,6 +51,7 @@ BLOCKS: dict[str, type] = {
     "train": Training,
     "sampling": Sampling,
     "chat": ChatSettings,
+    "lora": Lora,
     "examples": ExampleSettings,
     "tune": TuneSettings,
     "self_instruct": SelfInstruct,

@@ -6,13 +6,14 @@ product x A B is taken, never A B itself, so that no gradient of W's size is mad
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import layer_parameters
+from polylm_jax.ranges import HUGE, TINY, OneOf, Range, check
 from polylm_jax.sizes import Size
 
 # A layer's kernels, and how many of their axes are inputs.
@@ -27,17 +28,14 @@ class Lora:
     by alpha / rank. targets: the kernels that get one, out of qkv, attention_out, mlp_in, mlp_out.
     """
 
-    rank: int = 0
-    alpha: float = 16.0
-    targets: tuple[str, ...] = tuple(TARGETS)
+    rank: Annotated[int, Range(0)] = 0
+    alpha: Annotated[float, Range(TINY, HUGE)] = 16.0
+    targets: tuple[Annotated[str, OneOf(*TARGETS)], ...] = tuple(TARGETS)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.targets if name not in TARGETS]
-        if unknown or not self.targets:
-            raise UserError(
-                f"lora.targets has {unknown[0] if unknown else 'nothing'}; give some of "
-                f"{', '.join(TARGETS)}."
-            )
+        check(self, "lora")
+        if not self.targets:
+            raise UserError(f"lora.targets has nothing; give some of {', '.join(TARGETS)}.")
 
     @property
     def scale(self) -> float:

@@ -39,7 +39,9 @@ class TuneSettings:
     """What is learned from, and how rows are made of it.
 
     data: JSONL files, one a language or several; see `polylm_jax.tune.examples`.
-    epochs: how often each row is read; the run's steps follow.
+    epochs: how often each row is read; the run's steps follow, and those of the optimizer's
+        decay.
+    warmup: share of the steps in which the learning rate rises.
     validation: share of the examples that is held out, told by their hash.
     learn: all "answers" of a conversation, or the "last" one.
     too_long: what becomes of an example that fits no row: "drop" it, counted, or "refuse" it.
@@ -50,6 +52,7 @@ class TuneSettings:
 
     data: tuple[str, ...] = ()
     epochs: Annotated[float, Range(0.001, 1e6)] = 1.0
+    warmup: Annotated[float, Range(0, 0.999)] = 0.03
     validation: Annotated[float, Range(0, 0.5)] = 0.01
     learn: Annotated[str, OneOf("answers", "last")] = "answers"
     too_long: Annotated[str, OneOf("drop", "refuse")] = "drop"
