@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from polylm_jax.data.languages import source_named
 from polylm_jax.decode.chat import Turn
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import OneOf, check
@@ -166,8 +167,8 @@ def read(
 def source_of(file: str, settings: ExampleSettings) -> str:
     """The source that a file's rows are of. UserError where its name does not tell."""
     name = Path(file).name
-    source = settings.languages.get(name, name.partition(".")[0])
-    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})*", source):
+    source = source_named(settings.languages.get(name, name.partition(".")[0]))
+    if source is None:
         raise UserError(
             f"{file} does not say its language; call it xx.jsonl, or set "
             f'examples.languages = {{"{name}": "xx"}}.'
