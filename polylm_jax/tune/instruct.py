@@ -24,7 +24,7 @@ from polylm_jax.data.rows import EXAMPLE, RowSettings, checksum, open_store
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Segment, Turn, encode, inert, render
 from polylm_jax.errors import UserError
-from polylm_jax.files import already_made, new_folder, write_manifest
+from polylm_jax.files import LocalPlace, already_made, new_folder, write_manifest
 from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.tune import examples
 from polylm_jax.tune.examples import Account, Example, ExampleSettings
@@ -50,7 +50,7 @@ class TuneSettings:
     seed: of the order in which examples come to the rows, and rows to the run.
     """
 
-    data: tuple[str, ...] = ()
+    data: tuple[LocalPlace, ...] = ()
     epochs: Annotated[float, Range(0.001, 1e6)] = 1.0
     warmup: Annotated[float, Range(0, 0.999)] = 0.03
     validation: Annotated[float, Range(0, 0.5)] = 0.01

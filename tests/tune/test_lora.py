@@ -81,5 +81,5 @@ def test_a_step_moves_the_adapters_alone_by_the_merged_models_gradient():
 
 def test_targets_are_kernels_of_a_layer():
     assert set(adapter_shapes(SIZE, Lora(2, targets=("mlp_in",)))) == {"mlp_in_a", "mlp_in_b"}
-    with pytest.raises(UserError, match=r"lora\.targets has c_attn; give some of qkv, "):
+    with pytest.raises(UserError, match=r'lora\.targets\[0\] is "c_attn"; choose one of qkv, '):
         Lora(2, targets=("c_attn",))

@@ -157,13 +157,12 @@ def test_a_run_goes_on_bitwise_at_an_epochs_border_and_inside_one(flags_of_rows,
     last = 2 * epoch + 1
     losses, whole = run_to(last, tmp_path / "whole", flags_of_rows)
     assert len(set(losses)) == last
-    for stop in (epoch, epoch + 1):
-        run_to(stop, tmp_path / f"{stop}", flags_of_rows)
-        again, state = run_to(last, tmp_path / f"{stop}", flags_of_rows)
-        assert again == losses
-        jax.tree.map(np.testing.assert_array_equal, state, whole)
+    for step in (epoch, epoch + 1, last):
+        again, state = run_to(step, tmp_path / "stopped", flags_of_rows)
+    assert again == losses
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
     other = "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"
-    moved, _ = run_to(last + 1, tmp_path / f"{epoch}", flags_of_rows, *other)
+    moved, _ = run_to(last + 1, tmp_path / "stopped", flags_of_rows, *other)
     assert moved[:last] == losses
 
 
