@@ -228,7 +228,7 @@ def test_what_is_in_the_way_is_told_and_nothing_else(run, tmp_path, capsys):
 
 def test_a_model_that_says_escapes_moves_no_cursor(run, capsys, monkeypatch):
     verb = importlib.import_module("polylm_jax.verbs.generate")
-    monkeypatch.setattr(verb, "_texts", lambda model, prompts: ["\x1b]0;pwned\x07"])
+    monkeypatch.setattr(verb, "_texts", lambda model, prompts, chat: ["\x1b]0;pwned\x07"])
     shown = texts_of(capsys, ["Die"], f"--run={run}")
     assert "\x1b" in shown  # a file or a pipe gets what was said
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

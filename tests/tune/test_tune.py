@@ -1,7 +1,10 @@
 """polylm tune: a small model learns 64 answers by heart, stops after each, and goes on bitwise."""
 
+import importlib.util
 import json
 import random
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -190,3 +193,33 @@ def test_adapters_alone_are_trained_and_saved_beside_their_base(tuned, flags_of_
         run_to(4, tmp_path / "lora", flags_of_rows, "lora.rank=2", f"train.start={tmp_path}/base")
     with pytest.raises(UserError, match=r"name that run in train\.start"):
         run_to(1, tmp_path / "none", flags_of_rows, "lora.rank=2")
+
+
+PEER = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, question, answer = sys.argv[1:]
+model, fast = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+said = []
+for asked in json.load(open(question)):
+    told = fast.apply_chat_template(
+        [{"role": "user", "content": asked}], return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(**told, do_sample=False, max_new_tokens=40)[0].tolist()
+    said.append(ids[told["input_ids"].shape[1]:])
+json.dump([[fast.decode(ids[:-1]), ids[-1]] for ids in said], open(answer, "w"))
+"""
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers"))),
+    reason="torch and transformers come with the extra `peer`",
+)
+def test_transformers_says_the_answers_from_the_export_and_stops(tuned, tmp_path):
+    out, question, answer = (tmp_path / name for name in ("out", "question", "answer"))
+    assert main(["export", f"--run={tuned[0]}", f"--to={out}"]) == 0
+    question.write_text(json.dumps(list(pairs())))
+    subprocess.run([sys.executable, "-c", PEER, out, question, answer], check=True)
+    said = json.loads(answer.read_text())
+    wanted = [[text, tokenizer.EOS] for _, text in pairs().values()]
+    assert sum(one == other for one, other in zip(said, wanted, strict=True)) >= 63
