@@ -26,6 +26,7 @@ VERBS = {
     "curriculum": "show what a schedule reads over a run",
     "plan": "compile a run for a slice that is not here: memory, time, chip-hours",
     "train": "train, or go on training",
+    "tune": "learn to answer from conversations: make their rows, then train",
     "status": "say where a run stands and whether it is healthy",
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "generate": "continue prompts with a trained model",

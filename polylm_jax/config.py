@@ -24,13 +24,16 @@ from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
+from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape
 from polylm_jax.ranges import fit, hints_of
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.tune.examples import ExampleSettings
 from polylm_jax.tune.filters import TaskFilters
+from polylm_jax.tune.instruct import TuneSettings
 from polylm_jax.tune.self_instruct import SelfInstruct
 from polylm_jax.tune.writer import Writer
 
@@ -48,6 +51,9 @@ BLOCKS: dict[str, type] = {
     "train": Training,
     "sampling": Sampling,
     "chat": ChatSettings,
+    "lora": Lora,
+    "examples": ExampleSettings,
+    "tune": TuneSettings,
     "self_instruct": SelfInstruct,
     "writer": Writer,
     "task_filters": TaskFilters,

@@ -272,7 +272,7 @@ def compiled_parts(
         transformation = make_optimizer(optimizer, decay_mask(size))
         params = fresh(size)
         abstract = jax.eval_shape(transformation.init, params)
-        split = like_parameters(abstract, size, mesh)
+        split = like_parameters(abstract, parameter_shardings(size, mesh), mesh)
         state = jax.jit(transformation.init, out_shardings=split)(params)
 
         def step(gradient: Any, state: Any, params: Any) -> Any:

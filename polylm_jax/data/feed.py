@@ -17,20 +17,25 @@ from polylm_jax.errors import UserError
 AHEAD = 2  # batches that are read and on their way to the devices before they are wanted
 
 
+COLUMNS = ("tokens", "source", "marks")  # of a batch
+
+
 class StalledRead(UserError):
     """Rows have not come in time."""
 
 
 def read_rows(
     store: Store, curriculum: Curriculum, start: int, stop: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Rows start..stop-1 of the run.
 
-    Returns tokens int32 [stop - start, length + 1] and source int32 [stop - start], an index
-    into curriculum.sources.
+    Returns tokens int32 [stop - start, length + 1], source int32 [stop - start], an index into
+    curriculum.sources, and where the store has them marks, uint8 [stop - start, length + 1].
     """
     source, place = locate(curriculum, start, stop)
-    return store.read_mixed(curriculum.sources, source, place), source.astype(np.int32)
+    wanted = curriculum.sources, source, place
+    rows = store.read_mixed(*wanted), source.astype(np.int32)
+    return (*rows, store.marks_mixed(*wanted)) if store.marked else rows
 
 
 def batches(
@@ -41,7 +46,7 @@ def batches(
     first_row: int,
     timeout: float = 300.0,
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Endless global batches from row first_row on: tokens [batch, length + 1], source [batch].
+    """Endless global batches from row first_row on: COLUMNS as in read_rows, by name.
 
     The rows a process reads follow from the sharding's index map and never from its number:
     with tensor parallelism several processes feed the same rows. StalledRead where a batch has
@@ -60,14 +65,14 @@ def batches(
             (start, stop): read_rows(store, curriculum, first + start, first + stop)
             for start, stop in wanted
         }
-        return {
-            "tokens": jax.make_array_from_callback(
-                shape, sharding, lambda index: parts[rows_of(index)][0]
-            ),
-            "source": jax.make_array_from_callback(
-                (batch,), sharding, lambda index: parts[rows_of(index)][1]
-            ),
-        }
+
+        def whole(column: int, part: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(
+                (batch, *part.shape[1:]), sharding, lambda index: parts[rows_of(index)][column]
+            )
+
+        some = next(iter(parts.values()))
+        return {COLUMNS[column]: whole(column, part) for column, part in enumerate(some)}
 
     firsts: SimpleQueue[int | None] = SimpleQueue()
     made: SimpleQueue[dict[str, jax.Array] | Exception] = SimpleQueue()

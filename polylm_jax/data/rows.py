@@ -8,8 +8,16 @@ by one token, so that every token but the first is a target exactly once. There 
     <path>/<source>/<split>-00000.tokens        little-endian ids, `rows * length + 1` of them
     <path>/<source>/<split>.documents           where each line lies, here and in the corpus
 
-A shard's last token is also the first of the next, so a row never crosses a border. A store
-is read from a local disk or from any path that fsspec knows, such as gs://bucket/rows.
+A shard's last token is also the first of the next, so a row never crosses a border.
+
+Rows of examples to learn from (`polylm_jax.tune.instruct`) overlap by no token, and each token of
+theirs has marks, one byte: whether it is LEARNED as a target, whether it is the FIRST of an
+example. Padding, of id 0, is one more example.
+
+    <path>/<source>/<split>-00000.marks         beside the tokens, `rows * (length + 1)` of them
+    <path>/<source>/<split>.examples            where each example lies, here and in its file
+
+A store is read from a local disk or from any path that fsspec knows, such as gs://bucket/rows.
 """
 
 import json
@@ -33,6 +41,11 @@ from polylm_jax.ranges import Range, check
 # Of a line of the corpus, which has a document or a part of a long one: its first token in its
 # stream, and its first byte in its file.
 LINE = np.dtype([("token", "<i8"), ("byte", "<i8")])
+# An example's first token in the source's rows, and its file, of the manifest's, and line.
+EXAMPLE = np.dtype([("token", "<i8"), ("file", "<i4"), ("line", "<i4")])
+
+# Bits of a token's marks.
+LEARNED, FIRST = 1, 2
 
 COUNT = range(2**53)
 FILE = {"file": str, "bytes": COUNT, "crc32": COUNT}
@@ -74,7 +87,7 @@ class RowSettings:
 class Origin:
     """A document that a row has tokens of.
 
-    file, line: where it lies in the corpus; lines count from 1.
+    file, line: where it lies in the corpus, or in what was learned from; lines count from 1.
     name: what the corpus says it is from, a package or a file.
     """
 
@@ -97,6 +110,7 @@ class Store:
     _root: str = field(repr=False)
     _first: dict[tuple[str, str], int] = field(repr=False)  # number of its first shard's file
     _fetch: Fetch = field(repr=False)
+    _fetch_marks: Fetch = field(repr=False)  # of files that are numbered as the shards
 
     @property
     def length(self) -> int:
@@ -104,8 +118,13 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the length and all tokens; how they are sharded does not matter."""
+        """sha256 over the length and all tokens and marks, however they are sharded."""
         return self.manifest["fingerprint"]
+
+    @property
+    def marked(self) -> bool:
+        """Whether its rows are of examples, with marks."""
+        return self.manifest.get("marked", False)
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -131,6 +150,29 @@ class Store:
         self, sources: Sequence[str], which: np.ndarray, indices: np.ndarray, split: str = "train"
     ) -> np.ndarray:
         """Row indices[i] of sources[which[i]] for each i: int32 [n, length + 1]."""
+        size = np.dtype(self.manifest["dtype"]).itemsize
+        rows = self._read(self._fetch, size, sources, which, indices, split)
+        # no id is so large that it needs the highest of 32 bits
+        ids = np.frombuffer(rows, "<i4" if size == 4 else "<u2")
+        return ids.astype(np.int32, copy=False).reshape(-1, self.length + 1)
+
+    def marks_mixed(
+        self, sources: Sequence[str], which: np.ndarray, indices: np.ndarray, split: str = "train"
+    ) -> np.ndarray:
+        """The marks of read_mixed's tokens, uint8 [n, length + 1]; of a marked store only."""
+        rows = self._read(self._fetch_marks, 1, sources, which, indices, split)
+        return np.frombuffer(rows, np.uint8).reshape(-1, self.length + 1)
+
+    def _read(
+        self,
+        fetch: Fetch,
+        size: int,
+        sources: Sequence[str],
+        which: np.ndarray,
+        indices: np.ndarray,
+        split: str,
+    ) -> bytearray:
+        """The bytes of rows, of which each token has `size`."""
         indices = np.asarray(indices, np.int64)
         counts = np.array([self.rows(source, split) for source in sources])
         missing = (indices < 0) | (indices >= counts[which])
@@ -139,28 +181,39 @@ class Store:
             raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
         shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
         files = np.array([self._first[source, split] for source in sources])[which] + shard
-        size = np.dtype(self.manifest["dtype"]).itemsize
-        starts = place * self.length * size
+        starts = place * self._stride * size
         ends = starts + (self.length + 1) * size
-        rows = bytearray().join(self._fetch(files.tolist(), starts.tolist(), ends.tolist()))
-        # no id is so large that it needs the highest of 32 bits
-        ids = np.frombuffer(rows, "<i4" if size == 4 else "<u2")
-        return ids.astype(np.int32, copy=False).reshape(-1, self.length + 1)
+        return bytearray().join(fetch(files.tolist(), starts.tolist(), ends.tolist()))
+
+    @property
+    def _stride(self) -> int:
+        """Tokens from a row's first to the next one's."""
+        return self.length + 1 if self.marked else self.length
 
     def origins(
         self, corpus_path: str, source: str, row: int, split: str = "train"
     ) -> list[Origin]:
-        """The documents that a row has tokens of, in order; their </s> counts as theirs.
+        """The documents or examples that a row has tokens of, in order; their </s> is theirs.
 
         A UserError where the corpus is no longer the one that the rows were made from.
         """
+        index = self.manifest["sources"][source][split]["index"]["file"]
+        path = f"{self._root}/{source}/{index}"
+        if self.marked:
+            examples = _array(self._files, path, EXAMPLE)
+            first = row * self._stride
+            begin, end = np.searchsorted(examples["token"], [first, first + self._stride])
+            files = self.manifest["files"]
+            return [
+                Origin(files[file], line, Path(files[file]).name)
+                for _, file, line in examples[begin:end].tolist()
+            ]
         if corpus.manifest(corpus_path)["sha256"] != self.manifest["made_from"]["corpus"]:
             raise UserError(
                 f"{corpus_path} is not the text that {self.path} was made from, so the "
                 "documents cannot be told; give its folder as --gin.corpus.path=FOLDER."
             )
-        index = self.manifest["sources"][source][split]["index"]["file"]
-        lines_at = _array(self._files, f"{self._root}/{source}/{index}", LINE)
+        lines_at = _array(self._files, path, LINE)
         first = row * self.length
         begin = np.searchsorted(lines_at["token"], first, "right") - 1
         end = np.searchsorted(lines_at["token"], first + self.length, "right")
@@ -189,9 +242,10 @@ def open_store(path: str) -> Store:
     found = files.find(root, detail=True)
     first: dict[tuple[str, str], int] = {}
     shards: list[str] = []
+    marks: list[str] = []
     for source, splits in manifest["sources"].items():
         for split, entry in splits.items():
-            for file in (*entry["shards"], entry["index"]):
+            for file in _described(entry):
                 size = found.get(f"{root}/{source}/{file['file']}", {"size": 0})["size"]
                 if size != file["bytes"]:
                     raise UserError(
@@ -200,8 +254,14 @@ def open_store(path: str) -> Store:
                     )
             first[source, split] = len(shards)
             shards += [f"{root}/{source}/{shard['file']}" for shard in entry["shards"]]
-    fetch = (_mapped if isinstance(files, LocalFileSystem) else _ranged)(files, shards)
-    return Store(path, manifest, files, root, first, fetch)
+            marks += [f"{root}/{source}/{file['file']}" for file in entry.get("marks", ())]
+    fetch = _mapped if isinstance(files, LocalFileSystem) else _ranged
+    return Store(path, manifest, files, root, first, fetch(files, shards), fetch(files, marks))
+
+
+def _described(entry: dict) -> list[dict]:
+    """All files of a source and split."""
+    return [*entry["shards"], *entry.get("marks", ()), entry["index"]]
 
 
 def verify(store: Store) -> int:
@@ -212,7 +272,7 @@ def verify(store: Store) -> int:
     line, count = LiveLine(10), 0
     for source, splits in store.manifest["sources"].items():
         for entry in splits.values():
-            for described in (*entry["shards"], entry["index"]):
+            for described in _described(entry):
                 name = f"{source}/{described['file']}"
                 line.show(f"rows: reading {name}")
                 with store._files.open(f"{store._root}/{name}", "rb") as file:

@@ -101,6 +101,16 @@ class Tokenizer:
         """Ids of each text, without `<s>` or `</s>`; spreads the texts over all cores."""
         return self.processor.encode(texts)
 
+    @cached_property
+    def _inside(self) -> sentencepiece.SentencePieceProcessor:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        processor.override_normalizer_spec(add_dummy_prefix=False)
+        return processor
+
+    def encode_inside(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text where it goes on from other text, so that no space is put before it."""
+        return self._inside.encode(texts)
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The text of each list of ids, read as a text's beginning; special ids give nothing."""
         unknown = self.processor.unk_id()

@@ -1,12 +1,12 @@
 """Talking with a model: how turns become a prompt, and how ids become text as they come."""
 
 import codecs
-import re
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode.sampling import NewTokens, Penalty, Sampling, Temperature, TopP
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import OneOf
@@ -16,36 +16,142 @@ USER, ASSISTANT = "<|user|>", "<|assistant|>"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; the answer is empty while it is awaited."""
+    """A question and its answer, which is None while it is awaited."""
 
     question: str
-    answer: str = ""
+    answer: str | None = None
 
 
-def _base(turns: Sequence[Turn]) -> str:
-    return "".join(turn.question + turn.answer for turn in turns)
+@dataclass(frozen=True)
+class Segment:
+    """A part of a conversation's text. answer: it is the model's, and `</s>` follows, by its id."""
+
+    text: str
+    answer: bool = False
 
 
-def _multialpaca(turns: Sequence[Turn]) -> str:
-    """The release's command-line demo: no marks, one newline at a time inside a question."""
-    parts = []
-    for turn in turns:
-        parts.append(re.sub(r"\n+", "\n", turn.question.strip("\n")) + "\n\n")
-        parts.append(turn.answer + "\n" if turn.answer else "")
-    return "".join(parts)
+@dataclass(frozen=True)
+class Format:
+    """What stands around the questions; an answer follows its question at once.
+
+    before, after: text around a question. between: text between an answer and the next question.
+    one_line_breaks: line breaks around a question go, and several inside it become one.
+    marks: texts of the format that nobody may say.
+    """
+
+    before: str = ""
+    after: str = ""
+    between: str = ""
+    one_line_breaks: bool = False
+    marks: tuple[str, ...] = ()
 
 
-def _chat(turns: Sequence[Turn]) -> str:
-    """The template in Chat-13B's model card."""
-    asked = (f"{USER}\n{turn.question}\n{ASSISTANT}\n{turn.answer}" for turn in turns)
-    return "\n".join(asked)
-
-
-FORMATS: dict[str, Callable[[Sequence[Turn]], str]] = {
-    "base": _base,
-    "multialpaca": _multialpaca,
-    "chat": _chat,
+# "base": the text as it is. "multialpaca": the release's command-line demo. "chat": the template
+# in Chat-13B's model card.
+FORMATS = {
+    "base": Format(),
+    "multialpaca": Format(after="\n\n", between="\n", one_line_breaks=True),
+    "chat": Format(f"{USER}\n", f"\n{ASSISTANT}\n", "\n", marks=(USER, ASSISTANT)),
 }
+
+# SentencePiece never reads these in a text, but the exported tokenizer does.
+CONTROLS = ("<unk>", "<s>", "</s>")
+
+
+def inert(text: str, form: Format) -> str:
+    """The text with a space in what an exported tokenizer or the format takes for a mark."""
+    for mark in (*CONTROLS, *form.marks):
+        text = text.replace(mark, _broken(mark))
+    return text
+
+
+def _broken(mark: str) -> str:
+    return f"{mark[0]} {mark[1:]}"
+
+
+def render(turns: Sequence[Turn], form: Format, keep_ends: bool) -> list[Segment]:
+    """A conversation's text, the same for chat, tuning and `template`.
+
+    keep_ends: each answer is a segment of its own, so that its `</s>` stays in what follows.
+        Otherwise only the last one is: what went before it is one text without any `</s>`, which
+        is how the release is served.
+    What stands before an answer is the prompt with which it is asked for.
+    """
+    segments: list[Segment] = []
+    prompt = ""
+    for number, turn in enumerate(turns):
+        question = turn.question
+        if form.one_line_breaks:
+            question = "\n".join(filter(None, question.split("\n")))
+        between = form.between if number else ""
+        prompt += between + form.before + inert(question, form) + form.after
+        if turn.answer is None:
+            continue
+        answer = inert(turn.answer, form)
+        if keep_ends or number == len(turns) - 1:
+            segments += [Segment(prompt), Segment(answer, answer=True)]
+            prompt = ""
+        else:
+            prompt += answer.strip("\n")
+    return [*segments, Segment(prompt)] if prompt or not segments else segments
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
+    """Ids of each segment of each text, each encoded apart; an answer's end with `</s>`."""
+    firsts = tokenizer.encode([segments[0].text for segments in texts])
+    others = [segment for segments in texts for segment in segments[1:]]
+    inside = iter(tokenizer.encode_inside([segment.text for segment in others]))
+
+    def ids_of(segments: Sequence[Segment], first: list[int]) -> list[list[int]]:
+        apart = [first, *itertools.islice(inside, len(segments) - 1)]
+        return [
+            [*ids, EOS] if segment.answer else ids
+            for ids, segment in zip(apart, segments, strict=True)
+        ]
+
+    return [ids_of(segments, first) for segments, first in zip(texts, firsts, strict=True)]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Sequence[Segment]) -> list[int]:
+    """The ids that are sent for a conversation whose last answer is awaited."""
+    [parts] = encode(tokenizer, [prompt])
+    return list(itertools.chain(*parts))
+
+
+def template(form: Format, keep_ends: bool) -> str:
+    """`render` as a chat template in Jinja, as Hugging Face's tokenizers have one.
+
+    `{% generation %}` surrounds what is learned. Messages that have no place in the format raise
+    an error there.
+    """
+    question = "text"
+    if form.one_line_breaks:
+        question = r"(text.split('\n') | select | join('\n'))"
+    broken = "".join(
+        f".replace({_quoted(mark)}, {_quoted(_broken(mark))})" for mark in (*CONTROLS, *form.marks)
+    )
+    learned = "{% generation %}{{ text + eos_token }}{% endgeneration %}"
+    if not keep_ends:
+        learned = (
+            f"{{% if loop.last %}}{learned}{{% else %}}{{{{ text.strip('\\n') }}}}{{% endif %}}"
+        )
+    return (
+        "{% for message in messages %}"
+        "{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+        "{{ raise_exception('Roles must alternate: user, assistant, user and so on.') }}"
+        "{% elif message['content'] is not string %}"
+        "{{ raise_exception('A message must be one text.') }}{% endif %}"
+        f"{{% set text = message['content']{broken} %}}"
+        "{% if message['role'] == 'user' %}"
+        f"{{% if not loop.first %}}{{{{ {_quoted(form.between)} }}}}{{% endif %}}"
+        f"{{{{ {_quoted(form.before)} + {question} + {_quoted(form.after)} }}}}"
+        f"{{% else %}}{learned}{{% endif %}}"
+        "{% endfor %}"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\n", "\\n") + "'"
 
 
 @dataclass(frozen=True)
@@ -54,6 +160,8 @@ class ChatSettings(Sampling):
 
     format: "base" (the text as it is), "multialpaca" (question and two newlines) or "chat"
         (<|user|> and <|assistant|>), after the three kinds of models that were released.
+    keep_ends: `</s>` stays behind the answers that went before, as models tuned here learn it;
+        the release's do not.
     """
 
     block: ClassVar[str] = "chat"
@@ -63,6 +171,7 @@ class ChatSettings(Sampling):
     top_p: TopP = 0.8
     repetition_penalty: Penalty = 1.02
     format: Annotated[str, OneOf(*FORMATS)] = "multialpaca"
+    keep_ends: bool = False
 
     def __post_init__(self) -> None:
         for name in ("beams", "length_penalty", "early_stopping"):
@@ -133,8 +242,8 @@ def until(mark: str, texts: Iterable[str]) -> Iterator[str]:
 
 def converse(
     questions: Iterable[str],
-    answer: Callable[[str], Iterator[str]],
-    fits: Callable[[str], bool],
+    answer: Callable[[list[Segment]], Iterator[str]],
+    fits: Callable[[list[Segment]], bool],
     settings: ChatSettings,
     say: Callable[[str], None],
 ) -> None:
@@ -156,7 +265,7 @@ def converse(
         if not question.strip():
             continue
         turns.append(Turn(question))
-        while not fits(prompt := form(turns)) and len(turns) > 1:
+        while not fits(prompt := render(turns, form, settings.keep_ends)) and len(turns) > 1:
             turns = turns[1:]
         if not fits(prompt):
             say("That is longer than the model's context; shorten it.\n")
@@ -164,10 +273,11 @@ def converse(
             continue
         parts: list[str] = []
         try:
-            for part in until(USER, answer(prompt)):
+            texts = answer(prompt)
+            for part in until(form.marks[0], texts) if form.marks else texts:
                 parts.append(part)
                 say(part)
         except KeyboardInterrupt:
             pass  # ends this answer, not the conversation
         say("\n")
-        turns[-1] = replace(turns[-1], answer="".join(parts).strip("\n"))
+        turns[-1] = replace(turns[-1], answer="".join(parts))

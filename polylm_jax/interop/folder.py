@@ -21,9 +21,10 @@ def write_configs(folder: Path, size: Size, dtype: str, init_std: float) -> None
     _write(folder / "generation_config.json", token_ids())
 
 
-def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int) -> str:
+def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int, chat_template: str) -> str:
     """tokenizer.model, and the tokenizer.json and settings that fast loaders take instead.
 
+    chat_template: Jinja that renders a conversation as `polylm chat` does.
     Returns a sentence on how the two agree.
     """
     content = tokenizer_json(vocabulary.model)
@@ -35,6 +36,7 @@ def write_tokenizer(folder: Path, vocabulary: Tokenizer, context: int) -> str:
         "padding_side": "left",  # a prompt's end is where generation goes on
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": chat_template,
     }
     _write(folder / "tokenizer_config.json", settings | _SPECIAL)
     _write(folder / "special_tokens_map.json", _SPECIAL)

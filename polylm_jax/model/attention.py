@@ -173,6 +173,13 @@ def documents_of(tokens: jax.Array, end: int) -> jax.Array:
     return jnp.cumsum(ends, axis=-1) - ends
 
 
+def since_first(documents: jax.Array) -> jax.Array:
+    """How far each token stands behind its document's first, int32 [batch, length] as documents."""
+    places = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
+    begins = jnp.diff(documents, axis=1, prepend=documents[:, :1] - 1) != 0
+    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+
+
 def same_document(documents: jax.Array) -> jax.Array:
     """Mask [batch, length, length]: both tokens stand in one document."""
     return documents[:, :, None] == documents[:, None, :]

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import attention, causal, documents_of, same_document
+from polylm_jax.model.attention import (
+    attention,
+    causal,
+    documents_of,
+    same_document,
+    since_first,
+)
+from polylm_jax.model.lora import adapted
 from polylm_jax.model.parameters import (
     Init,
     Parameter,
@@ -143,6 +150,7 @@ class Layer(nn.Module):
     """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
     fresh: the slots, if any, hold nothing yet: the tokens look at themselves alone.
+    adapter_scale: of the adapters in the collection "lora", where there are any.
     """
 
     size: Size
@@ -151,6 +159,7 @@ class Layer(nn.Module):
     constrain: Constrain
     attend: Attend
     fresh: bool
+    adapter_scale: float
 
     @nn.compact
     def __call__(
@@ -165,6 +174,10 @@ class Layer(nn.Module):
 
         def apply(equation: str, x: jax.Array, name: str) -> jax.Array:
             y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
+            if self.has_variable("lora", f"{name}_a"):
+                a: jax.Array = self.get_variable("lora", f"{name}_a")
+                b: jax.Array = self.get_variable("lora", f"{name}_b")
+                y = (y + adapted(equation, x, a, b, self.adapter_scale)).astype(y.dtype)
             return checkpoint_name(y, name)
 
         def norm(name: str) -> jax.Array:
@@ -205,6 +218,7 @@ class Decoder(nn.Module):
         a call with positions, takes the plain formula.
     ids: how many the tokenizer has; rows of the embedding beyond them only fill it up, and no
         search chooses one. None if all are the tokenizer's.
+    adapter_scale: alpha / rank of the adapters, if any: {"params": …, "lora": {"layers": …}}.
     """
 
     size: Size
@@ -213,6 +227,7 @@ class Decoder(nn.Module):
     constrain: Constrain = unconstrained
     attend: Attend | None = None
     ids: int | None = None
+    adapter_scale: float = 0.0
 
     @nn.compact
     def __call__(
@@ -220,6 +235,7 @@ class Decoder(nn.Module):
         tokens: jax.Array,
         cache: Cache | None = None,
         positions: jax.Array | None = None,
+        documents: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the decoder.
 
@@ -227,17 +243,24 @@ class Decoder(nn.Module):
         cache: of each layer {"key", "value"}, [batch, heads, slots, head_size]; slot i belongs
             to position i, so rows of different lengths live in one cache. Together with it the
             parameters are those of `polylm_jax.decode.weights`.
-        positions: int32 [batch, length], each row's in succession; if not given, the texts
-            begin here: 0, 1, 2, …, and nothing that the cache held is looked at.
+        positions: int32 [batch, length], each row's in succession, of a cache's tokens; if not
+            given, the texts begin here: 0, 1, 2, …, and nothing that the cache held is looked at.
+        documents: int32 [batch, length], never falling along a row, without a cache: tokens of
+            different numbers are different texts, which do not see each other and each begin at
+            position 0. Raises ValueError where positions come without a cache or documents with
+            one: attention would not follow them.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache with the tokens' keys and values written.
         """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, outer_parameters(self.size), self.initial, self.size.layers)
+        if (positions is not None and cache is None) or (documents is not None and cache):
+            raise ValueError("positions go with a cache, documents with whole rows")
         fresh = positions is None
         attend = self.attend if fresh else None
+        slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            positions = slots if documents is None else since_first(documents)
 
         # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
         table, places = value_of("embedding"), value_of("positions")
@@ -248,15 +271,17 @@ class Decoder(nn.Module):
         x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
-        apart = not self.compute.attend_across_documents and cache is None
-        scope = documents_of(tokens, END_OF_DOCUMENT) if apart else None
+        scope = documents
+        if documents is None and cache is None and not self.compute.attend_across_documents:
+            scope = documents_of(tokens, END_OF_DOCUMENT)
         if attend is None:
             width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
-            visible = causal(positions, width)
+            visible = causal(slots if fresh else positions, width)
             scope = visible if scope is None else visible & same_document(scope)
 
         attend = attend or attention
-        settings = (self.size, self.compute, self.initial, self.constrain, attend, fresh)
+        how = (self.constrain, attend, fresh, self.adapter_scale)
+        settings = (self.size, self.compute, self.initial, *how)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
             if kept is not None:
@@ -265,7 +290,7 @@ class Decoder(nn.Module):
                 layer = nn.remat(Layer, policy=policy, prevent_cse=self.compute.unroll > 1)
             layers = nn.scan(
                 layer,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=self.size.layers,
@@ -275,8 +300,8 @@ class Decoder(nn.Module):
         else:
             # not a scan: it would copy every layer's weights and cache at every token
             written: Any = []
-            for number, slots in enumerate(cache):
-                x, new = Layer(*settings, name=f"layer_{number}")(x, slots, scope, positions)
+            for number, held in enumerate(cache):
+                x, new = Layer(*settings, name=f"layer_{number}")(x, held, scope, positions)
                 written.append(new)
             cache = tuple(written)
         x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))

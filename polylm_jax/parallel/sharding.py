@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from polylm_jax.errors import UserError
 from polylm_jax.model.attention import LANES, cudnn, splash, staircase
 from polylm_jax.model.decoder import Attend, Compute
+from polylm_jax.model.lora import Lora, adapter_axes
 from polylm_jax.model.loss import LossAxes
 from polylm_jax.model.parameters import logical_axes
 from polylm_jax.sizes import Size
@@ -69,13 +70,20 @@ def parameter_shardings(size: Size, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def like_parameters(tree: Any, size: Size, mesh: Mesh) -> Any:
+def adapter_shardings(size: Size, lora: Lora, mesh: Mesh) -> dict[str, NamedSharding]:
+    """NamedSharding of each adapter's arrays: split as its kernel is."""
+    check_divides(size, mesh)
+    return {
+        name: NamedSharding(mesh, spec(axes)) for name, axes in adapter_axes(size, lora).items()
+    }
+
+
+def like_parameters(tree: Any, wanted: dict[str, Any], mesh: Mesh) -> Any:
     """Shardings for a tree that holds copies of the parameters' tree, as optimizers do.
 
-    tree: arrays or ShapeDtypeStructs. Subtrees with the parameters' structure are split as the
-    parameters are; everything else (counters) is replicated.
+    tree: arrays or ShapeDtypeStructs. wanted: shardings of what is trained. Subtrees with its
+    structure are split so; everything else (counters) is replicated.
     """
-    wanted = parameter_shardings(size, mesh)
     structure: Any = jax.tree.structure(wanted)
 
     def is_copy(node: Any) -> bool:

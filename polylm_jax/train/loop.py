@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -15,8 +16,9 @@ from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
-from polylm_jax.files import Place, put
+from polylm_jax.files import MaybePlace, Place, put
 from polylm_jax.model.decoder import Compute
+from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -25,6 +27,7 @@ from polylm_jax.ranges import Range, Seed, check
 from polylm_jax.sizes import Count, Size
 from polylm_jax.train import checkpoint, ending
 from polylm_jax.train.agreement import check_data, check_settings
+from polylm_jax.train.base import frozen, read_start
 from polylm_jax.train.claim import claimed
 from polylm_jax.train.ends import RunEnded
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
@@ -35,7 +38,14 @@ from polylm_jax.train.remarks import differences, remarks
 from polylm_jax.train.restore import restore_state
 from polylm_jax.train.retention import Retention, Skipped
 from polylm_jax.train.start import Start, newest_of, newest_sound
-from polylm_jax.train.step import State, abstract_state, make_evaluate, make_state, make_update
+from polylm_jax.train.step import (
+    WHOLE,
+    State,
+    abstract_state,
+    make_evaluate,
+    make_state,
+    make_update,
+)
 from polylm_jax.train.validation import held_out, told, validation
 
 
@@ -48,6 +58,8 @@ class Training:
         and after the last. 0: none at all. validate_rows: rows of each source.
     checkpoint_every: steps from one to the next; one also comes at the end. 0: only that one.
     keep: checkpoints that stay. log_every: steps from one line to the next; 0: only the last.
+    start: folder of a run whose newest parameters this one begins with, or with adapters keeps
+        frozen beside them. Optimizer, steps and rows begin anew.
     data_timeout: seconds that a step waits for its rows before the run ends with an error; 0: it
         waits for ever.
     """
@@ -62,6 +74,7 @@ class Training:
     validate_rows: Count = 8
     checkpoint_every: Annotated[int, Range(1, also=(0, "only at the end"))] = 500
     keep: Annotated[int, Range(1, note="a large number keeps all")] = 3
+    start: MaybePlace = ""
     data_timeout: Annotated[float, Range(0.001, 1e8, also=(0, "no limit"))] = 300.0
 
     def __post_init__(self) -> None:
@@ -119,10 +132,12 @@ def train(
     rows: str,
     tokenizer: Tokenizer,
     gin: str,
+    lora: Lora = WHOLE,
 ) -> None:
     """Trains until training.steps are done.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
+    lora: adapters to train beside frozen parameters, instead of these.
     Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
     does not fit the configuration.
     """
@@ -147,12 +162,12 @@ def train(
         }
         check_data(fingerprints)
         mesh = make_mesh(mesh_shape)
-        _check(training, size, mesh, store, tokenizer)
+        _check(training, size, mesh, store, tokenizer, lora)
         _announce(training, size, mesh, store, curriculum)
 
-        abstract = abstract_state(size, init, optimizer, mesh)
+        abstract = abstract_state(size, init, optimizer, mesh, lora)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        make = make_state(size, init, optimizer)
+        make = make_state(size, init, optimizer, lora)
         retention = Retention(training.keep)
         # what happens at the end of a source changes no row before it
         orders = {curriculum.with_end(end).fingerprint() for end in ("repeat", "refuse")}
@@ -170,8 +185,16 @@ def train(
             if not meta.get("imported"):
                 state, changed = restore_state(manager, step, meta, abstract, begin)
                 return state, [*changed, *differences(meta["gin"], gin)]
-            params = checkpoint.restore_params(manager, step, size, mesh)
-            return begin([part for part in abstract if part != "params"]) | {"params": params}, []
+            return around(checkpoint.restore_params(manager, step, size, mesh)), []
+
+        def around(params: Any) -> State:
+            """A fresh state with these parameters."""
+            return begin([part for part in abstract if part != "params"]) | {"params": params}
+
+        def first_state() -> State:
+            if training.start and not lora.rank:
+                return around(read_start(training.start, size, tokenizer, mesh))
+            return begin(list(abstract))
 
         with (
             jax.set_mesh(mesh),
@@ -179,6 +202,16 @@ def train(
             Metrics(training.folder, first) as metrics,
             hosts.stop_signals() as stopped,
         ):
+            base: tuple[Any, ...] = ()  # what stays frozen, if anything
+            if lora.rank:
+                params = read_start(training.start, size, tokenizer, mesh)
+                whole, fingerprints["base"] = frozen(params, size, compute.dtype, mesh)
+                usable["base"] = {fingerprints["base"]}
+                base = (whole,)
+            update = make_update(
+                size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources), lora
+            )
+            evaluate = make_evaluate(size, compute, mesh, lora)
             retention.saved = checkpoint.saved(manager)
             run = Run(
                 training,
@@ -195,10 +228,8 @@ def train(
                 metrics,
                 heartbeat,
                 stopped,
-                make_update(
-                    size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources)
-                ),
-                make_evaluate(size, compute, mesh),
+                lambda state, batch: update(state, batch, *base),
+                lambda params, batch: evaluate(params, batch, *base),
                 held_out(store, training.validate_rows),
             )
             if not run.held_out:
@@ -207,7 +238,7 @@ def train(
             for line in remarks(training.steps, optimizer, schedule, tokens):
                 metrics.say(line)
             where = (manager, load, metrics)
-            start = newest_of(manager.all_steps(), *where) or Start(0, 0, begin(list(abstract)))
+            start = newest_of(manager.all_steps(), *where) or Start(0, 0, first_state())
             if first:
                 put(f"{training.folder}/{MODEL}", tokenizer.model)
             unsound = int(start.state["skipped_in_a_row"]) > 0
@@ -286,8 +317,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         part = training.batch // training.microbatches
         with clock.on("validation"):
             record = validation(
-                run.evaluate,
-                state["params"],
+                partial(run.evaluate, state["params"]),
                 run.mesh,
                 run.store,
                 run.tokenizer,
@@ -358,13 +388,20 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     return end
 
 
-def _check(training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer) -> None:
+def _check(
+    training: Training, size: Size, mesh: Mesh, store: Store, tokenizer: Tokenizer, lora: Lora
+) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if training.batch % (ways * training.microbatches):
         raise UserError(
             f"train.batch = {training.batch} cannot be split over mesh data x fsdp = {ways} and "
             f"train.microbatches = {training.microbatches}; make it a multiple of "
             f"{ways * training.microbatches}."
+        )
+    if lora.rank and not training.start:
+        raise UserError(
+            f"lora.rank = {lora.rank} trains adapters beside another run's parameters; name that "
+            "run in train.start, or set lora.rank = 0."
         )
     if tokenizer.size > size.vocabulary:
         raise UserError(

@@ -51,7 +51,8 @@ def make_report(
     "deviation", how many rows the source furthest from its schedule is off after it. Every
     log_every steps, and at the last one, a record is whole: also the rows of each source since
     the run began, as read and as scheduled; and of the steps since the whole record before, the
-    mean loss of each source, over its rows, and the seconds that were spent on each thing.
+    mean loss of each source, over its learned tokens, and the seconds that were spent on each
+    thing.
     """
     counts = consumed(curriculum, row).astype(float)
     names = curriculum.sources
@@ -74,7 +75,7 @@ def make_report(
         rate = 1 / statistics.median(paces) if paces else None
         read, due = fetched["row_count"], integral(curriculum, row)
         counts = counts + read
-        since.add(lap, fetched["loss_sum"], read)
+        since.add(lap, fetched["loss_sum"], fetched["token_count"])
         per_second = rate and rate * tokens_a_step
         mfu = None
         if per_second and chip:
@@ -100,7 +101,7 @@ def make_report(
                 | {"seconds": {what: round(spent, 4) for what, spent in since.seconds.items()}}
                 | {"row_counts": dict(zip(names, counts.astype(int).tolist(), strict=True))}
                 | {"schedule_counts": dict(zip(names, due.round(3).tolist(), strict=True))}
-                | {"loss_by_source": since.losses(names, curriculum.length)}
+                | {"loss_by_source": since.losses(names)}
             )
             since = Since(len(names))
         else:
@@ -129,24 +130,24 @@ class Since:
 
     def __init__(self, sources: int) -> None:
         self.seconds: dict[str, float] = {}
-        self._nats, self._rows = np.zeros(sources), np.zeros(sources)
+        self._nats, self._tokens = np.zeros(sources), np.zeros(sources)
 
-    def add(self, lap: dict[str, float], nats: np.ndarray, rows: np.ndarray) -> None:
-        """Adds a step: its seconds, and the summed loss and the rows of each source [sources].
+    def add(self, lap: dict[str, float], nats: np.ndarray, tokens: np.ndarray) -> None:
+        """Adds a step: its seconds, and each source's summed loss and learned tokens [sources].
 
         A loss that is no number does not count: one such step would hide all the others.
         """
         self.seconds = {n: self.seconds.get(n, 0.0) + lap.get(n, 0.0) for n in self.seconds | lap}
         sound = np.isfinite(nats)
         self._nats += np.where(sound, nats, 0.0)
-        self._rows += np.where(sound, rows, 0.0)
+        self._tokens += np.where(sound, tokens, 0.0)
 
-    def losses(self, names: Sequence[str], length: int) -> dict[str, float]:
-        """Mean nats per token of each source that had rows, of this many tokens each."""
+    def losses(self, names: Sequence[str]) -> dict[str, float]:
+        """Mean nats per learned token of each source that had any."""
         return {
-            name: float(f"{nats / rows / length:.5g}")
-            for name, nats, rows in zip(names, self._nats, self._rows, strict=True)
-            if rows
+            name: float(f"{nats / tokens:.5g}")
+            for name, nats, tokens in zip(names, self._nats, self._tokens, strict=True)
+            if tokens
         }
 
 

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from polylm_jax.data.rows import FIRST, LEARNED
 from polylm_jax.model.decoder import Compute, Decoder
-from polylm_jax.model.loss import cross_entropy
+from polylm_jax.model.lora import Lora, adapter_axes, initial_adapters
+from polylm_jax.model.loss import Head, cross_entropy
 from polylm_jax.model.parameters import Init, decay_mask
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
+    adapter_shardings,
     attender,
     batch_sharding,
     constrainer,
@@ -26,15 +29,24 @@ from polylm_jax.train.spikes import highest_level, judge, nothing_seen
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
+WHOLE = Lora()  # all parameters are trained
 
 
-def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable[..., State]:
-    """Function (key) -> a fresh state: step, skipped steps, params, moments, usual, spikes."""
+def make_state(
+    size: Size, init: Init, optimizer: OptimizerSettings, lora: Lora = WHOLE
+) -> Callable[..., State]:
+    """Function (key) -> a fresh state: step, skipped steps, params, moments, usual, spikes.
+
+    params: what is trained: all parameters, or the adapters alone, NAME_a and NAME_b.
+    """
     decoder = Decoder(size, initial=init)
-    transformation = make_optimizer(optimizer, decay_mask(size))
+    transformation = make_optimizer(optimizer, decays(size, lora))
 
     def fresh(key: jax.Array) -> State:
-        params = decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        if lora.rank:
+            params = initial_adapters(key, size, lora)
+        else:
+            params = decoder.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
         usual, spikes = nothing_seen()
         return {
             "step": jnp.zeros((), jnp.int32),
@@ -49,25 +61,77 @@ def make_state(size: Size, init: Init, optimizer: OptimizerSettings) -> Callable
     return fresh
 
 
-def abstract_state(size: Size, init: Init, optimizer: OptimizerSettings, mesh: Mesh) -> State:
+def decays(size: Size, lora: Lora) -> dict[str, Any]:
+    """Tree of booleans like what is trained: whether weight decay applies."""
+    return dict.fromkeys(adapter_axes(size, lora), True) if lora.rank else decay_mask(size)
+
+
+def trained_shardings(size: Size, lora: Lora, mesh: Mesh) -> dict[str, Any]:
+    """Tree of NamedSharding of what is trained."""
+    return adapter_shardings(size, lora, mesh) if lora.rank else parameter_shardings(size, mesh)
+
+
+def abstract_state(
+    size: Size, init: Init, optimizer: OptimizerSettings, mesh: Mesh, lora: Lora = WHOLE
+) -> State:
     """The state as ShapeDtypeStructs with the mesh's shardings; costs no memory."""
     # the key is made while tracing: a mesh of devices that are not here can run nothing
-    shapes = jax.eval_shape(lambda: make_state(size, init, optimizer)(jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: make_state(size, init, optimizer, lora)(jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        like_parameters(shapes, size, mesh),
+        like_parameters(shapes, trained_shardings(size, lora, mesh), mesh),
     )
 
 
-def sharded_decoder(size: Size, compute: Compute, mesh: Mesh) -> Decoder:
+def sharded_decoder(size: Size, compute: Compute, mesh: Mesh, lora: Lora = WHOLE) -> Decoder:
     """The decoder of a mesh: activations pinned, attention by the platform's kernel."""
     return Decoder(
         size,
         compute,
         constrain=constrainer(mesh, compute.shard_length),
         attend=attender(compute, mesh),
+        adapter_scale=lora.scale,
     )
+
+
+def make_losses(
+    size: Size, compute: Compute, mesh: Mesh, lora: Lora
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Function (params, batch, *base) -> (summed loss, each row's summed loss, float32 [batch]).
+
+    Where the batch has marks, only tokens that are LEARNED count, and examples are apart.
+    """
+    decoder = sharded_decoder(size, compute, mesh, lora)
+
+    def losses_of(params: Any, batch: Batch, *base: Any) -> tuple[jax.Array, jax.Array]:
+        whole = base[0] if lora.rank else params
+        variables = {"params": whole} | ({"lora": {"layers": params}} if lora.rank else {})
+        inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        documents = None
+        if "marks" in batch:
+            documents = jnp.cumsum((batch["marks"][:, :-1] & FIRST) > 0, axis=1)
+        hidden, _ = decoder.apply(variables, inputs, documents=documents)
+        head = Head(learned="marks" in batch, frozen=lora.rank > 0)
+        total, losses = cross_entropy(
+            hidden,
+            whole["embedding"],
+            targets,
+            _weights(batch),
+            compute.loss_block,
+            LOSS_AXES,
+            head,
+        )
+        return total, losses.sum(axis=-1)
+
+    return losses_of
+
+
+def _weights(batch: Batch) -> jax.Array:
+    """1 for each target that is learned, else 0: float32 [batch, length]."""
+    if "marks" in batch:
+        return (batch["marks"][:, 1:] & LEARNED).astype(jnp.float32)
+    return jnp.ones(batch["tokens"][:, 1:].shape, jnp.float32)
 
 
 def make_update(
@@ -77,41 +141,35 @@ def make_update(
     mesh: Mesh,
     microbatches: int,
     sources: int,
-) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    lora: Lora = WHOLE,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The compiled training step (state, batch) -> (state, metrics); the state is donated.
 
-    batch: tokens int32 [batch, length + 1] and source int32 [batch], split over data x fsdp.
-    Gradients are averaged over tokens, whatever the number of microbatches. A step whose loss
-    or gradient norm is not finite, or spikes (see spikes.judge), leaves params, optimizer and
-    what is usual as they were and counts as skipped.
+    batch: tokens int32 [batch, length + 1], source int32 [batch] and perhaps marks uint8 [batch,
+    length + 1], split over data x fsdp. With lora the step takes the frozen parameters, of the
+    compute dtype, after the batch.
+    Gradients are averaged over the learned tokens of the batch, whatever the number of
+    microbatches. A step whose loss or gradient norm is not finite, as where nothing is learned,
+    or spikes (see spikes.judge), leaves params, optimizer and what is usual as they were and
+    counts as skipped.
     Metrics: loss, gradient_norm, learning_rate, float32; skipped, skipped_in_a_row, levels, int32;
-    and per source loss_sum and row_count, float32 [sources].
+    and per source loss_sum, token_count (of learned ones) and row_count, float32 [sources].
     """
-    decoder = sharded_decoder(size, compute, mesh)
-    transformation = make_optimizer(optimizer, decay_mask(size))
+    transformation = make_optimizer(optimizer, decays(size, lora))
     rate, highest = learning_rate(optimizer), highest_level(size.vocabulary)
-    shardings = parameter_shardings(size, mesh)
+    shardings = trained_shardings(size, lora, mesh)
+    losses_of = make_losses(size, compute, mesh, lora)
 
-    def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        tokens = batch["tokens"]
-        hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])
-        targets = tokens[:, 1:]
-        weights = jnp.ones(targets.shape, jnp.float32)
-        total, losses = cross_entropy(
-            hidden, params["embedding"], targets, weights, compute.loss_block, LOSS_AXES
-        )
-        return total, losses.sum(axis=-1)
+    gradient_of = jax.value_and_grad(losses_of, has_aux=True)
 
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-
-    def gradients(params: Any, batch: Batch) -> tuple[Any, jax.Array]:
+    def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
         """Summed gradient and each row's summed loss, float32 [batch]."""
         if microbatches == 1:
-            (_, losses), gradient = gradient_of(params, batch)
+            (_, losses), gradient = gradient_of(params, batch, *base)
             return gradient, losses
 
         def add(total: Any, part: Batch) -> tuple[Any, jax.Array]:
-            (_, losses), gradient = gradient_of(params, part)
+            (_, losses), gradient = gradient_of(params, part, *base)
             total = jax.tree.map(jnp.add, total, gradient)
             return jax.lax.with_sharding_constraint(total, shardings), losses
 
@@ -123,9 +181,10 @@ def make_update(
         gradient, losses = jax.lax.scan(add, start, parts)
         return gradient, losses.swapaxes(0, 1).reshape(-1)
 
-    def update(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        gradient, losses = gradients(state["params"], batch)
-        tokens = batch["tokens"].shape[0] * (batch["tokens"].shape[1] - 1)
+    def update(state: State, batch: Batch, *base: Any) -> tuple[State, dict[str, jax.Array]]:
+        gradient, losses = gradients(state["params"], batch, *base)
+        learned = _weights(batch).sum(axis=-1)
+        tokens = learned.sum() if "marks" in batch else _weights(batch).size
         gradient = jax.tree.map(lambda g: g / tokens, gradient)
         loss = losses.sum() / tokens
         norm = optax.tree.norm(gradient)
@@ -156,34 +215,40 @@ def make_update(
             "skipped_in_a_row": fresh["skipped_in_a_row"],
             "levels": spikes.levels,
             "loss_sum": per_source(losses),
+            "token_count": per_source(learned),
             "row_count": per_source(jnp.ones_like(losses)),
         }
         return fresh, metrics
 
-    abstract = abstract_state(size, Init(), optimizer, mesh)
+    abstract = abstract_state(size, Init(), optimizer, mesh, lora)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         update,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
+        in_shardings=(state_shardings, batch_sharding(mesh), *_of_base(size, lora, mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def make_evaluate(size: Size, compute: Compute, mesh: Mesh) -> Callable[..., jax.Array]:
-    """The compiled function (params, tokens [batch, length + 1]) -> summed loss per row [batch]."""
-    decoder = sharded_decoder(size, compute, mesh)
+def _of_base(size: Size, lora: Lora, mesh: Mesh) -> tuple[Any, ...]:
+    """Shardings of the frozen parameters, where there are any."""
+    return (parameter_shardings(size, mesh),) if lora.rank else ()
 
-    def evaluate(params: Any, tokens: jax.Array) -> jax.Array:
-        hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])
-        weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
-        _, losses = cross_entropy(
-            hidden, params["embedding"], tokens[:, 1:], weights, compute.loss_block, LOSS_AXES
-        )
-        return losses.sum(axis=-1)
 
+def make_evaluate(
+    size: Size, compute: Compute, mesh: Mesh, lora: Lora = WHOLE
+) -> Callable[..., jax.Array]:
+    """The compiled function (params, batch, *base) -> summed loss of each row [batch].
+
+    batch: tokens and perhaps marks, as in make_update.
+    """
+    losses_of = make_losses(size, compute, mesh, lora)
     return jax.jit(
-        evaluate,
-        in_shardings=(parameter_shardings(size, mesh), batch_sharding(mesh)),
+        lambda params, batch, *base: losses_of(params, batch, *base)[1],
+        in_shardings=(
+            trained_shardings(size, lora, mesh),
+            batch_sharding(mesh),
+            *_of_base(size, lora, mesh),
+        ),
         out_shardings=replicated(mesh),
     )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from polylm_jax.data.rows import Store
+from polylm_jax.data.rows import LEARNED, Store
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.parallel.sharding import batch_sharding
 
@@ -22,8 +22,7 @@ def held_out(store: Store, most_rows: int) -> dict[str, int]:
 
 
 def validation(
-    evaluate: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
+    evaluate: Callable[[dict[str, jax.Array]], jax.Array],
     mesh: Mesh,
     store: Store,
     tokenizer: Tokenizer,
@@ -32,20 +31,30 @@ def validation(
 ) -> dict[str, Any]:
     """Held-out loss of each source: {"bits_per_byte": {source: …}, "loss": {source: …}}.
 
-    Bits per byte is the summed loss in bits over the UTF-8 bytes that the targets stand for,
-    which compares across tokenizers and languages; loss is nats per token.
-    evaluate: as made by step.make_evaluate. counts: of rows, as held_out gives them, not none.
-    batch: rows at a time.
+    Bits per byte is the summed loss in bits over the UTF-8 bytes that the learned targets stand
+    for, which compares across tokenizers and languages; loss is nats per learned token.
+    evaluate: function (batch) -> summed loss of each row, of step.make_evaluate. counts: of rows,
+    as held_out gives them, not none. batch: rows at a time.
     """
-    rows = np.concatenate([store.read(s, np.arange(n), "valid") for s, n in counts.items()])
-    padding = -len(rows) % batch
-    padded = np.concatenate([rows, np.repeat(rows[:1], padding, axis=0)])
-    losses = [
-        evaluate(params, jax.device_put(part, batch_sharding(mesh)))
-        for part in np.split(padded, len(padded) // batch)
-    ]
-    nats = np.concatenate([np.asarray(part) for part in losses])[: len(rows)]
-    sizes = tokenizer.piece_bytes[rows[:, 1:]].sum(axis=1)
+    which = np.repeat(np.arange(len(counts)), list(counts.values()))
+    wanted = list(counts), which, np.concatenate([*map(np.arange, counts.values())]), "valid"
+    rows = {"tokens": store.read_mixed(*wanted)}
+    learned = np.ones((len(which), store.length), np.int64)
+    if store.marked:
+        rows["marks"] = store.marks_mixed(*wanted)
+        learned = (rows["marks"][:, 1:] & LEARNED).astype(np.int64)
+
+    def losses(first: int) -> jax.Array:
+        # the last part begins again at row 0, so that all parts are of one shape
+        part = np.arange(first, first + batch) % len(which)
+        return evaluate(
+            {name: jax.device_put(x[part], batch_sharding(mesh)) for name, x in rows.items()}
+        )
+
+    parts = [losses(first) for first in range(0, len(which), batch)]
+    nats = np.concatenate([np.asarray(part) for part in parts])[: len(which)]
+    sizes = (tokenizer.piece_bytes[rows["tokens"][:, 1:]] * learned).sum(axis=1)
+    tokens = learned.sum(axis=1)
     ends = np.cumsum(list(counts.values()))
     spans = {s: slice(end - n, end) for end, (s, n) in zip(ends, counts.items(), strict=True)}
     return {
@@ -54,7 +63,10 @@ def validation(
             source: float(nats[span].sum() / np.log(2) / sizes[span].sum())
             for source, span in spans.items()
         },
-        "loss": {source: float(nats[span].mean() / store.length) for source, span in spans.items()},
+        "loss": {
+            source: float(nats[span].mean() / np.float32(tokens[span].mean()))
+            for source, span in spans.items()
+        },
     }
 
 

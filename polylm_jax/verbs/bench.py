@@ -17,6 +17,7 @@ from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import rouge as bench_rouge
 from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
+from polylm_jax.bench import tune as bench_tune
 from polylm_jax.bench.step import Work
 from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import open_store
@@ -43,7 +44,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--run", type=partial(existing, name="--run"), help="what int8 costs this run in perplexity"
     )
-    step = parser.add_argument_group("for bench train and bench choices")
+    step = parser.add_argument_group("for bench train, bench tune and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
@@ -107,6 +108,14 @@ def _train(given: argparse.Namespace) -> dict:
     return asdict(result)
 
 
+def _tune(given: argparse.Namespace) -> dict:
+    work = _work()
+    beside = f", beside {given.vs}" if given.vs else ""
+    print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
+    result = bench_tune.run(work, given.steps, bool(given.vs), given.peer_python)
+    return bench_tune.show(result, Console())
+
+
 def _choices(given: argparse.Namespace) -> dict:
     work = _work()
     print(f"Timing {given.steps} calls of each, {work.batch} rows of {work.length} tokens.")
@@ -155,4 +164,11 @@ def _rouge(given: argparse.Namespace) -> dict:
     return result
 
 
-PARTS = {"data": _data, "train": _train, "choices": _choices, "decode": _decode, "rouge": _rouge}
+PARTS = {
+    "data": _data,
+    "train": _train,
+    "tune": _tune,
+    "choices": _choices,
+    "decode": _decode,
+    "rouge": _rouge,
+}

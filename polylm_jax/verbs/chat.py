@@ -9,7 +9,14 @@ import numpy as np
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.decode.chat import ChatSettings, TextStream, converse, until
+from polylm_jax.decode.chat import (
+    ChatSettings,
+    Segment,
+    TextStream,
+    converse,
+    prompt_ids,
+    until,
+)
 from polylm_jax.decode.prefill import Held, prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
@@ -35,7 +42,7 @@ def run(given: argparse.Namespace) -> None:
         print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
         turns, memory = 0, Memory()
 
-        def answer(prompt: str) -> Iterator[str]:
+        def answer(prompt: list[Segment]) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
             seed = (settings.seed + turns) % 2**32
@@ -44,8 +51,8 @@ def run(given: argparse.Namespace) -> None:
                 texts = until(stop, texts)
             return texts
 
-        def fits(prompt: str) -> bool:
-            asked = len(model.tokenizer.encode([prompt])[0])
+        def fits(prompt: list[Segment]) -> bool:
+            asked = len(prompt_ids(model.tokenizer, prompt))
             return asked + min(settings.new_tokens, room // 2) <= room
 
         def say(text: str) -> None:
@@ -67,11 +74,11 @@ class Memory:
 
 
 def stream(
-    model: Model, prompt: str, settings: ChatSettings, memory: Memory | None = None
+    model: Model, prompt: list[Segment], settings: ChatSettings, memory: Memory | None = None
 ) -> Iterator[str]:
     """The answer to a prompt, in parts of whole characters."""
     memory = memory or Memory()
-    ids = model.tokenizer.encode([prompt])
+    ids = [prompt_ids(model.tokenizer, prompt)]
     text = TextStream(model.tokenizer, ids[0])
     # room for all that can come, so that a longer talk needs no other program
     room = model.decoder.size.context

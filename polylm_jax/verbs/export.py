@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from polylm_jax import config
+from polylm_jax.decode import chat
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing, new_file, new_folder, new_place
 from polylm_jax.interop.convert import EXPORTED, export_weights
@@ -61,8 +62,10 @@ def run(given: argparse.Namespace) -> None:
 def _to_folder(model: Run, to: str, dtype: str) -> None:
     # a run that was imported and never trained has no log
     bits = untrained_and_trained(read_metrics(model.folder)) if logs(model.folder)[1] else None
+    settings = config.get("chat")
+    form = chat.template(chat.FORMATS[settings.format], settings.keep_ends)
     with new_folder(to) as folder:
-        agree = write_tokenizer(folder, model.tokenizer, model.size.context)
+        agree = write_tokenizer(folder, model.tokenizer, model.size.context, form)
         write_configs(folder, model.size, dtype, config.get("init").std)
         export_weights(model, folder, dtype)
         card = model_card(model, bits, agree)

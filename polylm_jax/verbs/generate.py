@@ -10,7 +10,7 @@ from typing import Any
 from polylm_jax import config
 from polylm_jax.console import text_of_flag, visible
 from polylm_jax.data.tokenizer import EOS
-from polylm_jax.decode.chat import decode_after
+from polylm_jax.decode.chat import FORMATS, Turn, decode_after, prompt_ids, render
 from polylm_jax.decode.search import generate, why_ended
 from polylm_jax.errors import UserError
 from polylm_jax.files import destination, existing, output, place
@@ -50,6 +50,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip", action="store_true", help='give records that cannot be used an "error" and go on'
     )
+    parser.add_argument(
+        "--chat", action="store_true", help="prompts are questions, asked in the run's chat.format"
+    )
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
 
 
@@ -79,7 +82,7 @@ def run(given: argparse.Namespace) -> None:
                 f"--samples={given.samples} are all the same where sampling.temperature = 0; give "
                 "--gin.sampling.temperature=1.0, or another above 0."
             )
-        records, tasks = _tasks(model, records, given.samples, given.skip)
+        records, tasks = _tasks(model, records, given.samples, given.skip, given.chat)
         model = for_decoding(model, given.int8)
         print(f"Continuing {len(records)} prompts with step {model.step} of {given.run}.")
         jsonl = given.prompts or (given.out or "").endswith(".jsonl")
@@ -98,14 +101,18 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _tasks(
-    model: Model, records: Sequence[Record], samples: int, skip: bool
+    model: Model, records: Sequence[Record], samples: int, skip: bool, chat: bool
 ) -> tuple[list[Record], list[Task]]:
-    """The records, so often as texts are wanted of each, and for each what is to be done."""
+    """The records, so often as texts are wanted of each, and for each what is to be done.
+
+    chat: whether the prompts are questions, to be asked in the run's format.
+    """
     context = model.decoder.size.context
     prompts = ["" if record.fault else record.content["prompt"] for record in records]
     asked: Counter[tuple[int, ...]] = Counter()
     every, tasks = [], []
-    for record, ids in zip(records, model.tokenizer.encode(prompts), strict=True):
+    encoded = _asked(model, prompts) if chat else model.tokenizer.encode(prompts)
+    for record, ids in zip(records, encoded, strict=True):
         ids = ids or [EOS]  # a text from nothing begins as texts do in training
         if not record.fault and len(ids) >= context:
             fault = f"has {len(ids)} tokens but the model's context is {context}; shorten it"
@@ -116,6 +123,13 @@ def _tasks(
             tasks.append(Task(ids, asked[tuple(ids)]))
             asked[tuple(ids)] += 1
     return every, tasks
+
+
+def _asked(model: Model, questions: Sequence[str]) -> list[list[int]]:
+    settings = config.get("chat")
+    form = FORMATS[settings.format]
+    turns = [render([Turn(question)], form, settings.keep_ends) for question in questions]
+    return [prompt_ids(model.tokenizer, segments) for segments in turns]
 
 
 def _answers(model: Model, tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -165,6 +179,7 @@ def _to_file(
         **model.identity,
         "sampling": asdict(config.get("sampling")),
         "int8": given.int8,
+        "chat": asdict(config.get("chat")) if given.chat else None,
         "dtypes": [compute.dtype, compute.cache_dtype],
     }
     with results(records, given.out, made_from, "prompts") as kept:

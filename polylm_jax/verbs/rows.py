@@ -6,12 +6,15 @@ from typing import Annotated
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import Range
+from polylm_jax.tune.instruct import schedule_of
+from polylm_jax.tune.packing import spans
 from polylm_jax.verbs import number
 
 Row = Annotated[int, Range(0, curriculum.HORIZON - 1)]
@@ -58,17 +61,43 @@ def show_row(number: int | None, source: str) -> None:
         print(f"Row {place:,} of the {store.rows(source):,} of {source}:")
     else:
         sizes = {name: store.rows(name) for name in store.sources}
-        order = curriculum.make_curriculum(config.get("curriculum"), sizes, store.length)
+        schedule = config.get("curriculum")
+        if store.marked:
+            schedule = schedule_of(sizes, config.get("tune").seed)
+        order = curriculum.make_curriculum(schedule, sizes, store.length)
         indices, places = curriculum.locate(order, number, number + 1)
         source, place = order.sources[indices[0]], int(places[0])
         print(
             f"Row {number:,} of the run is row {place:,} of the {store.rows(source):,} of {source}:"
         )
     [ids] = store.read(source, np.array([place]))
-    documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
-    texts = vocabulary.decode([document.tolist() for document in documents])
-    print(visible("</s>\n".join(texts)))
+    if store.marked:
+        [marks] = store.marks_mixed((source,), np.array([0]), np.array([place]))
+        _paint(spans(ids, marks), vocabulary)
+    else:
+        _print_documents(ids, vocabulary)
     found = Table("document", "from", title="Where it is from")
     for origin in store.origins(config.get("corpus").path, source, place):
         found.add_row(f"{origin.file}:{origin.line}", visible(origin.name))
     Console().print(found)
+
+
+def _print_documents(ids: np.ndarray, vocabulary: tokenizer.Tokenizer) -> None:
+    documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
+    texts = vocabulary.decode([document.tolist() for document in documents])
+    print(visible("</s>\n".join(texts)))
+
+
+def _paint(examples: list[list[tuple[str, list[int]]]], vocabulary: tokenizer.Tokenizer) -> None:
+    """Print what each token is for: in colours on a terminal, else by name."""
+    console = Console(soft_wrap=True, highlight=False)
+    styles = {"prompt": "default", "answer": "bold green", "end": "reverse", "padding": "dim"}
+    if console.is_terminal:
+        console.print(*(Text(kind, style) for kind, style in styles.items()))
+    for nth, parts in enumerate(examples, 1):
+        shown = Text(f"{nth:>4} ", "dim")
+        for kind, ids in parts:
+            text = visible(vocabulary.decode([ids])[0])
+            text = {"end": "</s>", "padding": f"({len(ids)} places)"}.get(kind, text)
+            shown.append(text if console.is_terminal else f"[{kind}]{text}", styles[kind])
+        console.print(shown)

@@ -2,6 +2,7 @@
 
 import argparse
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -39,20 +40,25 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    train_as(given, lambda: None)
+
+
+def train_as(given: argparse.Namespace, prepare: Callable[[], None]) -> None:
+    """Trains what gin says. prepare: called in each process first, and may change what it says."""
     platform.set_flags()
     platform.keep(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)
-    training = config.get("train")
 
     def leave(word: str, reason: str) -> int:
-        write_end(training.folder, word, reason)
+        write_end(config.get("train").folder, word, reason)
         return ENDS[word].status
 
     with hosts.joined(given.coordinator, given.processes, given.process, leave):
         try:
+            prepare()
             train(
-                training,
+                config.get("train"),
                 config.get("model"),
                 config.get("init"),
                 config.get("compute"),
@@ -62,12 +68,14 @@ def run(given: argparse.Namespace) -> None:
                 config.get("rows").path,
                 tokenizer.load(config.get("tokenizer").path),
                 config.resolved(),
+                config.get("lora"),
             )
         except Exception as error:
             end = end_of(error)
             if end.defect is not None:
                 traceback.print_exception(end.defect)
             raise end from None
+    training = config.get("train")
     print(
         f"finished: all {training.steps:,} steps are done; "
         f"`polylm report --run={training.folder}` shows the run."

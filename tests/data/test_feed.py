@@ -25,6 +25,7 @@ class Numbered:
 
     length: int = LENGTH
     count: int = 100
+    marked: bool = False
 
     def read_mixed(self, sources, which, rows):
         assert rows.max() < self.count

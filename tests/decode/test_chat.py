@@ -1,15 +1,33 @@
 """Chat: prompts in the release's formats, and text that comes in whole characters."""
 
+import random
+from dataclasses import replace
 from io import BytesIO
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import jinja2.ext
+import jinja2.sandbox
 import pytest
 import sentencepiece
 
 from polylm_jax.data.tokenizer import Tokenizer, load
 from polylm_jax.decode import prefill as prefill_room
-from polylm_jax.decode.chat import FORMATS, ChatSettings, TextStream, Turn, converse, until
+from polylm_jax.decode.chat import (
+    FORMATS,
+    ChatSettings,
+    Segment,
+    TextStream,
+    Turn,
+    converse,
+    encode,
+    inert,
+    prompt_ids,
+    render,
+    template,
+    until,
+)
 from polylm_jax.decode.prefill import _read
 from polylm_jax.decode.search import _decode
 from polylm_jax.decode.weights import for_decoding
@@ -23,27 +41,135 @@ SENTENCE = "héllo 你好 👩‍👧 ไทย\nnew line"
 
 
 def dialogue(questions, answers, fits=lambda prompt: True, **settings):
-    """What is said, and the prompts that were asked for."""
+    """What is said, and the prompts that were asked for; fits is asked of their text."""
+    text = lambda prompt: "".join(segment.text for segment in prompt)  # noqa: E731
     prompts, said, left = [], [], iter(answers)
 
     def answer(prompt):
-        prompts.append(prompt)
+        prompts.append(text(prompt))
         part = next(left)
         if isinstance(part, type):
             raise part
         yield from part
 
-    converse(questions, answer, fits, ChatSettings(**settings), said.append)
+    converse(questions, answer, lambda p: fits(text(p)), ChatSettings(**settings), said.append)
     return "".join(said), prompts
 
 
 def test_formats_are_those_of_the_release():
     turns = [Turn("Who\n\n\nare you?", "A model."), Turn("And now?")]
-    assert FORMATS["base"](turns) == "Who\n\n\nare you?A model.And now?"
-    assert FORMATS["multialpaca"](turns) == "Who\nare you?\n\nA model.\nAnd now?\n\n"
-    assert FORMATS["chat"](turns) == (
+    assert text_of(turns, "base") == "Who\n\n\nare you?A model.And now?"
+    assert text_of(turns, "multialpaca") == "Who\nare you?\n\nA model.\nAnd now?\n\n"
+    assert text_of(turns, "chat") == (
         "<|user|>\nWho\n\n\nare you?\n<|assistant|>\nA model.\n<|user|>\nAnd now?\n<|assistant|>\n"
     )
+
+
+def text_of(turns, form, keep_ends=False):
+    return "".join(segment.text for segment in render(turns, FORMATS[form], keep_ends))
+
+
+PARTS = (
+    *["\n", "\n\n", " ", "  ", "'", '"', "\\", "{{ x }}", "{% y %}", "a", "Ende", "né", "你好"],
+    *[
+        "</s>",
+        "<s>",
+        "<unk>",
+        "<|user|>",
+        "<|assistant|>",
+        "<",
+        "/s>",
+        "|user|>",
+        "</",
+        "🙂",
+        "ไทย",
+    ],
+)
+
+
+def conversation(dice):
+    """Random turns; half of the conversations await their last answer."""
+    said = lambda: "".join(dice.choices(PARTS, k=dice.randrange(9)))  # noqa: E731
+    turns = [Turn(said(), said()) for _ in range(dice.randrange(1, 5))]
+    return turns if dice.random() < 0.5 else [*turns[:-1], Turn(turns[-1].question)]
+
+
+def messages_of(turns):
+    each = ((("user", turn.question), ("assistant", turn.answer)) for turn in turns)
+    said = [pair for pairs in each for pair in pairs if pair[1] is not None]
+    return [{"role": role, "content": content} for role, content in said]
+
+
+class Generation(jinja2.ext.Extension):
+    """{% generation %} as transformers has it; here its borders are put into the text."""
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller):
+        return f"\x01{caller()}\x02"
+
+
+@pytest.fixture(scope="module")
+def jinja():
+    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation]
+    )
+
+
+@pytest.mark.parametrize("keep_ends", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_template_renders_what_we_render_and_marks_what_is_learned(jinja, form, keep_ends):
+    dice = random.Random(f"{form} {keep_ends}")
+    made = jinja.from_string(template(FORMATS[form], keep_ends))
+    for _ in range(2000):
+        turns = conversation(dice)
+        ours = "".join(
+            f"\x01{segment.text}</s>\x02" if segment.answer else segment.text
+            for segment in render(turns, FORMATS[form], keep_ends)
+        )
+        assert made.render(messages=messages_of(turns), eos_token="</s>") == ours
+
+
+@pytest.mark.parametrize("keep_ends", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_stands_before_an_answer_is_the_prompt_that_asks_for_it(tiny, form, keep_ends):
+    tokenizer, dice = load(str(tiny["tokenizer.path"])), random.Random(3)
+    for _ in range(50):
+        turns = [replace(turn, answer=turn.answer or "yes") for turn in conversation(dice)]
+        for number, turn in enumerate(turns):
+            *before, answer = render(turns[: number + 1], FORMATS[form], keep_ends)
+            asked = render([*turns[:number], Turn(turn.question)], FORMATS[form], keep_ends)
+            assert [s for s in before if s.text] == [s for s in asked if s.text]
+            assert answer == Segment(inert(turn.answer, FORMATS[form]), answer=True)
+        if keep_ends:
+            ids = encode(tokenizer, [render(turns, FORMATS[form], keep_ends)])[0]
+            assert [part[-1] for part in ids[1::2]] == [2] * len(turns)
+
+
+def test_who_types_a_mark_ends_nothing_and_breaks_no_turn(tiny):
+    tokenizer = load(str(tiny["tokenizer.path"]))
+    form, typed = FORMATS["chat"], "a</s><s><unk>\n<|assistant|>\nb<|user|>"
+    prompt = render([Turn(typed, typed), Turn(typed)], form, keep_ends=False)
+    ids = prompt_ids(tokenizer, prompt)
+    assert min(ids) > 2
+    text = tokenizer.decode([ids])[0]
+    assert [text.count(mark) for mark in ("<|user|>", "<|assistant|>", "</s>")] == [2, 2, 0]
+
+
+def test_text_that_goes_on_gets_no_space_before_it():
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES["en"]), model_writer=model, vocab_size=300,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = Tokenizer(model.getvalue())
+    [first], [other] = tokenizer.encode(["a"]), tokenizer.encode_inside(["a"])
+    assert tokenizer.decode([first + other, first + first]) == ["aa", "a a"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"add_dummy_prefix": True}])
@@ -125,7 +251,7 @@ def test_a_talk_that_grows_needs_no_other_program(model):
     prompts = []
 
     def answer(prompt):
-        prompts.append(len(tokenizer.encode([prompt])[0]))
+        prompts.append(len(prompt_ids(tokenizer, prompt)))
         return stream(model, prompt, ChatSettings(new_tokens=6, top_p=1.0))
 
     questions = [" ".join(SENTENCES["en"][:n]) for n in (1, 2, 3)]

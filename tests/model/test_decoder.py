@@ -10,8 +10,11 @@ import pytest
 from polylm_jax.errors import UserError
 from polylm_jax.interop.hugging_face import weights_from
 from polylm_jax.model.decoder import REMAT_POLICIES, Compute, Decoder, gelu, logits
+from polylm_jax.model.lora import Lora, adapter_shapes, initial_adapters, merged
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import Init, count, shapes
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import attender
 from polylm_jax.sizes import Size, flops_per_token
 from tests import golden
 
@@ -150,3 +153,66 @@ def test_gelu_and_its_slope_equal_those_of_jax():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UserError, match=r"model.heads = 3 does not divide model.d_model = 16"):
         Size(heads=3, d_model=16)
+
+
+@pytest.mark.parametrize("attention", ["plain", "staircase"])
+def test_packed_texts_have_the_losses_that_hugging_face_gives_each_alone(attention):
+    size, params, content = golden.load("a")
+    tokens, losses = content["tokens"], content["loss_per_token"]
+    # the beginnings of three texts in one row: what a text's beginning loses needs no more of it
+    lengths = [5, 1, size.context - 7]
+    row = np.concatenate([tokens[i, :n] for i, n in enumerate(lengths)])[None]
+    targets = np.concatenate([tokens[i, 1 : n + 1] for i, n in enumerate(lengths)])[None]
+    documents = np.repeat(np.arange(3), lengths)[None]
+    compute = Compute(dtype="float32", attention=attention)
+    attend = attender(compute, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))
+    decoder = Decoder(size, compute, attend=attend)
+    hidden, _ = decoder.apply({"params": params}, row, documents=documents)
+    _, ours = cross_entropy(hidden, params["embedding"], targets, jnp.ones(row.shape), 64)
+    expected = np.concatenate([losses[i, :n] for i, n in enumerate(lengths)])
+    np.testing.assert_allclose(ours[0], expected, rtol=1e-5, atol=1e-6)
+    # nothing of a text reaches another: not a bit of the others changes with the second
+    other, _ = decoder.apply({"params": params}, row + 3 * (documents == 1), documents=documents)
+    apart = documents[0] != 1
+    np.testing.assert_array_equal(hidden[0, apart], other[0, apart])
+
+
+def test_positions_without_a_cache_and_documents_with_one_are_refused():
+    params = Decoder(SMALL, FLOAT32).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="positions go with a cache"):
+        Decoder(SMALL, FLOAT32).apply(params, tokens, positions=tokens)
+
+
+def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_a_gradient():
+    lora = Lora(rank=4, alpha=8.0)
+    decoder = Decoder(SMALL, FLOAT32, adapter_scale=lora.scale)
+    params = decoder.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 3, 64)
+    adapters = initial_adapters(jax.random.key(2), SMALL, lora)
+    assert {n: a.shape for n, a in adapters.items()} == {
+        n: s.shape for n, s in adapter_shapes(SMALL, lora).items()
+    }
+    plain, _ = decoder.apply({"params": params}, tokens)
+    fresh, _ = decoder.apply({"params": params, "lora": {"layers": adapters}}, tokens)
+    np.testing.assert_array_equal(plain, fresh)
+    adapters = jax.tree.map(
+        lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), adapters
+    )
+
+    def beside(adapters, params):
+        return decoder.apply({"params": params, "lora": {"layers": adapters}}, tokens)[0]
+
+    def inside(adapters, params):
+        return decoder.apply({"params": merged(params, adapters, lora)}, tokens)[0]
+
+    np.testing.assert_allclose(beside(adapters, params), inside(adapters, params), atol=2e-5)
+    weigh = jax.random.normal(jax.random.key(3), plain.shape)
+    ours, theirs = (
+        jax.grad(lambda a, f=f: (f(a, params) * weigh).sum())(adapters) for f in (beside, inside)
+    )
+    for name in adapters:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)

@@ -1,11 +1,13 @@
 """The blocked cross-entropy against the plain formula, whole and split over a mesh."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polylm_jax.model.loss import LossAxes, cross_entropy, positions_per_block
+from polylm_jax.model.loss import Head, LossAxes, cross_entropy, positions_per_block
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import LOSS_AXES
 
@@ -52,6 +54,45 @@ def test_equals_the_plain_formula_on_a_mesh(shape):
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
     for ours, theirs in zip(gradients, gradients_plain, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def some_learned(weights, share):
+    """The weights with all but a share of them 0, the rows very unevenly; the first has none."""
+    places = jnp.arange(weights.size).reshape(weights.shape)
+    return jnp.where((places % 7 < 7 * share) & (places >= LENGTH), weights, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"), [(None, 0), (None, 0.5), (None, 1), ((1, 1, 8), 0.5), ((2, 2, 2), 0.5)]
+)
+def test_of_tokens_not_learned_nothing_is_computed_and_the_rest_is_equal(shape, share):
+    hidden, embedding, targets, weights = inputs()
+    arguments = hidden, embedding, targets, some_learned(weights, share)
+    (total_plain, losses_plain), gradients_plain = both(plain, *arguments)
+    mesh = contextlib.nullcontext() if shape is None else jax.set_mesh(make_mesh(MeshShape(*shape)))
+    axes = LossAxes() if shape is None else LOSS_AXES
+    with mesh:
+        (total, losses), gradients = both(
+            lambda *x: cross_entropy(*x, 8, axes, Head(learned=True)), *arguments
+        )
+    np.testing.assert_allclose(total, total_plain, rtol=1e-6)
+    np.testing.assert_allclose(losses, np.where(arguments[3] > 0, losses_plain, 0), atol=1e-5)
+    for ours, theirs in zip(gradients, gradients_plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_frozen_table_gets_no_gradient_and_costs_none(learned):
+    hidden, embedding, targets, weights = inputs()
+    embedding, targets = embedding[:80], targets % 80
+    head = Head(learned=learned, frozen=True)
+    frozen = lambda h: cross_entropy(h, embedding, targets, weights, 8, LossAxes(), head)  # noqa: E731
+    (total, _), gradient = jax.value_and_grad(frozen, has_aux=True)(hidden)
+    (expected, _), (of_hidden, _) = both(plain, hidden, embedding, targets, weights)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, of_hidden, atol=2e-6)
+    made = str(jax.make_jaxpr(jax.grad(frozen, has_aux=True))(hidden))
+    assert f"f32[80,{WIDTH}] = " not in made
 
 
 def test_embedding_gradient_accumulates_in_float32():
