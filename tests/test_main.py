@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from polylm_jax.__main__ import INTERRUPTED, NO_READER, VERBS, main
+from polylm_jax.verbs import module_of
 from tests.conftest import gin_flags
 
 SCRIPT = "import sys; from polylm_jax.__main__ import main; sys.exit(main())"
@@ -197,7 +198,7 @@ def test_ctrl_c_in_a_verb_is_one_line(verb, capsys, monkeypatch):
     def interrupt(given):
         raise KeyboardInterrupt
 
-    module = importlib.import_module(f"polylm_jax.verbs.{verb}")
+    module = module_of(verb)
     monkeypatch.setattr(module, "flags", lambda parser: None)
     monkeypatch.setattr(module, "run", interrupt)
     former = signal.getsignal(signal.SIGINT)

@@ -11,6 +11,7 @@ from rich.text import Text
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
+from polylm_jax.decode.chat import decode_after
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import Range
 from polylm_jax.tune.instruct import schedule_of
@@ -75,16 +76,23 @@ def show_row(number: int | None, source: str) -> None:
         [marks] = store.marks_mixed((source,), np.array([0]), np.array([place]))
         _paint(spans(ids, marks), vocabulary)
     else:
-        _print_documents(ids, vocabulary)
+        # the first may go on from the row before, with the space that stands between them
+        before = store.read(source, np.array([place - 1]))[0, : store.length] if place else ids[:0]
+        _print_documents(before, ids, vocabulary)
     found = Table("document", "from", title="Where it is from")
     for origin in store.origins(config.get("corpus").path, source, place):
         found.add_row(f"{origin.file}:{origin.line}", visible(origin.name))
     Console().print(found)
 
 
-def _print_documents(ids: np.ndarray, vocabulary: tokenizer.Tokenizer) -> None:
+def _print_documents(before: np.ndarray, ids: np.ndarray, vocabulary: tokenizer.Tokenizer) -> None:
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
-    texts = vocabulary.decode([document.tolist() for document in documents])
+    begun = before[np.flatnonzero(before == tokenizer.EOS).max(initial=-1) + 1 :]
+    befores = [begun.tolist(), *([[]] * (len(documents) - 1))]
+    texts = [
+        decode_after(vocabulary, known, document.tolist())
+        for known, document in zip(befores, documents, strict=True)
+    ]
     print(visible("</s>\n".join(texts)))
 
 
