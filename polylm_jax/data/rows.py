@@ -132,13 +132,16 @@ class Store:
     ) -> np.ndarray:
         """Row indices[i] of sources[which[i]] for each i: int32 [n, length + 1]."""
         indices = np.asarray(indices, np.int64)
-        counts = np.array([self.rows(source, split) for source in sources])
+        counts, firsts = np.zeros((2, len(sources)), np.int64)
+        for source in np.unique(which).tolist():  # a run may have read sources that are no more
+            counts[source] = self.rows(sources[source], split)
+            firsts[source] = self._first[sources[source], split]
         missing = (indices < 0) | (indices >= counts[which])
         if missing.any():
             source = which[missing][0]
             raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
         shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
-        files = np.array([self._first[source, split] for source in sources])[which] + shard
+        files = firsts[which] + shard
         size = np.dtype(self.manifest["dtype"]).itemsize
         starts = place * self.length * size
         ends = starts + (self.length + 1) * size
