@@ -14,7 +14,7 @@ is read from a local disk or from any path that fsspec knows, such as gs://bucke
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -150,6 +150,15 @@ class Store:
         ids = np.frombuffer(rows, "<i4" if size == 4 else "<u2")
         return ids.astype(np.int32, copy=False).reshape(-1, self.length + 1)
 
+    def stream(self, source: str, split: str = "train") -> Iterator[np.ndarray]:
+        """All tokens of a source in order, those between two rows once, in pieces [tokens]."""
+        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        for number, shard in enumerate(self.manifest["sources"][source][split]["shards"]):
+            with self._files.open(f"{self._root}/{source}/{shard['file']}", "rb") as file:
+                file.seek(dtype.itemsize * (number > 0))
+                while piece := file.read(2**24):
+                    yield np.frombuffer(piece, dtype)
+
     def origins(
         self, corpus_path: str, source: str, row: int, split: str = "train"
     ) -> list[Origin]:
@@ -166,6 +175,11 @@ class Store:
         lines_at = _array(self._files, f"{self._root}/{source}/{index}", LINE)
         first = row * self.length
         begin = np.searchsorted(lines_at["token"], first, "right") - 1
+        if begin < 0:
+            raise UserError(
+                f"row {row} of {source} is of the rows that {self.path} extends; ask there for its "
+                "documents."
+            )
         end = np.searchsorted(lines_at["token"], first + self.length, "right")
         text = Path(corpus_path, source, f"{split}.jsonl")
         with open(text, "rb") as lines:

@@ -1,6 +1,7 @@
 """Tokenize the corpus into fixed-length rows; check them; show one."""
 
 import argparse
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,7 @@ from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.files import existing
 from polylm_jax.ranges import Range
 from polylm_jax.verbs import number
 
@@ -21,6 +23,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("action", nargs="?", choices=("build", "verify", "show"), default="build")
     parser.add_argument("row", nargs="?", type=number("N", Row), help="of the run, to show")
+    parser.add_argument(
+        "--extend",
+        type=partial(existing, name="--extend"),
+        metavar="DIR",
+        help="rows that come first, to which those of the corpus are added",
+    )
     parser.add_argument("--source", default="", help="show a row of this source instead")
 
 
@@ -35,7 +43,10 @@ def run(given: argparse.Namespace) -> None:
         settings = config.get("rows")
         print(f"Packing {config.get('corpus').path} into rows of {settings.length} tokens.")
         manifest = packing.build(
-            settings, config.get("corpus").path, tokenizer.load(config.get("tokenizer").path)
+            settings,
+            config.get("corpus").path,
+            tokenizer.load(config.get("tokenizer").path),
+            extends=given.extend or "",
         )
         print(f"Rows of {len(manifest['sources'])} sources are in {settings.path}.")
 

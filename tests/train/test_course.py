@@ -69,12 +69,9 @@ def test_the_second_stage_decided_late_is_exact_from_there_on(staged, tiny):
         for source in plan.sources:
             assert abs(record["row_counts"][source] - due[source]) < 1
             assert record["schedule_counts"][source] == pytest.approx(due[source], abs=2e-3)
-    assert np.mean([record["non_english"] for record in counted[:5]]) == pytest.approx(
-        0.3, abs=0.02
-    )
-    assert np.mean([record["non_english"] for record in counted[7:]]) == pytest.approx(
-        0.6, abs=0.02
-    )
+    shares = [record["non_english"] for record in counted]
+    assert np.mean(shares[:5]) == pytest.approx(0.3, abs=0.02)
+    assert np.mean(shares[7:]) == pytest.approx(0.6, abs=0.02)
 
 
 def test_a_change_is_noted_shown_and_goes_on_bitwise(staged, tiny, tmp_path, capsys):
