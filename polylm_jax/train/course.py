@@ -15,6 +15,8 @@ from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
 from polylm_jax.data.rows import Store
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import fit, hints_of
+from polylm_jax.train import checkpoint
+from polylm_jax.train.heartbeat import read_heartbeat
 from polylm_jax.train.retention import Meta
 
 Stage = dict[str, Any]
@@ -103,6 +105,22 @@ def going_on(
             f"in {store.path} have {store.length}; give rows of the same length."
         )
     return _changed(stages, _stage(schedule, store, step, meta["rows"]), changed, store, origin)
+
+
+def planned(folder: str, accepted: int, schedule: Schedule, store: Store) -> Curriculum:
+    """What the run in a folder reads, after its changes so far and the one that is accepted; that
+    of a run from the start where none of either is known. UserError as of going_on."""
+    beat = read_heartbeat(folder) or {}
+    if not (accepted or beat.get("history")):
+        return begun(schedule, store, {}).curriculum
+    manager = checkpoint.open_existing(folder)
+    step, _ = checkpoint.newest_sound(manager)
+    try:
+        meta = checkpoint.read_meta(manager, step)
+    except checkpoint.DAMAGE as error:
+        raise checkpoint.damaged(manager, step, error) from error
+    manager.close()
+    return going_on(meta, step, accepted, schedule, store, folder)[0].curriculum
 
 
 def _changed(

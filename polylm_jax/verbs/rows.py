@@ -14,6 +14,7 @@ from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
 from polylm_jax.ranges import Range
+from polylm_jax.train.course import planned
 from polylm_jax.verbs import number
 
 Row = Annotated[int, Range(0, curriculum.HORIZON - 1)]
@@ -68,8 +69,8 @@ def show_row(number: int | None, source: str) -> None:
             raise UserError(f'"{source}" has rows 0 to {store.rows(source) - 1:,}; ask for those.')
         print(f"Row {place:,} of the {store.rows(source):,} of {source}:")
     else:
-        sizes = {name: store.rows(name) for name in store.sources}
-        order = curriculum.make_curriculum(config.get("curriculum"), sizes, store.length)
+        training = config.get("train")
+        order = planned(training.folder, training.accept_changes, config.get("curriculum"), store)
         indices, places = curriculum.locate(order, number, number + 1)
         source, place = order.sources[indices[0]], int(places[0])
         print(

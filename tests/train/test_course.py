@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from polylm_jax.__main__ import main
-from polylm_jax.data.curriculum import Schedule, integral, make_curriculum
+from polylm_jax.data.curriculum import Schedule, integral, locate, make_curriculum
 from polylm_jax.data.rows import open_store
 from polylm_jax.runs import counts_of, deviation, of_kind, read_metrics
 from polylm_jax.status import status_of
 from polylm_jax.train import checkpoint
+from polylm_jax.train.course import going_on
 from tests.conftest import gin_flags
 
 # one step is 16 rows of 16 tokens; the second stage begins after step 5 and is full after step 7
@@ -33,6 +34,11 @@ def meta_of(folder, step):
     meta = checkpoint.read_meta(manager, step)
     manager.close()
     return meta
+
+
+def _asked(tiny):
+    schedule = Schedule(non_english=TWO, smoothing=0.0)
+    return schedule, open_store(str(tiny["rows.path"]))
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +64,8 @@ def test_the_second_stage_decided_late_is_exact_from_there_on(staged, tiny):
     counted = counts_of(records(staged))
     assert [record["step"] for record in counted] == list(range(1, 13))
     assert max(map(deviation, counted)) < 1
-    store = open_store(str(tiny["rows.path"]))
-    plan = make_curriculum(
-        Schedule(non_english=TWO, smoothing=0.0), {s: store.rows(s) for s in store.sources}, 16
-    )
+    schedule, store = _asked(tiny)
+    plan = make_curriculum(schedule, {s: store.rows(s) for s in store.sources}, 16)
     at = counted[4]["row_counts"]
     for record in counted[5:]:
         new = integral(plan, record["rows"]) - integral(plan, 80)
@@ -82,6 +86,15 @@ def test_a_change_is_noted_shown_and_goes_on_bitwise(staged, tiny, tmp_path, cap
     capsys.readouterr()
     assert main(["report", f"--run={staged}"]) == 0
     assert "The run has another curriculum from step 5 on." in capsys.readouterr().out
+    # a row of the run is shown as the run has read it, and its plan counts what it has read
+    settings = tiny | {"train.folder": staged, "curriculum.non_english": TWO}
+    assert main(["rows", "show", "170", *gin_flags(settings)]) == 0
+    course = going_on(meta_of(staged, 12), 12, 0, *_asked(tiny), "run")[0]
+    source, row = locate(course.curriculum, 170, 171)
+    words = f"Row 170 of the run is row {row[0]:,} of the "
+    assert words in (said := capsys.readouterr().out)
+    assert f"of {course.curriculum.sources[source[0]]}:" in said
+    assert main(["curriculum", *gin_flags(settings)]) == 0
     # the same, stopped in the middle of it, on another mesh, and no longer told what to accept
     settings, run = tiny | FAST, tmp_path / "run"
     assert train(settings, run, train__steps=5, curriculum__non_english=ONE) == 0
