@@ -141,7 +141,7 @@ def test_a_learning_rate_in_tokens_is_that_in_steps_whatever_the_batch():
     assert in_steps(tokens, 64) == steps
     half = learning_rate(in_steps(tokens, 32))
     for step in (0, 7, 20, 100, 200, 300):
-        assert half(2 * step) == pytest.approx(learning_rate(steps)(step), rel=1e-5)
+        assert half(2 * step) == pytest.approx(float(learning_rate(steps)(step)), rel=1e-3)
     # a point between two steps is reached by the later one
     assert in_steps(OptimizerSettings(warmup_tokens=65), 64).warmup_steps == 2
     with pytest.raises(UserError, match=r"optimizer\.warmup_tokens = 9 is not below"):
