@@ -137,6 +137,7 @@ def _share_panel(ax: Axes, metrics: Metrics) -> None:
     centres = (rows.tokens[edges][1:] + rows.tokens[edges][:-1]) / 2
     ax.plot(centres, shares(np.diff(rows.measured[edges], axis=0)), "o", color=BLUE, ms=4.5)
     highest = np.nanmax([*scheduled, *batches])
+    _mark_changes(ax, metrics)
     ax.set(title="Non-English share of rows", ylim=(0, 1.25 * highest or 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _token_axis(ax, rows.tokens[-1])
@@ -151,6 +152,7 @@ def _stack_panel(ax: Axes, metrics: Metrics) -> None:
     rows = rows_read(metrics)
     edges = _edges(rows.tokens)
     title = "Share of each source in the batches"
+    _mark_changes(ax, metrics)
     _draw_stack(rows.tokens[edges], rows.sources, rows.measured[edges], ax, title)
 
 
@@ -203,6 +205,7 @@ def _loss_panel(ax: Axes, metrics: Metrics) -> None:
     ]
     ax.plot(np.repeat(tokens, 2), np.array(ends, float).ravel(), color=BLUE, lw=0.8, alpha=0.3)
     ax.plot(tokens, _smooth(losses), color=BLUE, lw=2)
+    _mark_changes(ax, metrics)
     words = [("training", BLUE)]
     if valid:
         tables = [{n: nats for n, nats in r["loss"].items() if nats is not None} for r in valid]
@@ -298,6 +301,12 @@ def _key(ax: Axes, side: str, words: Sequence[tuple[str, str]]) -> None:
         ax.annotate(word, (side == "right", 1), shift, xycoords="axes fraction", ha=side, va="top",
                     textcoords="offset points", color=colour,
                     bbox={"fc": "white", "ec": "none", "pad": 1})  # fmt: skip
+
+
+def _mark_changes(ax: Axes, metrics: Metrics) -> None:
+    """A dotted line from where on the run has another curriculum or other rows."""
+    for change in of_kind(metrics, "change"):
+        ax.axvline(change["tokens"], color=INK, lw=1, ls=":", gid="change")
 
 
 def _token_axis(ax: Axes, last: float) -> None:

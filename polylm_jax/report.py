@@ -24,6 +24,7 @@ from polylm_jax.runs import (
     Bits,
     Metrics,
     deviation,
+    history,
     of_kind,
     read_metrics,
     rows_read,
@@ -52,6 +53,7 @@ def report(run: str, console: Console) -> None:
     for line in (
         *(mean_lines(*pair) if pair else ()),
         *curriculum_lines(train),
+        *(f"The run {one['said']}." for one in history(metrics)),
         *lost_lines(train),
     ):
         say(line)

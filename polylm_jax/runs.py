@@ -93,6 +93,11 @@ def of_kind(metrics: Metrics, kind: str) -> Metrics:
     return [record for record in metrics if record["kind"] == kind]
 
 
+def history(metrics: Metrics) -> Metrics:
+    """What a run began with and where its data changed, if so; "said" follows "The run"."""
+    return [*of_kind(metrics, "origin"), *of_kind(metrics, "change")]
+
+
 def untrained_and_trained(metrics: Metrics) -> tuple[Bits, Bits] | None:
     """Bits per byte of each source at step 0 and at the last validation, None before both exist.
 

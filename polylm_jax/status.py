@@ -48,7 +48,9 @@ def status_of(folder: str, now: float | None = None) -> Status:
         f"{beat['pid']} on {beat['host']}, of {beat['processes']}.",
         _loss(beat),
         _speed(beat),
-        _saved(folder, saved),
+        " ".join(
+            [_saved(folder, saved), *(f"The run {said}." for said in beat.get("history", []))]
+        ),
         f"{'Healthy' if healthy else 'Needs you'}: {why}; {_hosts(beat)}.",
     )
     return Status(state, healthy, lines)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from polylm_jax import figures, runs
@@ -284,3 +285,15 @@ def test_windows_cover_a_run_and_none_is_of_few_steps(steps):
 def test_windows_of_a_run_that_was_counted_now_and_then_end_where_it_was():
     assert figures._edges(np.array([0.0, 1, 50, 51, 100])).tolist() == [0, 2, 4]
     assert figures._edges(np.array([0.0, 7])).tolist() == [0, 1]
+
+
+def test_where_the_data_changed_is_marked():
+    run = synthetic_metrics(8)
+    change = {"kind": "change", "step": 3, "tokens": 300, "said": "has another curriculum"}
+    for panel in (figures._share_panel, figures._stack_panel, figures._loss_panel):
+        lines = []
+        for metrics in (run, [*run, change]):
+            ax = Figure().subplots()
+            panel(ax, metrics)
+            lines.append([line.get_xdata()[0] for line in ax.lines if line.get_gid() == "change"])
+        assert lines == [[], [300]]

@@ -22,6 +22,8 @@ families of nested sets being totally unimodular, whole numbers do too, also wit
 that A or B leave no choice for; and taking sources by release as the caps allow, a matroid
 greedy, meets every demand that can be met. MARGIN below leaves this true of rounded sums.
 Tested, with exact fractions as judge: what float64 adds to F stays far below a row.
+
+A run may go on with another schedule or more rows: see `continued`.
 """
 
 import dataclasses
@@ -112,6 +114,8 @@ class Curriculum:
     knots: float64 [knots], rows at which a share's slope changes, from 0 to past the HORIZON.
     starts, ends: float64 [knots - 1, sources], shares just after a knot and before the next.
     due: float64 [knots, sources], integral of the shares up to each knot, in rows.
+    past: what was read before, where this one only holds from a row on, which is row 0 of its
+        knots; None where it holds from the run's first row.
     """
 
     schedule: Schedule
@@ -122,6 +126,12 @@ class Curriculum:
     starts: np.ndarray
     ends: np.ndarray
     due: np.ndarray
+    past: "Past | None" = None
+
+    @property
+    def first(self) -> int:
+        """The row of the run from which on this holds."""
+        return self.past.row if self.past else 0
 
     @cached_property
     def pieces(self) -> tuple[np.ndarray, ...]:
@@ -138,6 +148,9 @@ class Curriculum:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the order of sources and rows."""
         parts = [dataclasses.asdict(self.schedule), self.sources, self.length, self.rows.tolist()]
+        if self.past:
+            kept = np.stack([self.past.grown, self.past.rest, self.past.epochs]).tolist()
+            parts += [self.past.former.fingerprint(), self.past.row, kept]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def with_end(self, on_end: str) -> "Curriculum":
@@ -145,9 +158,38 @@ class Curriculum:
         return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, on_end=on_end))
 
 
-def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Curriculum:
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What a curriculum goes on from. All arrays are int64 [sources], of the later curriculum.
+
+    former: the curriculum of the rows before. row: of the run, the first of the later one.
+    index: of each source in the former, -1 where it was not there.
+    read: rows read before. units: how many of them in the time of the former alone.
+    rest: rows of the epoch under way that are still to be read first. grown: how many of them
+        the former did not have. epochs: whole epochs and the one under way.
+    """
+
+    former: Curriculum
+    row: int
+    index: np.ndarray
+    read: np.ndarray
+    units: np.ndarray
+    rest: np.ndarray
+    grown: np.ndarray
+    epochs: np.ndarray
+
+
+def make_curriculum(
+    schedule: Schedule,
+    rows: dict[str, int],
+    length: int,
+    first: int = 0,
+    kept: tuple[str, ...] = (),
+) -> Curriculum:
     """Resolves a schedule for a store with these rows of each source, `length` tokens each.
 
+    first: row of the run from which on it holds; what the schedule says of earlier ones is passed
+    over. kept: sources that have a place whether or not they have rows or a share.
     A source without rows is left out where its share is 0 throughout. UserError where it is
     not, or where the extras take more than there is.
     """
@@ -165,7 +207,7 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
                 "pairs such as en-de or take the entry out of curriculum.extras."
             )
     named = list(dict.fromkeys(name for _, table in tables for name in table))
-    sources = ("en", *named, *extras)
+    sources = tuple(dict.fromkeys(("en", *named, *extras, *kept)))
 
     def shares(tokens: float, side: str) -> np.ndarray:
         extra = {name: _value(points, tokens, side) for name, points in extras.items()}
@@ -184,11 +226,13 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
         }
         result = {"en": rest - non_english}
         result |= {name: share * non_english for name, share in inside.items()} | extra
-        return np.array([result[source] for source in sources])
+        return np.array([result.get(source, 0.0) for source in sources])
 
     everything = [schedule.non_english, tables, *extras.values()]
-    tokens_at = sorted({0.0} | {float(t) for points in everything for t, _ in points})
-    at = np.array(tokens_at) / length
+    begin = float(first * length)
+    points_at = {float(t) for points in everything for t, _ in points}
+    tokens_at = [begin, *sorted(t for t in points_at if t > begin)]
+    at = (np.array(tokens_at) - begin) / length
     knots = np.append(at, max(HORIZON, at[-1]) + 1)
     starts = np.array([shares(t, "right") for t in tokens_at])
     ends = np.array([*(shares(t, "left") for t in tokens_at[1:]), starts[-1]])
@@ -196,11 +240,12 @@ def make_curriculum(schedule: Schedule, rows: dict[str, int], length: int) -> Cu
     there = np.array([rows.get(source, 0) > 0 for source in sources])
     if (asked & ~there).any():
         raise _without_rows(sources[int((asked & ~there).argmax())], rows)
+    there |= np.isin(sources, kept)
     sources = tuple(itertools.compress(sources, there))
     starts, ends = starts[:, there], ends[:, there]
     area = (starts + ends) / 2 * np.diff(knots)[:, None]
     due = np.vstack([np.zeros(len(sources)), np.cumsum(area, axis=0)])
-    counts = np.array([rows[source] for source in sources], np.int64)
+    counts = np.array([rows.get(source, 0) for source in sources], np.int64)
     return Curriculum(schedule, sources, length, counts, knots, starts, ends, due)
 
 
@@ -272,14 +317,26 @@ def _value(points: Points, tokens: float, side: str) -> float:
 def integral(curriculum: Curriculum, n: np.ndarray | int) -> np.ndarray:
     """Rows of each source due among the first n rows: float64 [..., sources]; sums to n.
 
-    Rounded to 1e-6 rows, so that whole numbers are met exactly.
+    Rounded to 1e-6 rows, so that whole numbers are met exactly. Where the curriculum goes on from
+    a past, what was read then counts as it was read.
     """
-    return _due(curriculum, np.asarray(n)[..., None], np.arange(len(curriculum.sources))) / UNIT
+    n, past = np.asarray(n), curriculum.past
+    since = np.maximum(n - curriculum.first, 0)[..., None]
+    due = _due(curriculum, since, np.arange(len(curriculum.sources))) / UNIT
+    if past is None:
+        return due
+    due += past.read
+    before = n < past.row
+    if before.any():
+        due[before] = _widened(past, integral(past.former, n[before]))
+    return due
 
 
 def share(curriculum: Curriculum, n: int) -> np.ndarray:
     """Share of each source at row n: float64 [sources], sums to 1."""
-    knots = curriculum.knots
+    if curriculum.past and n < curriculum.first:
+        return _widened(curriculum.past, share(curriculum.past.former, n))
+    knots, n = curriculum.knots, n - curriculum.first
     knot = np.searchsorted(knots[1:-1], n, side="right")
     along = (n - knots[knot]) / (knots[knot + 1] - knots[knot])
     return curriculum.starts[knot] + along * (curriculum.ends[knot] - curriculum.starts[knot])
@@ -287,6 +344,16 @@ def share(curriculum: Curriculum, n: int) -> np.ndarray:
 
 def consumed(curriculum: Curriculum, n: int) -> np.ndarray:
     """Rows of each source among the first n rows of the run: int64 [sources]; sums to n."""
+    past = curriculum.past
+    if past is None:
+        return _counted(curriculum, n)
+    if n < past.row:
+        return _widened(past, consumed(past.former, n))
+    return past.read + _counted(curriculum, n - past.row)
+
+
+def _counted(curriculum: Curriculum, n: int) -> np.ndarray:
+    """Rows of each source among the first n from row `first` on: int64 [sources]."""
     block, inside = divmod(n, BLOCK)
     counts = _boundary(curriculum, block * BLOCK)
     if not inside:
@@ -294,9 +361,14 @@ def consumed(curriculum: Curriculum, n: int) -> np.ndarray:
     return counts + np.bincount(_block(curriculum, block)[0, :inside], minlength=len(counts))
 
 
+def _widened(past: Past, of_former: np.ndarray) -> np.ndarray:
+    """Numbers of the former's sources at the places of the later ones, 0 for a new source."""
+    return np.where(past.index >= 0, of_former[..., past.index], 0)
+
+
 def epochs(curriculum: Curriculum, n: int) -> np.ndarray:
     """How often each source's rows have been read after n rows of the run: float64 [sources]."""
-    return consumed(curriculum, n) / curriculum.rows
+    return consumed(curriculum, n) / np.maximum(curriculum.rows, 1)
 
 
 def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -306,10 +378,17 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
     of a permutation keyed by seed, source and epoch; after the last one a new epoch begins,
     or OutOfRows is raised if the schedule says "refuse".
     """
+    first, past = curriculum.first, curriculum.past
+    if past and start < first:
+        index, rows = locate(past.former, start, min(stop, first))
+        names = np.argsort(np.where(past.index < 0, len(past.index), past.index))
+        later = locate(curriculum, first, max(stop, first))
+        return np.append(names[index], later[0]), np.append(rows, later[1])
+    start, stop = start - first, stop - first
     blocks = range(start // BLOCK, -(-stop // BLOCK))
     parts = [np.empty((3, 0), np.int64), *(_block(curriculum, block) for block in blocks)]
-    first = start - blocks.start * BLOCK
-    source, epoch, row = np.concatenate(parts, axis=1)[:, first : first + stop - start]
+    skipped = start - blocks.start * BLOCK
+    source, epoch, row = np.concatenate(parts, axis=1)[:, skipped : skipped + stop - start]
     if curriculum.schedule.on_end == "refuse" and epoch.any():
         raise _out_of_rows(curriculum, int(source[epoch > 0][0]))
     return source, row
@@ -320,17 +399,24 @@ def rows_until_out(curriculum: Curriculum, most: int) -> tuple[int, OutOfRows | 
 
     With it what `locate` raises at the next row; None where `most` can be read.
     """
-    out = lambda n: bool((consumed(curriculum, n) > curriculum.rows).any())  # noqa: E731
-    if curriculum.schedule.on_end != "refuse" or not out(most):
+    past = curriculum.past
+    if past and most <= past.row:
+        return rows_until_out(past.former, most)
+    unread = curriculum.rows
+    if past:
+        unread = np.select([past.epochs == 0, past.epochs == 1], [unread, past.rest], 0)
+    out = lambda n: bool((_counted(curriculum, n) > unread).any())  # noqa: E731
+    first, until = curriculum.first, most - curriculum.first
+    if curriculum.schedule.on_end != "refuse" or not out(until):
         return most, None
     # whole blocks first, whose counts cost next to nothing
-    block = bisect_left(range(most // BLOCK), True, key=lambda i: out((i + 1) * BLOCK))
-    first = block * BLOCK
-    rows = first + bisect_left(
-        range(min(BLOCK, most - first)), True, key=lambda i: out(first + i + 1)
+    block = bisect_left(range(until // BLOCK), True, key=lambda i: out((i + 1) * BLOCK))
+    begin = block * BLOCK
+    rows = begin + bisect_left(
+        range(min(BLOCK, until - begin)), True, key=lambda i: out(begin + i + 1)
     )
-    over = consumed(curriculum, rows + 1) > curriculum.rows
-    return rows, _out_of_rows(curriculum, int(over.argmax()))
+    over = _counted(curriculum, rows + 1) > unread
+    return first + rows, _out_of_rows(curriculum, int(over.argmax()))
 
 
 def _out_of_rows(curriculum: Curriculum, source: int) -> OutOfRows:
@@ -446,9 +532,40 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
             order.append(ready.pop())
         insort(ready, arrival)
     order += ready[::-1]
-    epoch, place = np.divmod(unit, curriculum.rows[source])
-    visited = _visited(curriculum, source, epoch, place)
+    epoch, visited = visited_rows(curriculum, source, unit)
     return np.stack([source, epoch, visited])[:, latest[order]]
+
+
+def visited_rows(
+    curriculum: Curriculum, source: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and row of its source that each unit stands for, counted from row `first`: all int64
+    [n]. Units of the same source and epoch stand together.
+
+    After a past, the epoch under way comes first: what it has not read yet and what it did not
+    know, mixed; where nothing is new, in the order in which it would have gone on.
+    """
+    past, rows = curriculum.past, np.empty_like(unit)
+    rest, epochs = (past.rest[source], past.epochs[source]) if past else (0, 0)
+    epoch, place = np.divmod(unit - rest, np.maximum(curriculum.rows[source], 1))
+    whole = unit >= rest
+    epoch = np.where(whole, epoch, -1) + epochs
+    rows[whole] = _visited(curriculum, source[whole], epoch[whole], place[whole])
+    if not past:
+        return epoch, rows
+    for one in np.unique(source[~whole]).tolist():
+        here = ~whole & (source == one)
+        left, grown, former = unit[here], int(past.grown[one]), int(past.index[one])
+        if grown:
+            key = key_of(curriculum.schedule.seed, curriculum.sources[one], "rest", past.row)
+            left = permute(left, [int(past.rest[one])], [key])
+        old = left < past.rest[one] - grown
+        # what is new lies after all that the former had
+        found = curriculum.rows[one] - past.rest[one] + left
+        units = past.units[one] + left[old]
+        found[old] = visited_rows(past.former, np.full(len(units), former), units)[1]
+        rows[here] = found
+    return epoch, rows
 
 
 def _visited(
@@ -458,6 +575,8 @@ def _visited(
 
     Places of the same source and epoch stand together.
     """
+    if not len(source):
+        return place
     begins = np.append(True, (np.diff(source) != 0) | (np.diff(epoch) != 0))
     seed, names = curriculum.schedule.seed, curriculum.sources
     pairs = zip(source[begins].tolist(), epoch[begins].tolist(), strict=True)

@@ -117,6 +117,7 @@ def silent(store: Store, sources: Sequence[str], seconds: float = 5.0) -> list[s
     probes = {
         name: threading.Thread(target=store.read, args=(name, first), daemon=True)
         for name in sources
+        if name in store.sources
     }
     end = time.monotonic() + seconds
     for probe in probes.values():

@@ -28,7 +28,7 @@ import numpy as np
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data import corpus
 from polylm_jax.data.documents import batches, stretches
-from polylm_jax.data.rows import LINE, RowSettings, checksum, open_store
+from polylm_jax.data.rows import LINE, RowSettings, Store, checksum, open_store
 from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
 from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
@@ -71,6 +71,7 @@ class _Job:
 
     dtype: of the ids, little-endian.
     part_bytes: see PART_BYTES.
+    extends: path of the store whose rows come first, "" for none.
     """
 
     corpus: str
@@ -80,6 +81,7 @@ class _Job:
     part_bytes: int
     scratch: Path
     whole: Path
+    extends: str = ""
 
     def text(self, source: str, split: str) -> Path:
         return Path(self.corpus, source, f"{split}.jsonl")
@@ -91,10 +93,20 @@ class _Job:
         return self.scratch / f"{source}.{split}.json"
 
 
-def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers: int = 0) -> dict:
+def build(
+    settings: RowSettings,
+    corpus_path: str,
+    tokenizer: Tokenizer,
+    workers: int = 0,
+    extends: str = "",
+) -> dict:
     """Tokenize a corpus into `settings.path` and return the store's manifest.
 
     workers: processes that share the work; 0 for as many as the text is worth, up to one a core.
+    extends: path of a store whose rows come first, as they are and at the same places, each
+        source's before what the corpus has of it. A run that has read some of them knows them
+        again. What of its last text filled no row is not there, so that one text of each source
+        ends early. UserError where its tokenizer or settings are others.
 
     A build that is stopped, be it by kill -9, leaves nothing at `settings.path`; the next one
     goes on from there, and the store is the same byte for byte. A store made from the same
@@ -114,26 +126,29 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
         "length": settings.length,
         "shard_rows": settings.shard_rows,
     }
+    old = _extended(settings, tokenizer, extends)
+    if old:
+        made_from |= {"extends": old.fingerprint}
     if already_made(settings.path, made_from):
         print(f"rows: {settings.path} is already made; kept.")
         return open_store(settings.path).manifest
 
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
+    sources = list(dict.fromkeys([*text["sources"], *(old.sources if old else ())]))
     streams = [(source, split) for source in text["sources"] for split in corpus.SPLITS]
     with resumed_folder(settings.path, made_from | {"part": PART_BYTES, "parts": 2}) as (
         scratch,
         whole,
     ):
-        job = _Job(corpus_path, tokenizer, settings, dtype, PART_BYTES, scratch, whole)
-        for source in text["sources"]:
+        job = _Job(corpus_path, tokenizer, settings, dtype, PART_BYTES, scratch, whole, extends)
+        for source in sources:
             (whole / source).mkdir(exist_ok=True)
         parts = _parts(job, streams)
         with shared_by(job, workers or _worth(job, streams)) as run:
             _tokenize_all(job, parts, run)
-            cut = dict(run(_cut_stream, streams))
+            cut = dict(run(_cut_stream, [(s, split) for s in sources for split in corpus.SPLITS]))
         entries = {
-            source: {split: cut[source, split] for split in corpus.SPLITS}
-            for source in text["sources"]
+            source: {split: cut[source, split] for split in corpus.SPLITS} for source in sources
         }
         left_out = {source: entry for source, entry in entries.items() if _is_short(entry)}
         if len(left_out) == len(entries):
@@ -159,6 +174,25 @@ def build(settings: RowSettings, corpus_path: str, tokenizer: Tokenizer, workers
         f"{manifest['dropped_tokens']:,} tokens at the sources' ends fill no row."
     )
     return manifest
+
+
+def _extended(settings: RowSettings, tokenizer: Tokenizer, path: str) -> Store | None:
+    """The store to extend, if there is one; UserError where its rows and the new ones differ."""
+    if not path:
+        return None
+    store = open_store(path)
+    if store.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{path} was made with another tokenizer; give the one that it was made with as "
+            "--gin.tokenizer.path=FOLDER."
+        )
+    for name in ("length", "shard_rows"):
+        was, now = store.manifest["made_from"][name], getattr(settings, name)
+        if was != now:
+            raise UserError(
+                f"{path} was made with rows.{name} = {was}, not {now}; set the same here."
+            )
+    return store
 
 
 def _is_short(entry: dict[str, dict]) -> bool:
@@ -330,13 +364,22 @@ def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], di
     done = job.entry(source, split)
     if done.is_file():
         return stream, json.loads(done.read_text())
-    files = [job.tokens(part) for part in _parts(job, [stream])]
+    parts = _parts(job, [stream]) if job.text(source, split).parent.is_dir() else []
+    files = [job.tokens(part) for part in parts]
+    old = open_store(job.extends) if job.extends else None
+    former = old.manifest["sources"][source][split] if old and source in old.sources else None
     digest = sha256()
     totals = {"documents": 0, "bytes": 0, "tokens": 0}
     index = job.whole / source / f"{split}.documents"
 
     def stream_of_parts() -> Generator[np.ndarray, None, None]:
         with new_file(index, job.scratch) as file:
+            if old and former:
+                totals["documents"], totals["bytes"] = former["documents"], former["bytes"]
+                for ids in old.stream(source, split):
+                    digest.update(ids.data)
+                    totals["tokens"] += len(ids)
+                    yield ids
             for path in files:
                 with open(path, "rb") as part:
                     count, begun, size = np.fromfile(part, "<i8", 3).tolist()
@@ -367,6 +410,9 @@ def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], di
         "shards": shards,
         "index": _described(index),
     }
+    if former:
+        begun = {"rows": former["rows"], "sha256": former["sha256"]}
+        entry["extends"] = [*former.get("extends", []), begun]
     with new_file(done, job.scratch) as file:
         file.write(json.dumps(entry).encode())
     for path in files:

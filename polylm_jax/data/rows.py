@@ -22,7 +22,7 @@ A store is read from a local disk or from any path that fsspec knows, such as gs
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -174,13 +174,16 @@ class Store:
     ) -> bytearray:
         """The bytes of rows, of which each token has `size`."""
         indices = np.asarray(indices, np.int64)
-        counts = np.array([self.rows(source, split) for source in sources])
+        counts, firsts = np.zeros((2, len(sources)), np.int64)
+        for source in np.unique(which).tolist():  # a run may have read sources that are no more
+            counts[source] = self.rows(sources[source], split)
+            firsts[source] = self._first[sources[source], split]
         missing = (indices < 0) | (indices >= counts[which])
         if missing.any():
             source = which[missing][0]
             raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
         shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
-        files = np.array([self._first[source, split] for source in sources])[which] + shard
+        files = firsts[which] + shard
         starts = place * self._stride * size
         ends = starts + (self.length + 1) * size
         return bytearray().join(fetch(files.tolist(), starts.tolist(), ends.tolist()))
@@ -189,6 +192,15 @@ class Store:
     def _stride(self) -> int:
         """Tokens from a row's first to the next one's."""
         return self.length + 1 if self.marked else self.length
+
+    def stream(self, source: str, split: str = "train") -> Iterator[np.ndarray]:
+        """All tokens of a source in order, those between two rows once, in pieces [tokens]."""
+        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        for number, shard in enumerate(self.manifest["sources"][source][split]["shards"]):
+            with self._files.open(f"{self._root}/{source}/{shard['file']}", "rb") as file:
+                file.seek(dtype.itemsize * (number > 0))
+                while piece := file.read(2**24):
+                    yield np.frombuffer(piece, dtype)
 
     def origins(
         self, corpus_path: str, source: str, row: int, split: str = "train"
@@ -216,6 +228,11 @@ class Store:
         lines_at = _array(self._files, path, LINE)
         first = row * self.length
         begin = np.searchsorted(lines_at["token"], first, "right") - 1
+        if begin < 0:
+            raise UserError(
+                f"row {row} of {source} is of the rows that {self.path} extends; ask there for its "
+                "documents."
+            )
         end = np.searchsorted(lines_at["token"], first + self.length, "right")
         text = Path(corpus_path, source, f"{split}.jsonl")
         with open(text, "rb") as lines:

@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -230,18 +230,12 @@ def check_model(meta: Meta, size: Size, folder: str) -> None:
         )
 
 
-def check_fingerprints(meta: Meta, usable: Mapping[str, Collection[str]], folder: str) -> None:
-    """UserError naming what has changed since the checkpoint: tokenizer, rows or curriculum.
-
-    usable: of each, the fingerprints with which the run may go on.
-    """
-    changed = [
-        name for name, value in meta["fingerprints"].items() if value not in usable.get(name, ())
-    ]
-    if changed:
+def check_tokenizer(meta: Meta, fingerprint: str, folder: str) -> None:
+    """UserError where the checkpoint's tokenizer is another one."""
+    if meta["fingerprints"]["tokenizer"] != fingerprint:
         raise UserError(
-            f"the checkpoint in {folder} was trained with another {' and another '.join(changed)}; "
-            "put the former one back, or choose another train.folder."
+            f"the checkpoint in {folder} was trained with another tokenizer; put the former one "
+            "back, or choose another train.folder."
         )
 
 

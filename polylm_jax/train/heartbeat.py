@@ -22,6 +22,7 @@ BEAT = {
     **dict.fromkeys(("time?", "moved?"), float),
     **dict.fromkeys(("pid?", "step?", "steps?", "processes?"), COUNT),
     **dict.fromkeys(("state?", "host?", "reason?"), str),
+    "history?": [str],
     **dict.fromkeys(("tokens?", "skipped?", "slowest_host?"), COUNT),
     **dict.fromkeys(("loss?", "loss_before?", "steps_per_second?"), NUMBER),
     **dict.fromkeys(("tokens_per_second?", "slowest_host_seconds?", "memory_gib?"), NUMBER),

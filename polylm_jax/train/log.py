@@ -96,6 +96,8 @@ def _is_whole(record: Record) -> bool:
             and all(map(_is_number, record["bits_per_byte"].values()))
             and all(map(_is_number, record["loss"].values()))
         )
+    if kind in ("origin", "change"):
+        return _is_count(record["tokens"]) and isinstance(record["said"], str)
     if kind == "train":
         return (
             step > 0

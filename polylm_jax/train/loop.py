@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from polylm_jax.console import LiveLine
-from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum, rows_until_out
+from polylm_jax.data.curriculum import Curriculum, Schedule, rows_until_out
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
@@ -25,14 +25,15 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.ranges import Range, Seed, check
 from polylm_jax.sizes import Count, Size
-from polylm_jax.train import checkpoint, ending
+from polylm_jax.train import checkpoint, door, ending
 from polylm_jax.train.agreement import check_data, check_settings
-from polylm_jax.train.base import frozen, read_start
+from polylm_jax.train.base import check_base, frozen, open_start, read_moments, read_start
 from polylm_jax.train.claim import claimed
+from polylm_jax.train.course import Course, begun, going_on
 from polylm_jax.train.ends import RunEnded
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
-from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.train.optimizer import OptimizerSettings, in_steps
 from polylm_jax.train.progress import make_report
 from polylm_jax.train.remarks import differences, remarks
 from polylm_jax.train.restore import restore_state
@@ -59,7 +60,9 @@ class Training:
     checkpoint_every: steps from one to the next; one also comes at the end. 0: only that one.
     keep: checkpoints that stay. log_every: steps from one line to the next; 0: only the last.
     start: folder of a run whose newest parameters this one begins with, or with adapters keeps
-        frozen beside them. Optimizer, steps and rows begin anew.
+        frozen beside them. Optimizer, steps and rows begin anew, but for start_moments: with it the
+        optimizer's moments are taken, too.
+    accept_changes: step of the checkpoint from which on another curriculum or other rows hold.
     data_timeout: seconds that a step waits for its rows before the run ends with an error; 0: it
         waits for ever.
     """
@@ -75,6 +78,8 @@ class Training:
     checkpoint_every: Annotated[int, Range(1, also=(0, "only at the end"))] = 500
     keep: Annotated[int, Range(1, note="a large number keeps all")] = 3
     start: MaybePlace = ""
+    start_moments: bool = False
+    accept_changes: Annotated[int, Range(1, also=(0, "no changes"))] = 0
     data_timeout: Annotated[float, Range(0.001, 1e8, also=(0, "no limit"))] = 300.0
 
     def __post_init__(self) -> None:
@@ -83,6 +88,10 @@ class Training:
             raise UserError(
                 f"train.microbatches = {self.microbatches} does not divide train.batch = "
                 f"{self.batch}; choose a number that does."
+            )
+        if self.start_moments and not self.start:
+            raise UserError(
+                "train.start_moments takes those of another run; name that run in train.start."
             )
 
     def saves(self, step: int) -> bool:
@@ -108,7 +117,6 @@ class Run:
     mesh: Mesh
     store: Store
     tokenizer: Tokenizer
-    curriculum: Curriculum
     gin: str
     fingerprints: dict[str, str]
     manager: Any
@@ -146,32 +154,23 @@ def train(
     with claimed(training.folder, say), Heartbeat(training.folder, first) as heartbeat:
         former = read_heartbeat(training.folder) or {}
         heartbeat.tell(
-            step=former.get("step", 0), steps=training.steps, processes=together.processes()
+            step=former.get("step", 0),
+            steps=training.steps,
+            processes=together.processes(),
+            history=former.get("history", []),
         )
         check_settings(gin)
         store = open_store(rows)
-        curriculum = make_curriculum(
-            schedule,
-            {source: store.rows(source, "train") for source in store.sources},
-            store.length,
-        )
-        fingerprints = {
-            "tokenizer": tokenizer.fingerprint,
-            "row store": store.fingerprint,
-            "curriculum": curriculum.fingerprint(),
-        }
+        settings, optimizer = optimizer, in_steps(optimizer, training.batch * store.length)
+        fingerprints = {"tokenizer": tokenizer.fingerprint, "row store": store.fingerprint}
         check_data(fingerprints)
         mesh = make_mesh(mesh_shape)
         _check(training, size, mesh, store, tokenizer, lora)
-        _announce(training, size, mesh, store, curriculum)
 
         abstract = abstract_state(size, init, optimizer, mesh, lora)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         make = make_state(size, init, optimizer, lora)
         retention = Retention(training.keep)
-        # what happens at the end of a source changes no row before it
-        orders = {curriculum.with_end(end).fingerprint() for end in ("repeat", "refuse")}
-        usable = {name: {value} for name, value in fingerprints.items()} | {"curriculum": orders}
 
         def begin(parts: Sequence[str]) -> State:
             """These parts of a fresh state."""
@@ -179,22 +178,36 @@ def train(
             fresh = jax.jit(lambda key: chosen(make(key)), out_shardings=chosen(shardings))
             return fresh(jax.random.key(training.seed))
 
-        def load(step: int, meta: checkpoint.Meta) -> tuple[State, list[str]]:
+        def load(step: int, meta: checkpoint.Meta) -> tuple[State, Course, list[str]]:
             checkpoint.check_model(meta, size, training.folder)
-            checkpoint.check_fingerprints(meta, usable, training.folder)
+            checkpoint.check_tokenizer(meta, tokenizer.fingerprint, training.folder)
+            check_base(meta, fingerprints.get("base", ""), training.folder)
+            course, said = going_on(
+                meta, step, training.accept_changes, schedule, store, training.folder
+            )
             if not meta.get("imported"):
                 state, changed = restore_state(manager, step, meta, abstract, begin)
-                return state, [*changed, *differences(meta["gin"], gin)]
-            return around(checkpoint.restore_params(manager, step, size, mesh)), []
+                return state, course, [*changed, *differences(meta["gin"], gin), *said]
+            params = checkpoint.restore_params(manager, step, size, mesh)
+            rest = begin([part for part in abstract if part != "params"])
+            return rest | {"params": params}, course, []
 
-        def around(params: Any) -> State:
-            """A fresh state with these parameters."""
-            return begin([part for part in abstract if part != "params"]) | {"params": params}
-
-        def first_state() -> State:
-            if training.start and not lora.rank:
-                return around(read_start(training.start, size, tokenizer, mesh))
-            return begin(list(abstract))
+        def fresh() -> Start:
+            """Step 0, of nothing or with what another run has learned."""
+            if not training.start or lora.rank:
+                course = begun(schedule, store, {})
+                return Start(0, 0, begin(list(abstract)), course)
+            former = open_start(training.start, size, tokenizer.fingerprint)
+            origin = {"run": training.start, "step": former.step}
+            origin |= {"moments": training.start_moments}
+            origin |= {"params_checksum": checkpoint.params_checksum(former.meta)}
+            course = begun(schedule, store, origin)
+            if training.start_moments:
+                taken = read_moments(former, abstract)
+            else:
+                taken = {"params": door.read_params(former, mesh)}
+            rest = begin([part for part in abstract if part not in taken])
+            return Start(0, 0, rest | taken, course)
 
         with (
             jax.set_mesh(mesh),
@@ -204,15 +217,18 @@ def train(
         ):
             base: tuple[Any, ...] = ()  # what stays frozen, if anything
             if lora.rank:
-                params = read_start(training.start, size, tokenizer, mesh)
+                params = read_start(training.start, size, tokenizer.fingerprint, mesh)
                 whole, fingerprints["base"] = frozen(params, size, compute.dtype, mesh)
-                usable["base"] = {fingerprints["base"]}
                 base = (whole,)
+            retention.saved = checkpoint.saved(manager)
+            where = (manager, load, metrics)
+            start = newest_of(manager.all_steps(), *where) or fresh()
+            curriculum = start.course.curriculum
+            _announce(training, size, mesh, store, curriculum)
             update = make_update(
                 size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources), lora
             )
             evaluate = make_evaluate(size, compute, mesh, lora)
-            retention.saved = checkpoint.saved(manager)
             run = Run(
                 training,
                 optimizer.spike_patience,
@@ -220,7 +236,6 @@ def train(
                 mesh,
                 store,
                 tokenizer,
-                curriculum,
                 gin,
                 fingerprints,
                 manager,
@@ -235,10 +250,8 @@ def train(
             if not run.held_out:
                 metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
             tokens = training.steps * training.batch * store.length
-            for line in remarks(training.steps, optimizer, schedule, tokens):
+            for line in remarks(training.steps, settings, schedule, tokens):
                 metrics.say(line)
-            where = (manager, load, metrics)
-            start = newest_of(manager.all_steps(), *where) or Start(0, 0, first_state())
             if first:
                 put(f"{training.folder}/{MODEL}", tokenizer.model)
             unsound = int(start.state["skipped_in_a_row"]) > 0
@@ -259,18 +272,20 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     of them cannot share. The start's state is used up.
     """
     training, manager, metrics = run.training, run.manager, run.metrics
-    step, row, state = start
+    step, row, state, course = start
+    curriculum = course.curriculum
     skipped = int(state["skipped_in_a_row"])
     if step < training.steps or metrics.reaches_beyond(step):
         metrics.start(step)
+        for record in course.records:
+            if record["step"] == step:
+                metrics.write(record)
     if step >= training.steps:
         metrics.say(f"Step {step} of {training.steps} is done; raise train.steps to go on.")
         stuck = skipped >= run.patience
         return ending.stuck(training.folder, run.patience, step, step) if stuck else None
-    run.heartbeat.tell(step=step)
-    rows, out_of_rows = rows_until_out(
-        run.curriculum, row + (training.steps - step) * training.batch
-    )
+    run.heartbeat.tell(step=step, history=[record["said"] for record in course.records])
+    rows, out_of_rows = rows_until_out(curriculum, row + (training.steps - step) * training.batch)
     last = step + (rows - row) // training.batch
     if last < training.steps:
         metrics.say(f"Only {last} of {training.steps} steps can be done: then {out_of_rows}")
@@ -281,7 +296,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         training.batch,
         run.size,
         run.mesh,
-        run.curriculum,
+        curriculum,
         row,
         metrics,
         run.heartbeat,
@@ -330,9 +345,9 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     def save() -> None:
         in_a_row = int(state["skipped_in_a_row"])
         run.retention.saved[step] = Skipped(in_a_row, in_a_row >= run.patience)
-        meta = checkpoint.meta_of(
-            run.size, row, run.gin, run.fingerprints, run.retention.saved[step]
-        )
+        prints = run.fingerprints | {"curriculum": curriculum.fingerprint()}
+        meta = checkpoint.meta_of(run.size, row, run.gin, prints, run.retention.saved[step])
+        meta |= course.noted
         if metrics.unwritten:
             meta["unlogged"] = metrics.unwritten
         with clock.on("checkpoint"):
@@ -350,7 +365,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
             validate()
         feed = batches(
             run.store,
-            run.curriculum,
+            curriculum,
             batch_sharding(run.mesh),
             training.batch,
             row,

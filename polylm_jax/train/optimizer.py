@@ -1,6 +1,7 @@
 """AdamW with linear warm-up and cosine decay, from optax's parts."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ MOMENTS = ("float32", "bfloat16")
 LARGEST_NARROW_BETA = 0.98
 
 Steps = Annotated[int, Range(1)]
+Tokens = Annotated[float, Range(0, 1e18, also=(0, "steps count"))]
 Rate = Annotated[float, Range(0, HUGE)]
 Beta = Annotated[float, Range(0, 0.999999)]  # float32 would round what is closer to 1
 
@@ -23,6 +25,7 @@ class OptimizerSettings:
 
     peak_learning_rate: reached after warmup_steps, from start_learning_rate, linearly.
     final_share: the cosine ends at this share of the peak, decay_steps from the run's start.
+    warmup_tokens, decay_tokens: the same two in tokens of the run, whatever the batch; 0: in steps.
     clip: largest global norm of a gradient; 0 clips nothing.
     moments: dtype in which the moments are kept, "float32" or "bfloat16".
     spike_sigmas: a step whose loss or gradient norm lies more than this many standard deviations
@@ -41,6 +44,8 @@ class OptimizerSettings:
     final_share: Share = 0.1
     warmup_steps: Annotated[int, Range(0)] = 2000
     decay_steps: Steps = 608_000
+    warmup_tokens: Tokens = 0.0
+    decay_tokens: Tokens = 0.0
     beta1: Beta = 0.9
     beta2: Beta = 0.95
     eps: Annotated[float, Range(TINY, HUGE)] = 1e-8
@@ -54,7 +59,14 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         check(self, "optimizer")
-        if self.warmup_steps >= self.decay_steps:
+        in_tokens = self.warmup_tokens > 0, self.decay_tokens > 0
+        if all(in_tokens) and self.warmup_tokens >= self.decay_tokens:
+            raise UserError(
+                f"optimizer.warmup_tokens = {self.warmup_tokens:,.0f} is not below "
+                f"optimizer.decay_tokens = {self.decay_tokens:,.0f}; shorten the warm-up."
+            )
+        # one in steps and one in tokens are compared when the tokens of a step are known
+        if not any(in_tokens) and self.warmup_steps >= self.decay_steps:
             raise UserError(
                 f"optimizer.warmup_steps = {self.warmup_steps} is not below "
                 f"optimizer.decay_steps = {self.decay_steps}; shorten the warm-up."
@@ -66,8 +78,23 @@ class OptimizerSettings:
             )
 
 
+def in_steps(settings: OptimizerSettings, tokens_a_step: int) -> OptimizerSettings:
+    """The same settings with the learning rate's points in steps, the first that reach them."""
+    warmup, decay = settings.warmup_steps, settings.decay_steps
+    if settings.warmup_tokens:
+        warmup = math.ceil(settings.warmup_tokens / tokens_a_step)
+    if settings.decay_tokens:
+        decay = math.ceil(settings.decay_tokens / tokens_a_step)
+    return replace(
+        settings, warmup_steps=warmup, decay_steps=decay, warmup_tokens=0.0, decay_tokens=0.0
+    )
+
+
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
-    """Function of the step: linear warm-up, then cosine to final_share, then constant."""
+    """Function of the step: linear warm-up, then cosine to final_share, then constant.
+
+    settings: in steps, see in_steps.
+    """
     return optax.warmup_cosine_decay_schedule(
         init_value=settings.start_learning_rate,
         peak_value=settings.peak_learning_rate,

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from polylm_jax.data.curriculum import Schedule
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -25,21 +25,23 @@ def differences(old: str, new: str) -> list[str]:
 def remarks(steps: int, optimizer: OptimizerSettings, schedule: Schedule, tokens: int) -> list[str]:
     """Sentences on what of the settings a run of so many steps and tokens does not come to."""
     said = []
-    warmup, decay = optimizer.warmup_steps, optimizer.decay_steps
-    if warmup >= steps:
+    warmup, decay = _point(optimizer, "warmup"), _point(optimizer, "decay")
+    ends = {"steps": f"train.steps = {steps}", "tokens": f"the run's {tokens:,} tokens"}
+    lasts = {"steps": steps, "tokens": tokens}
+    if warmup.at >= lasts[warmup.unit]:
         said.append(
-            f"optimizer.warmup_steps = {warmup} reaches beyond train.steps = {steps}: the peak "
-            "learning rate is never reached."
+            f"{warmup} reaches beyond {ends[warmup.unit]}: the peak learning rate is never reached."
         )
-    if optimizer.final_share < 1 and decay > (1 + FAR) * steps:
+    last = lasts[decay.unit]
+    if optimizer.final_share < 1 and decay.at > (1 + FAR) * last:
         said.append(
-            f"optimizer.decay_steps = {decay} lies after train.steps = {steps}: the learning rate "
-            "does not come down to its final value."
+            f"{decay} lies after {ends[decay.unit]}: the learning rate does not come down to its "
+            "final value."
         )
-    if optimizer.final_share < 1 and decay < (1 - FAR) * steps:
+    if optimizer.final_share < 1 and decay.at < (1 - FAR) * last:
         said.append(
-            f"optimizer.decay_steps = {decay} lies before train.steps = {steps}: the last "
-            f"{steps - decay} steps keep the final learning rate."
+            f"{decay} lies before {ends[decay.unit]}: the last {last - int(decay.at):,} "
+            f"{decay.unit} keep the final learning rate."
         )
     curves: dict[str, Sequence[tuple[float, Any]]] = {"non_english": schedule.non_english}
     curves["weights"] = schedule.weights
@@ -51,6 +53,23 @@ def remarks(steps: int, optimizer: OptimizerSettings, schedule: Schedule, tokens
                 f"{tokens:,}."
             )
     return said
+
+
+class _Point(NamedTuple):
+    """Where the learning rate turns. unit: "steps" or "tokens"."""
+
+    name: str
+    unit: str
+    at: float
+
+    def __str__(self) -> str:
+        at = f"{self.at:,.0f}" if self.unit == "tokens" else f"{self.at}"
+        return f"optimizer.{self.name}_{self.unit} = {at}"
+
+
+def _point(optimizer: OptimizerSettings, name: str) -> _Point:
+    unit = "tokens" if getattr(optimizer, f"{name}_tokens") else "steps"
+    return _Point(name, unit, getattr(optimizer, f"{name}_{unit}"))
 
 
 def _values(gin: str) -> dict[str, str]:

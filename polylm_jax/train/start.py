@@ -6,20 +6,22 @@ from typing import NamedTuple
 import orbax.checkpoint as ocp
 
 from polylm_jax.train import checkpoint
+from polylm_jax.train.course import Course
 from polylm_jax.train.metrics import Metrics
 from polylm_jax.train.retention import sound
 from polylm_jax.train.step import State
 
-# (step, meta) to the state of that checkpoint, and what has to be said of it
-Load = Callable[[int, checkpoint.Meta], tuple[State, list[str]]]
+# (step, meta) to the state of that checkpoint, what is read from there on, and what has to be said
+Load = Callable[[int, checkpoint.Meta], tuple[State, Course, list[str]]]
 
 
 class Start(NamedTuple):
-    """How many steps are done, how many rows are read, and the state then."""
+    """How many steps are done, how many rows are read, the state then, and what the run reads."""
 
     step: int
     row: int
     state: State
+    course: Course
 
 
 def newest_of(
@@ -29,13 +31,13 @@ def newest_of(
     newest = checkpoint.restore_newest(manager, steps, load, metrics.say)
     if newest is None:
         return None
-    step, meta, (state, remarks) = newest
+    step, meta, (state, course, remarks) = newest
     metrics.say(f"Going on from step {step} of {manager.directory.parent}.")
     for remark in remarks:
         metrics.say(remark)
     for record in meta.get("unlogged", []):
         metrics.write(record)
-    return Start(step, meta["rows"], state)
+    return Start(step, meta["rows"], state, course)
 
 
 def newest_sound(manager: ocp.CheckpointManager, load: Load, metrics: Metrics) -> Start | None:

@@ -11,6 +11,7 @@ from polylm_jax import config, figures
 from polylm_jax.data import curriculum, rows
 from polylm_jax.files import MANIFEST, opened
 from polylm_jax.runs import Rows
+from polylm_jax.train.course import planned
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +25,14 @@ def run(given: argparse.Namespace) -> None:
     files, root = opened(settings.path)
     if stored := files.isfile(f"{root}/{MANIFEST}"):
         store = rows.open_store(settings.path)
-        sizes, length = {source: store.rows(source) for source in store.sources}, store.length
+        plan, length = (
+            planned(training.folder, training.accept_changes, schedule, store),
+            store.length,
+        )
     else:
         print(f"There are no rows at {settings.path}: all sources are taken, without epochs.")
         sizes, length = dict.fromkeys(curriculum.every_source(schedule), 1), settings.length
-    plan = curriculum.make_curriculum(schedule, sizes, length)
+        plan = curriculum.make_curriculum(schedule, sizes, length)
     print(f"Reading {total * length:,} tokens, {total:,} rows of {length}.")
     shown = Table("source", *(Column(name, justify="right") for name in ("tokens", "share")))
     if stored:

@@ -1,6 +1,7 @@
 """Tokenize the corpus into fixed-length rows; check them; show one."""
 
 import argparse
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -13,7 +14,9 @@ from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
 from polylm_jax.decode.chat import decode_after
 from polylm_jax.errors import UserError
+from polylm_jax.files import existing
 from polylm_jax.ranges import Range
+from polylm_jax.train.course import planned
 from polylm_jax.tune.instruct import schedule_of
 from polylm_jax.tune.packing import spans
 from polylm_jax.verbs import number
@@ -25,6 +28,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
     parser.add_argument("action", nargs="?", choices=("build", "verify", "show"), default="build")
     parser.add_argument("row", nargs="?", type=number("N", Row), help="of the run, to show")
+    parser.add_argument(
+        "--extend",
+        type=partial(existing, name="--extend"),
+        metavar="DIR",
+        help="rows that come first, to which those of the corpus are added",
+    )
     parser.add_argument("--source", default="", help="show a row of this source instead")
 
 
@@ -39,7 +48,10 @@ def run(given: argparse.Namespace) -> None:
         settings = config.get("rows")
         print(f"Packing {config.get('corpus').path} into rows of {settings.length} tokens.")
         manifest = packing.build(
-            settings, config.get("corpus").path, tokenizer.load(config.get("tokenizer").path)
+            settings,
+            config.get("corpus").path,
+            tokenizer.load(config.get("tokenizer").path),
+            extends=given.extend or "",
         )
         print(f"Rows of {len(manifest['sources'])} sources are in {settings.path}.")
 
@@ -61,11 +73,11 @@ def show_row(number: int | None, source: str) -> None:
             raise UserError(f'"{source}" has rows 0 to {store.rows(source) - 1:,}; ask for those.')
         print(f"Row {place:,} of the {store.rows(source):,} of {source}:")
     else:
-        sizes = {name: store.rows(name) for name in store.sources}
-        schedule = config.get("curriculum")
+        training, schedule = config.get("train"), config.get("curriculum")
         if store.marked:
+            sizes = {name: store.rows(name) for name in store.sources}
             schedule = schedule_of(sizes, config.get("tune").seed)
-        order = curriculum.make_curriculum(schedule, sizes, store.length)
+        order = planned(training.folder, training.accept_changes, schedule, store)
         indices, places = curriculum.locate(order, number, number + 1)
         source, place = order.sources[indices[0]], int(places[0])
         print(

@@ -21,11 +21,13 @@ from polylm_jax.__main__ import main
 from polylm_jax.data import corpus as documents
 from polylm_jax.data import documents as documents_room
 from polylm_jax.data import packing
+from polylm_jax.data.curriculum import Schedule, locate
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
 from polylm_jax.data.tokenizer import Tokenizer, TokenizerTraining, load, train
 from polylm_jax.errors import UserError
 from polylm_jax.files import resumed_folder
+from polylm_jax.train.course import begun, going_on
 from tests.conftest import gin_flags
 from tests.data.sentences import SENTENCES
 from tests.data.test_tokenizer import write_corpus
@@ -595,3 +597,78 @@ def test_sources_that_fill_no_row_are_left_out(tokenizer, settings, tmp_path, ca
     verify(store)
     with pytest.raises(UserError, match='no train rows of "sw"; it has de'):
         store.rows("sw")
+
+
+@pytest.fixture
+def extended(corpus, tokenizer, settings, tmp_path):
+    """A store, and one that extends it by more German, some Korean and no Thai."""
+    build(settings, corpus, tokenizer)
+    more = write_corpus(tmp_path / "more", {"de": TEXTS["de"][::-1], "ko": SENTENCES["ko"]})
+    new = replace(settings, path=str(tmp_path / "new"))
+    build(new, more, tokenizer, extends=settings.path)
+    return open_store(settings.path), open_store(new.path), more
+
+
+def test_rows_are_added_and_the_old_ones_stay_where_they_are(extended, tokenizer):
+    old, new, more = extended
+    verify(new)
+    assert new.sources == ("de", "ko", "th", "he", "en-de")
+    for source in old.sources:
+        had = old.rows(source)
+        first = old.read(source, np.arange(had))
+        np.testing.assert_array_equal(new.read(source, np.arange(had)), first)
+        stream = [first[0, 0], *first[:, 1:].ravel()]
+        added = TEXTS["de"][::-1] if source == "de" else []
+        for ids in tokenizer.encode(added):
+            stream += [*ids, 2]  # </s>
+        rows = (len(stream) - 1) // LENGTH
+        assert new.rows(source) == rows
+        last = new.read(source, np.arange(rows))
+        assert [last[0, 0], *last[:, 1:].ravel()] == stream[: rows * LENGTH + 1]
+        entry = old.manifest["sources"][source]["train"]
+        begun = {"rows": had, "sha256": entry["sha256"]}
+        assert new.manifest["sources"][source]["train"]["extends"] == [begun]
+    assert new.fingerprint != old.fingerprint
+    assert new.origins(more, "de", new.rows("de") - 1)[-1].file == f"{more}/de/train.jsonl"
+    with pytest.raises(UserError, match="row 0 of de is of the rows that"):
+        new.origins(more, "de", 0)
+
+
+def test_rows_of_other_settings_or_another_tokenizer_are_not_extended(
+    extended, corpus, tokenizer, settings, tmp_path
+):
+    old, new, more = extended
+    third = replace(settings, path=str(tmp_path / "third"))
+    with pytest.raises(UserError, match=r"made with rows\.length = 16, not 8"):
+        build(replace(third, length=8), more, tokenizer, extends=old.path)
+    with pytest.raises(UserError, match=r"made with rows\.shard_rows = 7, not 9"):
+        build(replace(third, shard_rows=9), more, tokenizer, extends=old.path)
+    other = train(TokenizerTraining(path=str(tmp_path / "other"), pieces=500), corpus)
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        build(third, more, other, extends=old.path)
+    # and once more: the chain grows, and each run knows what it has read
+    build(third, more, tokenizer, extends=new.path)
+    entry = open_store(third.path).manifest["sources"]["de"]["train"]
+    assert [one["rows"] for one in entry["extends"]] == [old.rows("de"), new.rows("de")]
+
+
+def test_a_run_knows_the_rows_that_it_has_read_in_an_extended_store(extended):
+    old, new, _ = extended
+    schedule = Schedule(non_english=((0, 1.0),), smoothing=0.0)
+    course = begun(schedule, old, {})
+    prints = {"row store": old.fingerprint, "curriculum": course.curriculum.fingerprint()}
+    meta = {"rows": 9, "fingerprints": prints} | json.loads(json.dumps(course.noted))
+    with pytest.raises(UserError, match=r"train\.accept_changes = 3"):
+        going_on(meta, 3, 0, schedule, new, "run")
+    course, said = going_on(meta, 3, 3, schedule, new, "run")
+    assert "More rows of de: those that are read are not read again." in said
+    plan, total = course.curriculum, 9 + 40 * new.rows("de")
+    source, row = locate(plan, 0, total)
+    for name in ("de", "ko", "th"):
+        read = row[source == plan.sources.index(name)].tolist()
+        assert sorted(read[: new.rows(name)]) == list(range(new.rows(name)))
+    # other rows of the same name are not taken for the same
+    stages = json.loads(json.dumps(meta["stages"]))
+    stages[0]["streams"]["th"] = "of another text"
+    course, said = going_on(meta | {"stages": stages}, 3, 3, schedule, new, "run")
+    assert "Other rows of th: they are read from the beginning." in said

@@ -62,6 +62,11 @@ def test_long_values_are_shown_where_they_part():
         (112, {"final_share": 1.0}, []),
         (10, {"decay_steps": 11}, ["warmup_steps = 10 reaches beyond train.steps = 10"]),
         (5, {}, ["warmup_steps = 10 reaches beyond", "decay_steps = 100 lies after"]),
+        (100, {"warmup_tokens": 99, "decay_tokens": 1000}, []),
+        (100, {"decay_tokens": 800}, ["decay_tokens = 800 lies before the run's 1,000 tokens"]),
+        (100, {"decay_tokens": 800}, ["the last 200 tokens keep the final learning rate"]),
+        (500, {"decay_tokens": 1200}, ["decay_tokens = 1,200 lies after the run's 1,000 tokens"]),
+        (100, {"warmup_tokens": 1e3, "decay_tokens": 1050}, ["warmup_tokens = 1,000 reaches bey"]),
     ],
 )
 def test_a_learning_rate_that_the_run_does_not_follow(steps, changed, words):

@@ -11,7 +11,7 @@ from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import Size
-from polylm_jax.train.optimizer import OptimizerSettings, learning_rate
+from polylm_jax.train.optimizer import OptimizerSettings, in_steps, learning_rate
 from polylm_jax.train.step import abstract_state, make_state, make_update
 
 SIZE = Size(vocabulary=64, context=16, layers=2, heads=4, d_model=16, d_ff=32)
@@ -133,6 +133,21 @@ def test_the_learning_rate_warms_up_and_ends_at_its_share():
     assert float(rate(305_000)) == pytest.approx(0.55e-4, rel=1e-2)
     assert float(rate(608_000)) == pytest.approx(1e-5)
     assert float(rate(700_000)) == pytest.approx(1e-5)
+
+
+def test_a_learning_rate_in_tokens_is_that_in_steps_whatever_the_batch():
+    steps = OptimizerSettings(warmup_steps=20, decay_steps=200)
+    tokens = OptimizerSettings(warmup_tokens=20 * 64, decay_tokens=200 * 64)
+    assert in_steps(tokens, 64) == steps
+    half = learning_rate(in_steps(tokens, 32))
+    for step in (0, 7, 20, 100, 200, 300):
+        assert half(2 * step) == pytest.approx(float(learning_rate(steps)(step)), rel=1e-3)
+    # a point between two steps is reached by the later one
+    assert in_steps(OptimizerSettings(warmup_tokens=65), 64).warmup_steps == 2
+    with pytest.raises(UserError, match=r"optimizer\.warmup_tokens = 9 is not below"):
+        OptimizerSettings(warmup_tokens=9, decay_tokens=9)
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps = 2000 is not below"):
+        in_steps(OptimizerSettings(decay_tokens=2000 * 64), 64)
 
 
 def test_a_warm_up_longer_than_the_decay_is_refused():

@@ -189,7 +189,7 @@ def test_adapters_alone_are_trained_and_saved_beside_their_base(tuned, flags_of_
     again, _ = run_to(3, tmp_path / "lora", flags_of_rows, *lora)
     assert again[:2] == losses
     run_to(1, tmp_path / "base", flags_of_rows)
-    with pytest.raises(UserError, match="trained with another base"):
+    with pytest.raises(UserError, match="trained beside another base"):
         run_to(4, tmp_path / "lora", flags_of_rows, "lora.rank=2", f"train.start={tmp_path}/base")
     with pytest.raises(UserError, match=r"name that run in train\.start"):
         run_to(1, tmp_path / "none", flags_of_rows, "lora.rank=2")
