@@ -10,6 +10,7 @@ from rich.table import Table
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
+from polylm_jax.decode.chat import decode_after
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import Range
 from polylm_jax.verbs import number
@@ -66,7 +67,14 @@ def show_row(number: int | None, source: str) -> None:
         )
     [ids] = store.read(source, np.array([place]))
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.EOS) + 1)
-    texts = vocabulary.decode([document.tolist() for document in documents])
+    # the first may go on from the row before, with the space that stands between them
+    before = store.read(source, np.array([place - 1]))[0, : store.length] if place else ids[:0]
+    begun = before[np.flatnonzero(before == tokenizer.EOS).max(initial=-1) + 1 :]
+    befores = [begun.tolist(), *([[]] * (len(documents) - 1))]
+    texts = [
+        decode_after(vocabulary, known, document.tolist())
+        for known, document in zip(befores, documents, strict=True)
+    ]
     print(visible("</s>\n".join(texts)))
     found = Table("document", "from", title="Where it is from")
     for origin in store.origins(config.get("corpus").path, source, place):
