@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar
 
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.sampling import NewTokens, Penalty, Sampling, Temperature, TopP
-from polylm_jax.errors import UserError
-from polylm_jax.ranges import OneOf
+from polylm_jax.ranges import OneOf, Range
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
+
+NO_SEARCH = "an answer is shown as it is made, so that no beams are searched"
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,10 @@ class ChatSettings(Sampling):
     top_p: TopP = 0.8
     repetition_penalty: Penalty = 1.02
     format: Annotated[str, OneOf(*FORMATS)] = "multialpaca"
-
-    def __post_init__(self) -> None:
-        for name in ("beams", "length_penalty", "early_stopping"):
-            value, default = getattr(self, name), getattr(Sampling, name)
-            if value != default:
-                raise UserError(
-                    f"chat.{name} = {value!r}; an answer is shown as it is made, so that no beams "
-                    f"are searched: leave it {default!r}."
-                )
-        super().__post_init__()
+    # what a search would heed
+    beams: Annotated[int, Range(1, 1, note=NO_SEARCH)] = 1
+    length_penalty: Annotated[float, Range(1, 1, note=NO_SEARCH)] = 1.0
+    early_stopping: Annotated[str, OneOf("no")] = "no"
 
 
 class TextStream:
