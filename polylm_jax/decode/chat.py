@@ -12,6 +12,8 @@ from polylm_jax.ranges import OneOf, Range
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 
+NO_SEARCH = "an answer is shown as it is made, so that no beams are searched"
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -171,9 +173,9 @@ class ChatSettings(Sampling):
     repetition_penalty: Penalty = 1.02
     format: Annotated[str, OneOf(*FORMATS)] = "multialpaca"
     keep_ends: bool = False
-    # an answer is shown as it is made, so that no beams are searched
-    beams: Annotated[int, Range(1, 1, note="a chat searches no beams")] = 1
-    length_penalty: Annotated[float, Range(1, 1, note="a chat searches no beams")] = 1.0
+    # what a search would heed
+    beams: Annotated[int, Range(1, 1, note=NO_SEARCH)] = 1
+    length_penalty: Annotated[float, Range(1, 1, note=NO_SEARCH)] = 1.0
     early_stopping: Annotated[str, OneOf("no")] = "no"
 
 
