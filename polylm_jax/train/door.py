@@ -57,6 +57,11 @@ def open_run(folder: str) -> Run:
         meta = checkpoint.read_meta(manager, step)
     except checkpoint.DAMAGE as error:
         raise checkpoint.damaged(manager, step, error) from error
+    if "base" in meta["fingerprints"]:
+        raise UserError(
+            f"{folder} holds adapters (lora.rank) to the parameters of the run that it began with, "
+            "which are trained on but not read yet; give that run, or tune all its weights."
+        )
     if checkpoint.params_checksum(meta) is None:
         print(
             f"note: {folder} was imported without a checksum, so nobody can tell whether its "
