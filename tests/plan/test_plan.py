@@ -15,7 +15,7 @@ from polylm_jax.plan.report import make_plan
 from polylm_jax.plan.search import candidates
 from polylm_jax.plan.slices import slice_of
 from polylm_jax.sizes import Size, flops_per_token
-from polylm_jax.verbs.plan import settings, slice_in
+from polylm_jax.verbs.plan import SLICE, settings, slice_in
 from tests.conftest import gin_flags
 
 RUNS = Path(__file__).parents[2] / "gin_configs" / "runs"
@@ -147,7 +147,7 @@ def test_a_slice_is_named_as_its_cloud_names_it():
 
 def test_every_run_named_after_a_slice_suits_it_and_stands_in_the_readme():
     table = (RUNS.parents[1] / "README.md").read_text()
-    for file in RUNS.glob("polylm_*_*_*.gin"):
+    for file in filter(lambda file: SLICE.search(file.stem), RUNS.glob("*.gin")):
         run, where = parsed(file.stem, {}), slice_of(slice_in(file.stem))
         check(run, where)
         assert make_plan(file.stem, run, where, None, 0.5).fits, file.stem
