@@ -53,8 +53,7 @@ def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -
             lock.write(f"{os.getpid()} {socket.gethostname()}")
             lock.flush()
         except BlockingIOError:
-            lock.seek(0)
-            return _refusal(folder, _holder(folder, lock.read()))
+            return _refusal(folder, _holder(folder, _owner(Path(place, LOCK))))
         except OSError:
             local = False  # a file system without locks
     beat = heartbeat.read_heartbeat(folder)
@@ -71,6 +70,15 @@ def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -
         if moved := _moved(folder, beat):
             return _refusal(folder, moved)
     return "" if local else _last_to_write(folder, beat)
+
+
+def _owner(lock: Path) -> str:
+    """What a lock's holder has written there; it may just be about to."""
+    for _ in range(20):
+        if owner := lock.read_text():
+            return owner
+        time.sleep(0.05)
+    return "? ?"
 
 
 def _holder(folder: str, owner: str) -> heartbeat.Beat:
