@@ -145,7 +145,7 @@ def test_a_run_that_refuses_to_repeat(path):
     mixture = register("polylm", store, curriculum)
     once = read(mixture.get_dataset(num_epochs=1))
     assert_equal(once, read_rows(store, curriculum, 0, len(once[0])))
-    with pytest.raises(Exception, match="have been read; set curriculum.on_end"):
+    with pytest.raises(Exception, match="have been read; set curriculum"):
         read(mixture.get_dataset(), len(once[0]) + 1)
 
 
