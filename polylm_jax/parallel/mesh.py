@@ -73,7 +73,10 @@ def resolve(shape: MeshShape, devices: int, slices: int = 1) -> tuple[int, int, 
 
 
 def slices_of(shape: MeshShape, devices: list[jax.Device]) -> list[list[jax.Device]]:
-    """The devices of each slice; as many for all. UserError where that is not what is there."""
+    """The devices of each slice; `resolve` says whether they are as many for all.
+
+    UserError where TPUs say that they are in other slices than the shape has.
+    """
     told = [getattr(device, "slice_index", 0) for device in devices]
     names = sorted(set(told)) if devices[0].platform == "tpu" else [0]
     if len(names) > 1:
@@ -90,7 +93,6 @@ def slices_of(shape: MeshShape, devices: list[jax.Device]) -> list[list[jax.Devi
         return slices
     count = shape.slices or 1
     size = len(devices) // count
-    resolve(shape, len(devices), count)
     return [devices[i * size : (i + 1) * size] for i in range(count)]
 
 
