@@ -115,11 +115,12 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_files_of_a_calm_one(
             arguments = ["self-instruct", part, *flags_of(server, tmp_path)]
             arguments.append(f"--gin.writer.concurrency={concurrency}")
             for _ in range(5):
-                process = processes.Process(target=child.run, args=(arguments,))
+                process = processes.Process(target=child.run, args=(arguments, {"STAND_IN_KEY": KEY}))
                 process.start()
                 wanted = server.seen + draw.randint(1, 5)
                 while server.seen < wanted and process.is_alive():
                     time.sleep(0.001)
+                assert process.is_alive() or process.exitcode == 0
                 time.sleep(draw.uniform(0, 0.03))
                 process.kill()
                 process.join()
@@ -138,7 +139,7 @@ def test_a_run_that_is_asked_to_stop_finishes_what_is_under_way(calm, tmp_path):
     with endpoint(delay=0.1) as server:
         assert self_instruct("seeds", server, tmp_path) == 0
         arguments = ["self-instruct", "run", *flags_of(server, tmp_path, writer__concurrency=4)]
-        process = processes.Process(target=child.run, args=(arguments,))
+        process = processes.Process(target=child.run, args=(arguments, {"STAND_IN_KEY": KEY}))
         process.start()
         wanted = server.seen + 8
         while server.seen < wanted and process.is_alive():
