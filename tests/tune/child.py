@@ -8,7 +8,7 @@ from polylm_jax.verbs import self_instruct  # noqa: F401
 
 
 def run(arguments, variables):
-    """Runs the command line in silence. variables: of the environment, as the server has its own."""
+    """Runs the command line in silence. variables: of the environment; the server has its own."""
     os.environ |= variables
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)

@@ -115,7 +115,9 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_files_of_a_calm_one(
             arguments = ["self-instruct", part, *flags_of(server, tmp_path)]
             arguments.append(f"--gin.writer.concurrency={concurrency}")
             for _ in range(5):
-                process = processes.Process(target=child.run, args=(arguments, {"STAND_IN_KEY": KEY}))
+                process = processes.Process(
+                    target=child.run, args=(arguments, {"STAND_IN_KEY": KEY})
+                )
                 process.start()
                 wanted = server.seen + draw.randint(1, 5)
                 while server.seen < wanted and process.is_alive():
