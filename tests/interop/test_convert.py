@@ -115,7 +115,8 @@ def test_a_run_begins_with_an_imported_model(trained, tiny, tmp_path, capsys):
     out, back, run = (tmp_path / name for name in ("out", "back", "run"))
     assert main(["export", f"--run={trained}", f"--to={out}"]) == 0
     assert main(["import", f"--from={out}", f"--run={back}"]) == 0
-    settings = tiny | {"train.folder": run, "train.steps": 2, "train.start": back}
+    settings = tiny | {"train.folder": run, "train.steps": 2, "train.validate_rows": 1}
+    settings |= {"train.start": back}
     moments = settings | {"train.start_moments": True}
     assert main(["train", *gin_flags(moments)]) == 1
     assert "was imported and has no moments" in capsys.readouterr().err
