@@ -7,7 +7,7 @@ What they say is kept out of the corpus, so that none of it is trained on before
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

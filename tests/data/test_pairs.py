@@ -32,10 +32,13 @@ MESSAGES = [
     for thing in THINGS
     for doing, (german, french) in DOINGS.items()
 ]
-DIALOGUES = [(f"Ask {thing} of me?", f"I know the {thing}.", f"Then the {thing} is good.") for thing in THINGS]
+DIALOGUES = [
+    (f"Ask {thing} of me?", f"I know the {thing}.", f"Then the {thing} is good.")
+    for thing in THINGS
+]
 GERMAN, FRENCH = ({english: both[n] for english, both in MESSAGES} for n in (0, 1))
 # what the manual says holds what some messages say, in other letters and signs
-MANUAL = [f"Please note: delete  the {thing}, now or never" for thing in THINGS]
+MANUAL = [f"Please note: delete, the {thing} – now or never." for thing in THINGS]
 
 
 def fake_download(command, cwd, **_):
@@ -101,7 +104,9 @@ def told(row: dict) -> tuple[str, str, str]:
     kind, _, text = row["prompt"].partition(": ")
     into = kind.removeprefix("Translate into ")
     if into == "English":
-        language = "de" if row["completion"] in GERMAN and GERMAN[row["completion"]] == text else "fr"
+        language = (
+            "de" if row["completion"] in GERMAN and GERMAN[row["completion"]] == text else "fr"
+        )
         return language, row["completion"], text
     return {"German": "de", "French": "fr"}[into], text, row["completion"]
 
@@ -153,14 +158,18 @@ def test_the_corpus_says_nothing_of_the_pairs_and_all_else(build, tmp_path):
         assert all(gone(line) or line in partners or "-" in source for line in taken), source
     assert any(line in left["en"] for line in MANUAL)
     assert not all(line in left["en"] for line in MANUAL)
-    assert "Close" in left["en"] and "Fermer" in left["fr"]
+    assert "Close" in left["en"]
+    assert "Fermer" in left["fr"]
 
 
 def test_no_row_to_pre_train_on_holds_a_pair(build, tmp_path, tiny):
     build(0.4)
     paths = {"corpus.path": tmp_path, "corpus.text": "", "rows.path": tmp_path / "rows"}
     assert main(["rows", *gin_flags(tiny | paths)]) == 0
-    store, vocabulary = open_store(str(tmp_path / "rows")), tokenizer.load(str(tiny["tokenizer.path"]))
+    store, vocabulary = (
+        open_store(str(tmp_path / "rows")),
+        tokenizer.load(str(tiny["tokenizer.path"])),
+    )
     read = {
         source: plain(
             "".join(
@@ -172,10 +181,10 @@ def test_no_row_to_pre_train_on_holds_a_pair(build, tmp_path, tiny):
         for source in store.sources
     }
     assert any(plain(line) in read["en"] for line in MANUAL)
-    for some in pairs_in(tmp_path).values():
-        for row in some:
-            for text in (row["prompt"].rpartition(": ")[2], row["completion"]):
-                assert not any(plain(text) in texts for texts in read.values()), text
+    for row in (row for some in pairs_in(tmp_path).values() for row in some):
+        talk = row["from"] == "chatterbot-corpus"
+        for text in (row["prompt"], row["completion"]) if talk else told(row)[1:]:
+            assert not any(plain(text) in texts for texts in read.values()), text
 
 
 @pytest.mark.parametrize(
