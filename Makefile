@@ -32,8 +32,9 @@ demo: $(VENV)/ready
 	$(POLYLM) report --run=$(RUN)
 	$(POLYLM) tune --gin_file=gin_configs/runs/demo_tune.gin
 	$(POLYLM) generate --chat --run=$(TUNED) --gin.sampling.new_tokens=32 \
-		--gin.sampling.temperature=0 --prompt="Translate into German: Select a page" \
-		--prompt="Translate into English: Seleccione una página"
+		--gin.sampling.temperature=0 --gin.sampling.repetition_penalty=1.3 \
+		--prompt="Translate into Spanish: Open in the Main Area" \
+		--prompt="Translate into English: Ja, löschen"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
