@@ -161,7 +161,7 @@ def _compile(run: Run, where: Slice) -> Compiled:
 def _key(run: Run, where: Slice) -> str:
     """Hash of all that the answer follows from: settings, slice, versions and the step's code."""
     code = hashlib.sha256()
-    for part in ("model/*", "parallel/*", "train/*", "plan/collectives", "plan/slices"):
+    for part in ("model/*", "parallel/*", "train/*", "plan/collectives", "plan/hlo", "plan/slices"):
         for path in sorted(PACKAGE.glob(f"{part}.py")):
             code.update(path.read_bytes())
     training = {name: getattr(run.training, name) for name in ("batch", "microbatches")}

@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from polylm_jax.plan.collectives import BETWEEN, collectives, trips
+from polylm_jax.plan.collectives import BETWEEN, collectives
+from polylm_jax.plan.hlo import trips
 
 # Lines of a program for 16 v5e chips, shortened: a loop over 24 layers, in it a product whose
 # operand goes round a ring two steps a trip, and a gather cut into two pieces, one in that loop.
