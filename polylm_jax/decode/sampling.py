@@ -115,6 +115,7 @@ def best(scores: jax.Array) -> jax.Array:
     return jnp.where(greatest, places, scores.shape[-1]).min(-1)
 
 
+@jax.named_scope("choice")
 def choose(
     scores: jax.Array, seen: jax.Array | None, keys: jax.Array, drawn: jax.Array, sampling: Sampling
 ) -> jax.Array:

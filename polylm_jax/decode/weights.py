@@ -7,7 +7,6 @@ scale of its output channel (of its row, in the embedding and position tables).
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,24 +15,8 @@ import jax.numpy as jnp
 
 from polylm_jax.model.decoder import COMPUTE_DTYPES
 from polylm_jax.model.parameters import Parameter, layer_parameters, outer_parameters
+from polylm_jax.model.products import Int8
 from polylm_jax.sizes import Size
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Int8:
-    """A quantised weight: int8 weights times float32 scales, 1 wide on the input axes."""
-
-    weights: jax.Array
-    scales: jax.Array
-
-    def astype(self, dtype: Any) -> jax.Array:
-        """The weight itself, rounded once."""
-        return (self.weights * self.scales).astype(dtype)
-
-    def __getitem__(self, rows: jax.Array) -> jax.Array:
-        """Rows of a table, float32."""
-        return self.weights[rows] * self.scales[rows]
 
 
 def for_decoding(params: Any, size: Size, dtype: str, int8: bool = False) -> dict[str, Any]:

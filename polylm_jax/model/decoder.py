@@ -33,7 +33,15 @@ from polylm_jax.model.parameters import (
     layer_parameters,
     outer_parameters,
 )
-from polylm_jax.model.products import linear
+from polylm_jax.model.products import (
+    FLOAT32,
+    QKV,
+    Int8,
+    linear,
+    one_product,
+    query_key_value,
+    weighed,
+)
 from polylm_jax.ranges import OneOf, Range, check
 from polylm_jax.sizes import Size
 
@@ -73,8 +81,9 @@ class Compute:
     shard_length: split the residual stream between the layers along the length over mesh
         axis tensor, too (Megatron's sequence parallelism): less memory, the same traffic.
     unroll: layers in one turn of the loop over them: more of them compile longer. All
-        save the copies into and out of the loop's arrays, 14% of a small step on a CPU.
-    loss_block: tokens of one device whose logits are held at a time.
+        save the copies into and out of the loop's arrays, 14% of a small step on a CPU. 0: by the
+        device, see parallel.sharding.for_device.
+    loss_block: tokens of one device whose logits are held at a time; 0: by the device, too.
     attend_across_documents: False resets attention at each document's end; the release does not.
     cache_dtype: of keys and values kept while decoding; as dtype if None.
     prefill_chunk: tokens of a prompt read at a time, a power of two.
@@ -85,8 +94,8 @@ class Compute:
     remat: Annotated[str, OneOf(*REMAT_POLICIES)] = "full"
     attention: Annotated[str, OneOf(*ATTENTION)] = "auto"
     shard_length: bool = False
-    unroll: Annotated[int, Range(1)] = 1
-    loss_block: Annotated[int, Range(1)] = 1024
+    unroll: Annotated[int, Range(1, also=(0, "by the device"))] = 0
+    loss_block: Annotated[int, Range(1, also=(0, "by the device"))] = 0
     attend_across_documents: bool = True
     cache_dtype: Dtype | None = None
     prefill_chunk: Annotated[int, Range(1)] = 128
@@ -122,19 +131,49 @@ def gelu(x: jax.Array) -> jax.Array:
 
 def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = x.astype(jnp.float32)
-    tanh = jnp.tanh(GELU_SCALE * (wide + GELU_CUBE * wide**3))
-    return (0.5 * wide * (1 + tanh)).astype(x.dtype), x
+    return (0.5 * wide * (1 + _tanh(wide))).astype(x.dtype), x
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     wide = x.astype(jnp.float32)
-    tanh = jnp.tanh(GELU_SCALE * (wide + GELU_CUBE * wide**3))
+    tanh = _tanh(wide)
     inner = GELU_SCALE * (1 + 3 * GELU_CUBE * wide**2)
     slope = 0.5 * (1 + tanh) + 0.5 * wide * (1 - tanh**2) * inner
     return ((gradient * slope).astype(x.dtype),)
 
 
+def _tanh(x: jax.Array) -> jax.Array:
+    """tanh(√(2/π)·(x + 0.044715·x³)) of GELU, float32.
+
+    A GPU's compiler holds tanh for dear and writes it to memory between two kernels; the same by
+    one exponential it computes in both.
+    """
+    inner = lambda x: GELU_SCALE * (x + GELU_CUBE * x**3)  # noqa: E731
+    return jax.lax.platform_dependent(
+        x,
+        cuda=lambda x: 2 / (1 + jnp.exp(-2 * inner(x))) - 1,
+        default=lambda x: jnp.tanh(inner(x)),
+    )
+
+
 gelu.defvjp(_gelu, _gelu_backward)
+
+
+def keeping(names: tuple[str, ...]) -> Callable[..., Any]:
+    """The policy of jax.checkpoint that keeps the results of these names, see REMAT_POLICIES.
+
+    The forward kernel of cuDNN's attention names nothing. What it gives, its result and the sums
+    of its softmax, is what its backward kernel wants; else the forward kernel runs again.
+    """
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(*names)
+    if "attention" not in names:
+        return policy
+
+    def of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name.startswith("dot_product_attention_fwd")
+
+    return policies.save_from_both_policies(policy, of_cudnn)
 
 
 def declare(module: nn.Module, table: dict[str, Parameter], init: Init, layers: int) -> Any:
@@ -172,21 +211,38 @@ class Layer(nn.Module):
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
 
+        def adapter(equation: str, x: jax.Array, name: str) -> jax.Array | None:
+            if not self.has_variable("lora", f"{name}_a"):
+                return None
+            a: jax.Array = self.get_variable("lora", f"{name}_a")
+            b: jax.Array = self.get_variable("lora", f"{name}_b")
+            return adapted(equation, x, a, b, self.adapter_scale)
+
+        def named(y: jax.Array, added: jax.Array | None, name: str) -> jax.Array:
+            return checkpoint_name(y if added is None else (y + added).astype(y.dtype), name)
+
         def apply(equation: str, x: jax.Array, name: str) -> jax.Array:
-            y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
-            if self.has_variable("lora", f"{name}_a"):
-                a: jax.Array = self.get_variable("lora", f"{name}_a")
-                b: jax.Array = self.get_variable("lora", f"{name}_b")
-                y = (y + adapted(equation, x, a, b, self.adapter_scale)).astype(y.dtype)
-            return checkpoint_name(y, name)
+            with jax.named_scope(name):
+                y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
+                return named(y, adapter(equation, x, name), name)
 
         def norm(name: str) -> jax.Array:
-            y = layer_norm(x, value_of(f"{name}_scale"), value_of(f"{name}_bias")).astype(dtype)
+            with jax.named_scope(name):
+                y = layer_norm(x, value_of(f"{name}_scale"), value_of(f"{name}_bias"))
+                y = y.astype(dtype)
             return self.constrain(y, "batch", None, None)
 
-        qkv = apply("bld,dkhe->blkhe", norm("attention_norm"), "qkv")
-        qkv = self.constrain(qkv, "batch", None, None, "heads", None)
-        query, key, value = jnp.unstack(qkv, axis=2)
+        normed = norm("attention_norm")
+        with jax.named_scope("qkv"):
+            # while decoding the number of kernels counts
+            product = query_key_value if slots is None else one_product
+            found = product(normed, value_of("qkv"), value_of("qkv_bias"))
+            added = adapter(QKV, normed, "qkv")
+            parts = [None] * 3 if added is None else jnp.unstack(added, axis=2)
+            query, key, value = (
+                self.constrain(named(y, part, "qkv"), "batch", None, "heads", None)
+                for y, part in zip(found, parts, strict=True)
+            )
         if slots is not None:
             slots = {
                 name: self.constrain(
@@ -200,13 +256,16 @@ class Layer(nn.Module):
             wide = jnp.promote_types(dtype, slots["key"].dtype)
             key, value = (slots[name].swapaxes(1, 2).astype(wide) for name in ("key", "value"))
             query = query.astype(wide)
-        mixed = self.attend(query, key, value, scope).astype(dtype)
+        with jax.named_scope("attention"):
+            mixed = self.attend(query, key, value, scope).astype(dtype)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)
 
         hidden = apply("bld,df->blf", norm("mlp_norm"), "mlp_in")
         hidden = self.constrain(hidden, "batch", None, "mlp")
-        x = x + apply("blf,fd->bld", gelu(hidden), "mlp_out")
+        with jax.named_scope("gelu"):
+            hidden = gelu(hidden)
+        x = x + apply("blf,fd->bld", hidden, "mlp_out")
         return self.constrain(x, "batch", "length", None), slots
 
 
@@ -268,7 +327,8 @@ class Decoder(nn.Module):
             table, places = table.astype(dtype), places.astype(dtype)
         table = self.constrain(table, "vocabulary", None)
         places = self.constrain(places, None, None)
-        x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
+        with jax.named_scope("embedding"):
+            x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
         scope = documents
@@ -284,17 +344,18 @@ class Decoder(nn.Module):
         settings = (self.size, self.compute, self.initial, *how)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]
+            unroll = self.compute.unroll or 1
             if kept is not None:
-                policy = jax.checkpoint_policies.save_only_these_names(*kept)
+                policy = keeping(kept)
                 # in a loop of one turn the compiler would see both and keep the first
-                layer = nn.remat(Layer, policy=policy, prevent_cse=self.compute.unroll > 1)
+                layer = nn.remat(Layer, policy=policy, prevent_cse=unroll > 1)
             layers = nn.scan(
                 layer,
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),
                 length=self.size.layers,
-                unroll=self.compute.unroll,
+                unroll=unroll,
             )
             x, _ = layers(*settings, name="layers")(x, None, scope, positions)
         else:
@@ -304,18 +365,18 @@ class Decoder(nn.Module):
                 x, new = Layer(*settings, name=f"layer_{number}")(x, held, scope, positions)
                 written.append(new)
             cache = tuple(written)
-        x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
+        with jax.named_scope("final_norm"):
+            x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
         return x.astype(dtype), cache
 
 
-def logits(hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+@jax.named_scope("logits")
+def logits(hidden: jax.Array, embedding: jax.Array | Int8) -> jax.Array:
     """Scores of the next token, float32 [..., vocabulary].
 
     hidden: [..., d_model]; embedding: [vocabulary, d_model].
     """
-    return jnp.einsum(
-        "...d,vd->...v", hidden, embedding.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    return weighed("...d,vd->...v", hidden, embedding, FLOAT32)
 
 
 def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
@@ -327,6 +388,7 @@ def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
     )
 
 
+@jax.named_scope("cache")
 def write(slots: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
     """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on."""
     put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)

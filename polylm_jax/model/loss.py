@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+BLOCK = 1024  # tokens, where the settings leave it to the device
+
 
 @dataclass(frozen=True)
 class Head:
@@ -40,8 +42,11 @@ class LossAxes:
 
 
 def positions_per_block(length: int, rows: int, block: int) -> int:
-    """Largest divisor of length with which rows x positions stays within block tokens."""
-    wanted = max(1, block // rows)
+    """Largest divisor of length with which rows x positions stays within block tokens.
+
+    block: 0 for BLOCK.
+    """
+    wanted = max(1, (block or BLOCK) // rows)
     return next(n for n in range(min(wanted, length), 0, -1) if length % n == 0)
 
 
@@ -136,7 +141,7 @@ def _learned(
     They are taken first, as many blocks as they fill; the rest of the last block has weight 0.
     """
     tokens = weights.size
-    width = next(n for n in range(min(block, tokens), 0, -1) if tokens % n == 0)
+    width = next(n for n in range(min(block or BLOCK, tokens), 0, -1) if tokens % n == 0)
     h, target, weight = (x.reshape(tokens, *x.shape[2:]) for x in (hidden, targets, weights))
     order = jnp.argsort(weight <= 0, stable=True)
     turns = -(-jnp.sum(weight > 0) // width)
@@ -203,7 +208,7 @@ def cross_entropy(
     hidden: [batch, length, d_model] in the compute dtype; embedding: [vocabulary, d_model],
     float32 or, if frozen, the compute dtype; targets: int32 [batch, length]; weights: float32
     [batch, length], none below 0.
-    block: tokens of a device whose logits exist at a time.
+    block: tokens of a device whose logits exist at a time; 0 for BLOCK.
     axes: how the mesh in context splits rows and vocabulary. head: what of it is computed.
     Returns (sum(weights · loss), loss [batch, length]), float32; gradients flow from the
     sum only, to hidden and, unless frozen, to embedding.

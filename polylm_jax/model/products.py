@@ -1,11 +1,30 @@
 """Matrix products of activations and weights: narrow operands, sums in float32."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 FLOAT32 = jnp.dtype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8:
+    """A quantised weight: int8 weights times float32 scales, 1 wide on the input axes."""
+
+    weights: jax.Array
+    scales: jax.Array
+
+    def astype(self, dtype: Any) -> jax.Array:
+        """The weight itself, rounded once."""
+        return (self.weights * self.scales).astype(dtype)
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        """Rows of a table, float32."""
+        return self.weights[rows] * self.scales[rows]
 
 
 def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -24,6 +43,21 @@ def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Arra
     return jax.lax.platform_dependent(x, y, cpu=wide, default=narrow)
 
 
+def weighed(equation: str, x: jax.Array, weight: jax.Array | Int8, dtype: jnp.dtype) -> jax.Array:
+    """dot with a weight, cast to the dtype of x; the scales of int8 multiply the result.
+
+    An integer is exact in bfloat16, and a product reads it as it lies in memory; the weight times
+    its scales would have to be written there first, at every token.
+    """
+    if not isinstance(weight, Int8):
+        return dot(equation, x, weight.astype(x.dtype), dtype)
+    operands, result = equation.split("->")
+    axes = operands.split(",")[1]
+    inputs = [place for place, axis in enumerate(axes) if axis not in result]
+    product = dot(equation, x, weight.weights.astype(x.dtype), FLOAT32)
+    return (product * weight.scales.squeeze(inputs)).astype(dtype)
+
+
 def _over_tokens(x: jax.Array) -> jax.Array:
     """Sum over the first two axes in float32; a CPU does it fastest as a product with ones."""
 
@@ -39,10 +73,10 @@ def _over_tokens(x: jax.Array) -> jax.Array:
 def linear(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
-    x: [batch, length, …] in the compute dtype. weight, bias: float32.
+    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight Int8.
     The gradient of x is in its dtype; those of weight and bias are float32, never rounded to less.
     """
-    return dot(equation, x, weight.astype(x.dtype), x.dtype) + bias.astype(x.dtype)
+    return weighed(equation, x, weight, x.dtype) + bias.astype(x.dtype)
 
 
 def _forward(
@@ -69,3 +103,69 @@ def _backward(
 
 
 linear.defvjp(_forward, _backward)
+
+
+QKV = "bld,dkhe->blkhe"
+
+
+def one_product(
+    x: jax.Array, weight: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """query_key_value by one product of the whole kernel, float32 or Int8."""
+    query, key, value = jnp.unstack(linear(QKV, x, weight, bias), axis=2)
+    return query, key, value
+
+
+@jax.custom_vjp
+def query_key_value(
+    x: jax.Array, weight: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """linear of a layer's qkv kernel, its three results apart: each [batch, length, heads, size].
+
+    x: [batch, length, d]; weight: [d, 3, heads, size]; bias: [3, heads, size]; float32.
+    A GPU takes three products, whose biases are part of them: it would copy one product's result
+    into three, and three gradients into one. Other platforms read x once.
+    """
+
+    def three_products(x, weight, bias):
+        d, kinds, heads, size = weight.shape
+        found = (
+            linear("bld,df->blf", x, weight[:, kind].reshape(d, -1), bias[kind].reshape(-1))
+            for kind in range(kinds)
+        )
+        return tuple(y.reshape(*x.shape[:2], heads, size) for y in found)
+
+    return jax.lax.platform_dependent(x, weight, bias, cuda=three_products, default=one_product)
+
+
+def _qkv_forward(x, weight, bias):
+    return query_key_value(x, weight, bias), (x, weight)
+
+
+def _qkv_backward(residuals, gradients):
+    x, weight = residuals
+
+    def one(x, weight, *gradients):
+        return _backward(QKV, (x, weight), jnp.stack(gradients, axis=2))
+
+    def three(x, weight, *gradients):
+        d, _, heads, size = weight.shape
+        found = [
+            _backward(
+                "bld,df->blf",
+                (x, weight[:, kind].reshape(d, -1)),
+                gradient.reshape(*x.shape[:2], -1),
+            )
+            for kind, gradient in enumerate(gradients)
+        ]
+        of_x, of_weight, of_bias = zip(*found, strict=True)
+        return (
+            sum(of_x),
+            jnp.stack([one.reshape(d, heads, size) for one in of_weight], axis=1),
+            jnp.stack([one.reshape(heads, size) for one in of_bias]),
+        )
+
+    return jax.lax.platform_dependent(x, weight, *gradients, cuda=three, default=one)
+
+
+query_key_value.defvjp(_qkv_forward, _qkv_backward)

@@ -1,6 +1,7 @@
 """The one table from logical axes to mesh axes, and the shardings that follow from it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from polylm_jax.chips import chip_of
 from polylm_jax.errors import UserError
 from polylm_jax.model.attention import LANES, cudnn, splash, staircase
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.lora import Lora, adapter_axes
-from polylm_jax.model.loss import LossAxes
+from polylm_jax.model.loss import BLOCK, LossAxes
 from polylm_jax.model.parameters import logical_axes
 from polylm_jax.sizes import Size
 
@@ -27,6 +29,7 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 }
 # Attention kernels by the platform of a device.
 KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
+MOST_IN_BLOCK = 2048  # tokens of the loss; more take memory and gain little
 LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor")
 
 
@@ -108,6 +111,24 @@ def constrainer(mesh: Mesh, shard_length: bool = False) -> Callable[..., jax.Arr
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*parts)))
 
     return constrain
+
+
+def for_device(compute: Compute, layers: int, kind: str) -> Compute:
+    """The settings with those that are left to the device, 0, chosen for one of this kind.
+
+    unroll: all layers on a GPU, whose compiler else copies what each keeps into the loop's arrays
+    and writes zeros there first; elsewhere 1. loss_block: so many tokens that the product which
+    updates the embedding's gradient, 8 bytes of it for 2 FLOPs a token, is not bound by memory.
+    """
+    chip = chip_of(kind)
+    block = BLOCK
+    while chip and block / 4 < chip.flops / chip.bandwidth and block < MOST_IN_BLOCK:
+        block *= 2
+    return replace(
+        compute,
+        unroll=compute.unroll or (layers if kind.startswith("NVIDIA") else 1),
+        loss_block=compute.loss_block or block,
+    )
 
 
 def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | None:

@@ -5,9 +5,10 @@ import json
 import re
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import AXES, MeshShape, make_mesh, resolve
-from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.parallel.platform import compiler_options
+from polylm_jax.parallel.sharding import batch_sharding, for_device
 from polylm_jax.plan.collectives import Collective, collectives
-from polylm_jax.plan.slices import Slice, devices_of, missing_compiler
+from polylm_jax.plan.slices import FAMILIES, Slice, devices_of, missing_compiler
+from polylm_jax.plan.text import RATES, Part, kernels, parts
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -49,7 +52,7 @@ class Compiled:
 
     fits: whether it found room for the step. needed, available: bytes it names where it did
     not. peak: most bytes in use at once, arguments among them. arguments: state and batch.
-    seconds: it took.
+    seconds: it took. parts: where the step's time goes, by its text.
     """
 
     fits: bool
@@ -59,6 +62,13 @@ class Compiled:
     available: float = 0
     seconds: float = 0
     collectives: tuple[Collective, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+
+def on(where: Slice, run: Run) -> Run:
+    """The run with what its settings leave to the device chosen for a chip of the slice."""
+    kind = FAMILIES[where.family][0]
+    return replace(run, compute=for_device(run.compute, run.size.layers, kind))
 
 
 def whole_mesh(run: Run, where: Slice) -> tuple[int, int, int]:
@@ -106,7 +116,8 @@ def compile_step(run: Run, where: Slice, cache: Path | None = None) -> Compiled 
 def read(record: dict) -> Compiled:
     """The inverse of dataclasses.asdict."""
     sent = tuple(Collective(**one) for one in record["collectives"])
-    return Compiled(**record | {"collectives": sent})
+    found = tuple(Part(**one) for one in record["parts"])
+    return Compiled(**record | {"collectives": sent, "parts": found})
 
 
 def too_large(message: str) -> tuple[float, float] | None:
@@ -124,6 +135,37 @@ def too_large(message: str) -> tuple[float, float] | None:
 def _compile(run: Run, where: Slice) -> Compiled:
     start = time.monotonic()
     mesh = make_mesh(run.mesh, devices_of(where))
+    lowered = _lower(run, mesh)
+    try:
+        # as the run compiles it; see platform.set_flags
+        compiled = lowered.compile(compiler_options("gpu" if where.gpu else "tpu"))
+    except jax.errors.JaxRuntimeError as error:
+        sizes = too_large(str(error))
+        if sizes is None:
+            raise
+        return Compiled(False, 0, 0, *sizes, seconds=time.monotonic() - start)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    shape = dict(zip(AXES, mesh.devices.shape, strict=True))
+    return Compiled(
+        # a GPU's compiler does not refuse what is too large
+        fits=memory.peak_memory_in_bytes <= where.chip.memory,
+        peak=memory.peak_memory_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        needed=memory.peak_memory_in_bytes,
+        available=where.chip.memory,
+        seconds=time.monotonic() - start,
+        collectives=tuple(collectives(text, shape, where.slices)),
+        parts=tuple(parts(kernels(text), RATES[where.family])),
+    )
+
+
+def parts_here(run: Run) -> list[Part]:
+    """Where the time of the run's step goes on one device of this machine's CPU."""
+    mesh = make_mesh(MeshShape(1, 1, 1), jax.devices("cpu")[:1])
+    return parts(kernels(_lower(run, mesh).compile().as_text()), RATES["cpu"])
+
+
+def _lower(run: Run, mesh: jax.sharding.Mesh) -> Any:
     # outside the mesh's context: constants made here would go to devices that are not there
     state = abstract_state(run.size, run.init, run.optimizer, mesh)
     update = make_update(
@@ -136,32 +178,14 @@ def _compile(run: Run, where: Slice) -> Compiled:
     }
     # the precision of a run, whatever this process has: Mosaic refuses a higher one in bfloat16
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
-        lowered = update.trace(state, batch).lower()  # type: ignore[attr-defined]
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        sizes = too_large(str(error))
-        if sizes is None:
-            raise
-        return Compiled(False, 0, 0, *sizes, seconds=time.monotonic() - start)
-    memory = compiled.memory_analysis()
-    shape = dict(zip(AXES, mesh.devices.shape, strict=True))
-    return Compiled(
-        # a GPU's compiler does not refuse what is too large
-        fits=memory.peak_memory_in_bytes <= where.chip.memory,
-        peak=memory.peak_memory_in_bytes,
-        arguments=memory.argument_size_in_bytes,
-        needed=memory.peak_memory_in_bytes,
-        available=where.chip.memory,
-        seconds=time.monotonic() - start,
-        collectives=tuple(collectives(compiled.as_text(), shape, where.slices)),
-    )
+        return update.trace(state, batch).lower()  # type: ignore[attr-defined]
 
 
 def _key(run: Run, where: Slice) -> str:
     """Hash of all that the answer follows from: settings, slice, versions and the step's code."""
     code = hashlib.sha256()
-    for part in ("model/*", "parallel/*", "train/*", "plan/collectives", "plan/hlo", "plan/slices"):
+    readers = (f"plan/{name}" for name in ("collectives", "hlo", "slices", "text"))
+    for part in ("model/*", "parallel/*", "train/*", *readers):
         for path in sorted(PACKAGE.glob(f"{part}.py")):
             code.update(path.read_bytes())
     training = {name: getattr(run.training, name) for name in ("batch", "microbatches")}

@@ -1,7 +1,7 @@
 """The decoding of a model compiled for one chip: what takes its memory, and whether it fits."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import count, shapes
 from polylm_jax.plan.compile import too_large
 from polylm_jax.plan.slices import Slice, devices_of, missing_compiler
+from polylm_jax.plan.text import RATES, Part, Rates, kernels, parts, table, whole
 from polylm_jax.sizes import Size
 
 GB = 1e9
@@ -30,6 +31,7 @@ class DecodePlan:
 
     reading, adding: most in use at once while a prompt is read and while tokens are added,
     weights and cache among them. available: what the chip has. seconds: the compiler took.
+    token: the kernels that add a token, by part.
     """
 
     weights: int
@@ -38,6 +40,7 @@ class DecodePlan:
     adding: float
     available: float
     seconds: float
+    token: tuple[Part, ...]
 
     @property
     def fits(self) -> bool:
@@ -71,26 +74,30 @@ def plan_decode(
     cast = partial(for_decoding, size=size, dtype=compute.dtype, int8=int8)
     params = there(jax.eval_shape(cast, shapes(size)))
     state = there(jax.eval_shape(read, params))
+    reading, _ = _compile(jax.jit(read, out_shardings=here), params)
+    adding, text = _compile(jax.jit(add, donate_argnums=1), params, state)
     return DecodePlan(
         weights=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)),
         cache=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache)),
-        reading=_peak(jax.jit(read, out_shardings=here), params),
-        adding=_peak(jax.jit(add, donate_argnums=1), params, state),
+        reading=reading,
+        adding=adding,
         available=memory or where.chip.memory,
         seconds=time.monotonic() - started,
+        token=tuple(parts(kernels(text, loop=True), RATES[where.family])),
     )
 
 
-def _peak(program: Callable[..., Any], *arguments: Any) -> float:
-    """Most bytes in use at once; infinity if the compiler finds no room and says no number."""
+def _compile(program: Callable[..., Any], *arguments: Any) -> tuple[float, str]:
+    """Most bytes in use at once, infinity if the compiler finds no room and says no number; and
+    the program's text, "" where there is none."""
     try:
         compiled = program.lower(*arguments).compile()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError as error:
         sizes = too_large(str(error))
         if sizes is None:
             raise
-        return sizes[0] or float("inf")
-    return compiled.memory_analysis().peak_memory_in_bytes
+        return sizes[0] or float("inf"), ""
+    return compiled.memory_analysis().peak_memory_in_bytes, compiled.as_text()
 
 
 def lines(plan: DecodePlan, name: str, size: Size, where: Slice) -> list[str]:
@@ -109,4 +116,15 @@ def lines(plan: DecodePlan, name: str, size: Size, where: Slice) -> list[str]:
         *(f"  {kind:12}{bytes_ / GB:8.2f} GB" for kind, bytes_ in figures.items()),
         f"Reading a prompt takes {plan.reading / GB:.2f} GB, adding tokens {plan.adding / GB:.2f}.",
         f"{verdict}: {most / GB:.2f} of {plan.available / GB:.1f} GB.",
+        *(_of_token(plan.token, RATES[where.family]) if plan.token else []),
+    ]
+
+
+def _of_token(token: Sequence[Part], rates: Rates) -> list[str]:
+    """The kernels of a token in words; the loop reads all slots of the cache, used or not."""
+    every = whole(token)
+    return [
+        f"A token: {every.kernels:,} kernels that move {every.bytes / GB:.2f} GB, "
+        f"{1 / every.seconds:,.0f} tokens/s " + table(token, rates)[0],
+        *table(token, rates)[1:],
     ]

@@ -12,6 +12,7 @@ from polylm_jax.parallel.mesh import AXES
 from polylm_jax.plan.compile import Compiled, Run, whole_mesh
 from polylm_jax.plan.estimate import Bound, bound, flops_on_chip, least_sent, memory_by_kind
 from polylm_jax.plan.slices import Slice, missing_compiler
+from polylm_jax.plan.text import RATES, table
 
 GIB = 2**30
 COLOURS = {
@@ -76,6 +77,15 @@ def make_plan(
     # what does not fit sends nothing: the least it would have to
     sent = compiled.collectives if compiled and compiled.fits else least_sent(run, where)
     return Plan(name, run, where, compiled, kinds, bound(run, where, sent), efficiency)
+
+
+def by_text(plan: Plan) -> list[str]:
+    """Where the step's time goes by the compiled program's text, in words."""
+    compiled, rates = plan.compiled, RATES[plan.where.family]
+    if not (compiled and compiled.fits):
+        return ["There is no compiled program to read."]
+    head, *rest = table(compiled.parts, rates)
+    return ["", f"A step by its compiled program, without collectives, {head}", *rest]
 
 
 def lines(plan: Plan) -> list[str]:

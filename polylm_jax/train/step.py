@@ -19,6 +19,7 @@ from polylm_jax.parallel.sharding import (
     attender,
     batch_sharding,
     constrainer,
+    for_device,
     like_parameters,
     parameter_shardings,
     replicated,
@@ -102,6 +103,7 @@ def make_losses(
 
     Where the batch has marks, only tokens that are LEARNED count, and examples are apart.
     """
+    compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
     decoder = sharded_decoder(size, compute, mesh, lora)
 
     def losses_of(params: Any, batch: Batch, *base: Any) -> tuple[jax.Array, jax.Array]:
@@ -113,15 +115,16 @@ def make_losses(
             documents = jnp.cumsum((batch["marks"][:, :-1] & FIRST) > 0, axis=1)
         hidden, _ = decoder.apply(variables, inputs, documents=documents)
         head = Head(learned="marks" in batch, frozen=lora.rank > 0)
-        total, losses = cross_entropy(
-            hidden,
-            whole["embedding"],
-            targets,
-            _weights(batch),
-            compute.loss_block,
-            LOSS_AXES,
-            head,
-        )
+        with jax.named_scope("loss"):
+            total, losses = cross_entropy(
+                hidden,
+                whole["embedding"],
+                targets,
+                _weights(batch),
+                compute.loss_block,
+                LOSS_AXES,
+                head,
+            )
         return total, losses.sum(axis=-1)
 
     return losses_of
@@ -185,24 +188,28 @@ def make_update(
         gradient, losses = gradients(state["params"], batch, *base)
         learned = _weights(batch).sum(axis=-1)
         tokens = learned.sum() if "marks" in batch else _weights(batch).size
-        gradient = jax.tree.map(lambda g: g / tokens, gradient)
         loss = losses.sum() / tokens
-        norm = optax.tree.norm(gradient)
+        with jax.named_scope("optimizer"):
+            gradient = jax.tree.map(lambda g: g / tokens, gradient)
+            norm = optax.tree.norm(gradient)
         seen = state["step"] - state["skipped"]
         values = jnp.stack([loss, norm])
         accepted, usual, spikes = judge(
             values, state["usual"], state["spikes"], seen, optimizer, highest
         )
 
-        updates, moments = transformation.update(gradient, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
         keep = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
+        with jax.named_scope("optimizer"):
+            updates, moments = transformation.update(gradient, state["optimizer"], state["params"])
+            params = optax.apply_updates(state["params"], updates)
+            params = jax.tree.map(keep, params, state["params"])
+            moments = jax.tree.map(keep, moments, state["optimizer"])
         fresh = {
             "step": state["step"] + 1,
             "skipped": state["skipped"] + ~accepted,
             "skipped_in_a_row": jnp.where(accepted, 0, state["skipped_in_a_row"] + 1),
-            "params": jax.tree.map(keep, params, state["params"]),
-            "optimizer": jax.tree.map(keep, moments, state["optimizer"]),
+            "params": params,
+            "optimizer": moments,
             "usual": usual,
             "spikes": spikes,
         }

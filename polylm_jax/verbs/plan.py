@@ -14,10 +14,11 @@ from polylm_jax import config
 from polylm_jax.errors import UserError
 from polylm_jax.files import destination, local, output
 from polylm_jax.plan import certified, decode
-from polylm_jax.plan.compile import Run, check, compile_step
-from polylm_jax.plan.report import TABLE_HEAD, Plan, draw, lines, make_plan, record, row
+from polylm_jax.plan.compile import Run, check, compile_step, on, parts_here
+from polylm_jax.plan.report import TABLE_HEAD, Plan, by_text, draw, lines, make_plan, record, row
 from polylm_jax.plan.search import as_gin, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
+from polylm_jax.plan.text import RATES, table
 from polylm_jax.ranges import TINY, Range
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
@@ -26,6 +27,7 @@ WEIGHTS = ("int8", "float")  # float: of compute.dtype
 # how a run's name ends: _v5p_128, _4xv5e_256
 SLICE = re.compile(rf"_((?:\d+x)?(?:{'|'.join(FAMILIES)}))_(\d+)$")
 RUNS = Path("gin_configs/runs")
+HERE = "cpu"  # --slice of --text: this machine
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +57,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--decode", choices=WEIGHTS, help="decoding on one chip, with weights of this type"
+    )
+    parser.add_argument(
+        "--text",
+        action="store_true",
+        help="where a step's time goes, by the compiled program's text; --slice=cpu: on this CPU",
     )
     parser.add_argument(
         "--memory",
@@ -90,12 +97,15 @@ def run(given: argparse.Namespace) -> None:
     if given.known:
         print(_known(certified.any_slice_of(given.slice or slice_in(name))))
         return
+    if given.text and given.slice == HERE:
+        print("\n".join(_here()))
+        return
     where = slice_of(given.slice or slice_in(name))
     if given.decode:
         _decode(given, name, where)
         return
     plan = _search(given, name, where) if given.search else _plan(given, name, where)
-    print("\n".join(lines(plan)))
+    print("\n".join([*lines(plan), *(by_text(plan) if given.text else [])]))
     figure = draw(plan, out / f"{f'{name}_{where.name}' if given.slice else name}.png")
     if given.json:
         _write(given.json, record(plan))
@@ -125,22 +135,28 @@ def slice_in(name: str) -> str:
     return f"{found[1]}-{found[2]}"
 
 
+def _here() -> list[str]:
+    """A step on this CPU, by its text."""
+    head, *rest = table(parts_here(settings()), RATES[HERE])
+    return [f"A step on one device of this CPU, {head}", *rest]
+
+
 def _plan(given: argparse.Namespace, name: str, where: Slice) -> Plan:
-    planned = settings()
+    planned = on(where, settings())
     check(planned, where)
     compiled = compile_step(planned, where, Path(given.out, "cache"))
     return make_plan(name, planned, where, compiled, given.efficiency)
 
 
 def _known(where: Slice) -> str:
-    planned = settings()
+    planned = on(where, settings())
     certified.refuse(planned, where)
     for one in certified.rows(Path()):
         file = RUNS / f"{one.name}.gin"
         if one.compiles == "not tried" or slice_in(one.name) != where.name or not file.is_file():
             continue
         config.parse([str(file)], [])
-        if certified.same_memory(planned, settings(), where):
+        if certified.same_memory(planned, on(where, settings()), where):
             if one.compiles != "yes":
                 raise UserError(f"it does not fit {where.name}: {one.name} is certified so.")
             return f"It fits {where.name}, {one.memory} GiB a chip: {one.name} is certified."
@@ -153,7 +169,7 @@ def _known(where: Slice) -> str:
 def _search(given: argparse.Namespace, name: str, where: Slice) -> Plan:
     compiler = partial(compile_step, cache=Path(given.out, "cache"))
     say = partial(print, flush=True)
-    plans = search(name, settings(), where, given.best, given.efficiency, compiler, say)
+    plans = search(name, on(where, settings()), where, given.best, given.efficiency, compiler, say)
     print("\nOf those that fit, the least bound first:")
     for rank, plan in enumerate(plans, 1):
         print(f"  {rank}. {settings_of(plan.run)}: {plan.bound.seconds:.3f} s a step or more")
