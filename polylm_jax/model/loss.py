@@ -34,11 +34,13 @@ class Head:
 class LossAxes:
     """Mesh axes over which the loss is split; the empty default is one device.
 
-    batch: axes that split the rows. vocabulary: axis that splits the embedding's rows.
+    batch: axes that split the rows. vocabulary: axis that splits the embedding's rows. embed: axis
+    of batch that splits the embedding's columns too; its gradient leaves the loss split so.
     """
 
     batch: tuple[str, ...] = ()
     vocabulary: str | None = None
+    embed: str | None = None
 
 
 def positions_per_block(length: int, rows: int, block: int) -> int:
@@ -89,8 +91,18 @@ def _local(
     if not gradient:
         return loss
     if axes.batch and not head.frozen:
-        table_gradient = jax.lax.psum(table_gradient, axes.batch)
+        table_gradient = _summed(table_gradient, axes)
     return loss, h_gradient, table_gradient
+
+
+def _summed(gradient: jax.Array, axes: LossAxes) -> jax.Array:
+    """The table's gradient summed over the rows of all devices, each of which gets its columns.
+
+    To hand every device the whole sum would send twice as much.
+    """
+    if axes.embed:
+        gradient = jax.lax.psum_scatter(gradient, axes.embed, scatter_dimension=1, tiled=True)
+    return jax.lax.psum(gradient, tuple(axis for axis in axes.batch if axis != axes.embed))
 
 
 def _block_of(table: jax.Array, axes: LossAxes, head: Head, gradient: bool) -> Callable:
@@ -184,7 +196,7 @@ def _sharded(
     if axes == LossAxes():
         return local(hidden, table, targets, weights)
     rows, vocabulary = P(axes.batch), P(axes.vocabulary)
-    of_table = P() if head.frozen else vocabulary
+    of_table = P() if head.frozen else P(axes.vocabulary, axes.embed)
     return jax.shard_map(
         local,
         in_specs=(rows, vocabulary, rows, rows),

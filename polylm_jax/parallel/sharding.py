@@ -30,7 +30,7 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 # Attention kernels by the platform of a device.
 KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 MOST_IN_BLOCK = 2048  # tokens of the loss; more take memory and gain little
-LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor")
+LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor", embed="fsdp")
 
 
 def spec(axes: tuple[str | None, ...]) -> P:

@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from polylm_jax.model.loss import cross_entropy
+from polylm_jax.parallel.sharding import LOSS_AXES, batch_sharding
 from polylm_jax.plan.collectives import BETWEEN, collectives
 from polylm_jax.plan.hlo import trips
 
@@ -147,3 +149,23 @@ def test_a_scan_compiled_here_sums_as_many_bytes_as_it_must():
     found = {one.kind: one for one in collectives(program.as_text(), dict(mesh.shape))}
     assert found["all-reduce"].axes == "tensor"
     assert found["all-reduce"].bytes == pytest.approx(5 * 2 * 3 / 4 * 16 * 64 * 4)
+
+
+def test_the_embeddings_gradient_is_scattered_over_fsdp_before_it_is_summed_over_data():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4, 1), ("data", "fsdp", "tensor"))
+    rows, columns = batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
+    hidden, table = jnp.ones((8, 16, 32)), jnp.ones((64, 32))
+    targets, weights = jnp.ones((8, 16), int), jnp.ones((8, 16))
+
+    def loss(hidden, table):
+        return cross_entropy(hidden, table, targets, weights, 16, LOSS_AXES)[0]
+
+    gradient = jax.grad(loss, (0, 1))
+    with jax.set_mesh(mesh):
+        program = jax.jit(gradient, in_shardings=(rows, columns), out_shardings=(rows, columns))
+        text = program.lower(hidden, table).compile().as_text()
+    sent = {(one.kind, one.axes): one.bytes for one in collectives(text, dict(mesh.shape))}
+    size = table.nbytes
+    assert sent["reduce-scatter", "fsdp"] == 3 / 4 * size
+    assert sent["all-reduce", "data"] == pytest.approx(size / 4, rel=0.1)
+    assert ("all-reduce", "data+fsdp") not in sent

@@ -1,0 +1,77 @@
+"""What the GPU's compiler makes of a step and of decoding, where it is installed.
+
+Counted on compiled programs; no GPU is needed. See docs/speed.md for the environment.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from polylm_jax.model.decoder import Compute
+from polylm_jax.model.parameters import Init
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.platform import compiler_options
+from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.plan.decode import plan_decode
+from polylm_jax.plan.slices import devices_of, missing_compiler, slice_of
+from polylm_jax.plan.text import kernels, whole
+from polylm_jax.sizes import Size
+from polylm_jax.train.optimizer import OptimizerSettings
+from polylm_jax.train.step import abstract_state, make_update
+
+WHERE = slice_of("h100-1")
+SIZE = Size(vocabulary=1024, context=256, layers=3, heads=4, d_model=512, d_ff=2048)
+pytestmark = pytest.mark.skipif(
+    bool(missing_compiler(WHERE)), reason="the compiler for GPUs is not installed"
+)
+
+
+def step(compute: Compute) -> str:
+    """The text of a step of 4 rows on one H100, compiled as a run compiles it."""
+    mesh, settings = make_mesh(MeshShape(1, 1, 1), devices_of(WHERE)), OptimizerSettings()
+    rows = batch_sharding(mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((4, 257), np.int32, sharding=rows),
+        "source": jax.ShapeDtypeStruct((4,), np.int32, sharding=rows),
+    }
+    state = abstract_state(SIZE, Init(), settings, mesh)
+    update = make_update(SIZE, compute, settings, mesh, 1, 1)
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        lowered = update.trace(state, batch).lower()
+    return lowered.compile(compiler_options("gpu")).as_text()
+
+
+@pytest.mark.parametrize("remat", ["full", "attention_and_mlp", "dots"])
+def test_attention_runs_forward_once_a_layer_where_the_policy_keeps_it(remat):
+    found = kernels(step(Compute(remat=remat, unroll=1)))
+    forward = sum(one.times for one in found if one.attention and one.way != "backward")
+    backward = sum(one.times for one in found if one.attention and one.way == "backward")
+    assert backward == SIZE.layers
+    assert forward == SIZE.layers * (2 if remat == "full" else 1)
+
+
+def test_layers_are_products_attention_and_few_copies():
+    found = kernels(step(Compute(remat="dots")))
+    # by default all layers are unrolled: nothing is put into arrays of a loop
+    assert not [one for one in found if one.scope == "rest" and one.way == "again"]
+    products = [one for one in found if one.flops and not one.attention]
+    ways = {way: [one for one in products if one.way == way] for way in ("forward", "backward")}
+    qkv = {way: [one for one in some if one.scope == "qkv"] for way, some in ways.items()}
+    # three forward; of each the gradients of what goes in and of the weights
+    assert sum(one.times for one in qkv["forward"]) == 3 * SIZE.layers
+    assert sum(one.times for one in qkv["backward"]) == 6 * SIZE.layers
+    assert all(one.op == "custom-call" for one in products)
+    # GELU is computed twice, never kept: its part of the backward pass writes no float32
+    wide = 4 * 256 * SIZE.d_ff * 4
+    gelu = sum(one.times * one.bytes for one in found if one.scope == "gelu")
+    assert gelu < SIZE.layers * 2 * wide
+
+
+def test_int8_moves_half_the_bytes_a_token():
+    moved = {}
+    for int8 in (False, True):
+        plan = plan_decode(SIZE, Compute(), int8, WHERE)
+        moved[int8] = whole(plan.token).bytes
+        # each weight once and the cache once, besides what a token itself is
+        assert plan.weights < moved[int8] < 1.5 * (plan.weights + plan.cache)
+    assert moved[True] < 0.7 * moved[False]
