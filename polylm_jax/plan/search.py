@@ -14,6 +14,8 @@ from polylm_jax.plan.estimate import bound, least_sent, memory_by_kind
 from polylm_jax.plan.report import Plan, make_plan
 from polylm_jax.plan.slices import Slice
 
+# A remat policy whose bound is so much less is worth another gin line.
+WORTH = 0.99
 # The kinds known by arithmetic may fill this much of a chip; temporaries come on top.
 ROOM = 0.9
 
@@ -38,6 +40,22 @@ def candidates(run: Run, where: Slice) -> list[Run]:
         ]
         ranked += fitting[:2]
     return sorted(ranked, key=lambda one: bound(one, where, least_sent(one, where)).seconds)
+
+
+def cheaper(run: Run, where: Slice) -> list[Run]:
+    """The run under remat policies with a lesser bound that fit by arithmetic, the least first."""
+
+    def seconds(one: Run) -> float:
+        return bound(one, where, least_sent(one, where)).seconds
+
+    variants = [
+        one
+        for remat in REMAT_POLICIES
+        for one in [replace(run, compute=replace(run.compute, remat=remat))]
+        if sum(memory_by_kind(one, where).values()) <= ROOM * where.chip.memory
+        and seconds(one) < WORTH * seconds(run)
+    ]
+    return sorted(variants, key=seconds)
 
 
 def search(

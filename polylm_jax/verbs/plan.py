@@ -16,7 +16,7 @@ from polylm_jax.files import destination, local, output
 from polylm_jax.plan import certified, decode
 from polylm_jax.plan.compile import Run, check, compile_step, on, parts_here
 from polylm_jax.plan.report import TABLE_HEAD, Plan, by_text, draw, lines, make_plan, record, row
-from polylm_jax.plan.search import as_gin, search, settings_of
+from polylm_jax.plan.search import as_gin, cheaper, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
 from polylm_jax.plan.text import RATES, table
 from polylm_jax.ranges import TINY, Range
@@ -200,7 +200,7 @@ def _write(path: str, numbers: dict) -> None:
 
 def _certify(given: argparse.Namespace) -> None:
     _, former, _ = certified.around_the_table(given.certify)
-    rows, failed = {}, []
+    rows, failed, costly = {}, [], []
     for file in sorted(RUNS.glob("*.gin")):
         if not SLICE.search(file.stem):
             continue
@@ -215,6 +215,7 @@ def _certify(given: argparse.Namespace) -> None:
         rows[file.stem] = row(plan)
         print(rows[file.stem], "" if rows[file.stem] == old else "(new)", flush=True)
         failed += [] if plan.fits else [file.stem]
+        costly += _costly(given, plan)
     made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
     # again: it may have been edited meanwhile
     before, _, after = certified.around_the_table(given.certify)
@@ -223,3 +224,14 @@ def _certify(given: argparse.Namespace) -> None:
     print(f"The table is in {given.certify}.")
     if failed:
         raise UserError(f"These no longer fit: {', '.join(failed)}; the table says which and how.")
+    if costly:
+        raise UserError(f"These compute more again than they must: {'; '.join(costly)}.")
+
+
+def _costly(given: argparse.Namespace, plan: Plan) -> list[str]:
+    """What the run file should say, if a cheaper remat policy fits."""
+    for one in cheaper(plan.run, plan.where):
+        compiled = compile_step(one, plan.where, Path(given.out, "cache"))
+        if compiled and compiled.fits:
+            return [f'{plan.name} fits with compute.remat = "{one.compute.remat}"']
+    return []

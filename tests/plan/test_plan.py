@@ -12,7 +12,7 @@ from polylm_jax.model.parameters import count
 from polylm_jax.plan import estimate
 from polylm_jax.plan.compile import check, too_large
 from polylm_jax.plan.report import make_plan
-from polylm_jax.plan.search import candidates
+from polylm_jax.plan.search import candidates, cheaper
 from polylm_jax.plan.slices import slice_of
 from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.verbs.plan import SLICE, settings, slice_in
@@ -182,6 +182,24 @@ def test_a_search_proposes_only_what_divides_and_fits_the_fastest_first():
     for one in found:
         check(one, where)
         assert make_plan("x", one, where, None, 0.5).fits
+
+
+def test_certify_asks_for_the_cheapest_policy_that_fits():
+    where = slice_of("v5p-128")
+    run = parsed("polylm_1b7_v5p_128", {"compute.remat": "full"})
+    found = cheaper(run, where)
+    assert found
+    bounds = [
+        estimate.bound(one, where, estimate.least_sent(one, where)).seconds for one in (*found, run)
+    ]
+    assert bounds == sorted(bounds)
+    for one in found:
+        assert cheaper(one, where) == [
+            other for other in found if bounds[found.index(other)] < 0.99 * bounds[found.index(one)]
+        ]
+    # a chip of 16 GiB has no room for more than "full" keeps of 32 rows
+    small = parsed("polylm_1b7_v5e_256", {"mesh.fsdp": 4, "train.batch": 128})
+    assert not cheaper(small, slice_of("v5e-4"))
 
 
 def test_a_search_writes_the_winner_as_a_gin_file_and_asks_the_compiler_once(tmp_path, capsys):
