@@ -190,7 +190,7 @@ def _run(program: Program, name: str, times: int) -> Iterator[Kernel]:
             yield Kernel(
                 one.name,
                 one.op,
-                *_place(one),
+                *_place(one, program),
                 times,
                 _bytes(one, types, program),
                 _flops(one, types, program),
@@ -198,12 +198,23 @@ def _run(program: Program, name: str, times: int) -> Iterator[Kernel]:
             )
 
 
-def _place(one: Instruction) -> tuple[str, str]:
-    """Scope and way of an instruction, from the name of what it was traced from."""
+def _place(one: Instruction, program: Program) -> tuple[str, str]:
+    """Scope and way of an instruction, from the name of what it was traced from.
+
+    A fusion that ends outside all scopes, in the sum of a residual, is of its last part inside one.
+    """
+    scope, way = _traced(one)
+    if scope is None and one.op == "fusion":
+        inner = (_traced(part) for part in reversed(program[_target(one, "calls")]))
+        scope, way = next((found for found in inner if found[0]), (None, way))
+    return scope or "rest", way
+
+
+def _traced(one: Instruction) -> tuple[str | None, str]:
     found = re.search(r'op_name="([^"]*)"', one.rest)
     path = found[1] if found else ""
     words = re.split(r"[/()]", path)
-    scope = next((word for word in reversed(words) if word in SCOPES), "rest")
+    scope = next((word for word in reversed(words) if word in SCOPES), None)
     for mark, way in (("rematted", "again"), ("transpose(", "backward"), ("jvp(", "forward")):
         if mark in path:
             return scope, way

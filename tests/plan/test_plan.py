@@ -10,10 +10,11 @@ from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import count
 from polylm_jax.plan import estimate
-from polylm_jax.plan.compile import check, too_large
+from polylm_jax.plan.compile import check, parts_here, too_large
 from polylm_jax.plan.report import make_plan
 from polylm_jax.plan.search import candidates, cheaper
 from polylm_jax.plan.slices import slice_of
+from polylm_jax.plan.text import whole
 from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.verbs.plan import SLICE, settings, slice_in
 from tests.conftest import gin_flags
@@ -184,6 +185,27 @@ def test_a_search_proposes_only_what_divides_and_fits_the_fastest_first():
         assert make_plan("x", one, where, None, 0.5).fits
 
 
+def test_a_step_on_this_cpu_has_the_flops_of_arithmetic_in_its_text(capsys):
+    small = SMALL | {"train.batch": 2, "train.microbatches": 1, "compute.loss_block": 64}
+    run = parsed("polylm_1b7", small | {"compute.remat": "dots"})
+    found = {part.name: part for part in parts_here(run)}
+    again = estimate.recomputed_flops(run.size, run.compute, run.length)
+    expected = 2 * run.length * (flops_per_token(run.size, run.length) + again)
+    assert whole(list(found.values())).flops == pytest.approx(expected, rel=0.1)
+    assert found["loss, forward"].flops == pytest.approx(
+        6 * 2 * run.length * run.size.vocabulary * run.size.d_model
+    )
+    size = 2 * run.length * run.size.d_model * 3 * run.size.d_model * run.size.layers
+    assert found["qkv, forward"].flops == 2 * size
+    # what a policy keeps is not made again
+    assert "qkv, again" not in found or not found["qkv, again"].flops
+    gin = [f"--gin_file={RUNS}/polylm_1b7.gin", *gin_flags(small)]
+    assert main(["plan", "--text", "--slice=cpu", *gin]) == 0
+    words = capsys.readouterr().out
+    assert "A step on one device of this CPU, at 0.829 TFLOP/s" in words
+    assert "optimizer" in words
+
+
 def test_certify_asks_for_the_cheapest_policy_that_fits():
     where = slice_of("v5p-128")
     run = parsed("polylm_1b7_v5p_128", {"compute.remat": "full"})
@@ -230,5 +252,8 @@ def test_decoding_on_one_chip_is_compiled_and_compared(tmp_path, capsys):
     for part in ("reading", "adding"):
         assert plan["weights"] + plan["cache"] < plan[part] < 3 * plan["weights"]
     assert "It fits" in words
+    token = sum(part["bytes"] for part in plan["token"])
+    assert plan["cache"] < token < 3 * (plan["weights"] + plan["cache"])
+    assert f"A token: {sum(part['kernels'] for part in plan['token']):,} kernels" in words
     assert main([*command, "--memory=0.001"]) == 1
     assert "It does not fit" in capsys.readouterr().out
