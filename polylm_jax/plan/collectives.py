@@ -12,6 +12,7 @@ from polylm_jax.plan.hlo import (
     Instruction,
     Program,
     arrays,
+    called,
     multiplicities,
     operands,
     parse,
@@ -28,12 +29,15 @@ class Collective:
 
     count: how often a chip takes part in one step. bytes: what enters one chip in one step,
     by the ring algorithm. axes: names of mesh axes, "data+fsdp" for both at once, or BETWEEN.
+    overlapped: of the bytes, those sent while the chip may compute: by an instruction with a start
+    and an end, or one inside a fusion with something else.
     """
 
     kind: str
     axes: str
     count: int
     bytes: float
+    overlapped: float = 0.0
 
 
 def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[Collective]:
@@ -50,7 +54,10 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
     of_slice = dict([(first[0], first[1] // slices), *others])
     counts: Counter[tuple[str, str]] = Counter()
     sent: defaultdict[tuple[str, str], float] = defaultdict(float)
+    hidden: defaultdict[tuple[str, str], float] = defaultdict(float)
     found: dict[tuple, tuple[int, Instruction, bool]] = {}
+    beside: set[tuple] = set()
+    inside = _run_inside(program)
     for name, times in multiplicities(program, entry).items():
         # the TPU compiler writes a reduce-scatter as a fusion of this name around an all-reduce
         scattered = name.startswith("all-reduce-scatter")
@@ -69,10 +76,12 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
             alike = (channel[1] if channel else name, *ARRAY.findall(one.type))
             seen[alike] += 1
             key = (alike, seen[alike])
+            if one.op.endswith("-start") or (name in inside and not scattered):
+                beside.add(key)
             # a piece may stand in a loop's body; the start does not
             if key not in found or times < found[key][0]:
                 found[key] = (times, one, scattered)
-    for times, one, scattered in found.values():
+    for key, (times, one, scattered) in found.items():
         kind = one.op.removesuffix("-start")
         ways, axes = _group(one.rest, of_slice)
         if ways == 1:
@@ -82,8 +91,20 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
             kind, size = "reduce-scatter", size / 2
         counts[kind, axes] += times
         sent[kind, axes] += times * size
-    listed = [Collective(*key, counts[key], sent[key]) for key in counts]
+        hidden[kind, axes] += times * size * (key in beside)
+    listed = [Collective(*key, counts[key], sent[key], hidden[key]) for key in counts]
     return sorted(listed, key=lambda one: -one.bytes)
+
+
+def _run_inside(program: Program) -> set[str]:
+    """Names of the computations that are run by a fusion or between a start and an end."""
+    return {
+        name
+        for instructions in program.values()
+        for one in instructions
+        if one.op in ("fusion", "async-start")
+        for name in called(one)
+    }
 
 
 def _bytes_in(kind: str, one: Instruction, ways: int, program: Program) -> float:

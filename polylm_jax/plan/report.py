@@ -1,7 +1,7 @@
 """A plan: what the compiler and the arithmetic say of a run on a slice, in words and a figure."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from polylm_jax.parallel.mesh import AXES
 from polylm_jax.plan.compile import Compiled, Run, whole_mesh
 from polylm_jax.plan.estimate import Bound, bound, flops_on_chip, least_sent, memory_by_kind
 from polylm_jax.plan.slices import Slice, missing_compiler
-from polylm_jax.plan.text import RATES, table
+from polylm_jax.plan.text import GB, RATES, table, whole
 
 GIB = 2**30
 COLOURS = {
@@ -24,9 +24,11 @@ COLOURS = {
     "other": "#98a4af",
 }
 BINDS = {"compute": "compute", "memory": "HBM", "links": "links", "network": "network"}
-TABLE_HEAD = """\
-| run | mesh | microbatches | compiles | GiB a chip | bound of a step | days |
-|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    *("run", "mesh", "microbatches", "compiles", "GiB a chip", "bound of a step", "days"),
+    *("GB sent", "overlapped", "by its text"),
+)
+TABLE_HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ def by_text(plan: Plan) -> list[str]:
     if not (compiled and compiled.fits):
         return ["There is no compiled program to read."]
     head, *rest = table(compiled.parts, rates)
-    return ["", f"A step by its compiled program, without collectives, {head}", *rest]
+    return [
+        "",
+        f"A step by its compiled program, without collectives, {head}",
+        *rest,
+        f"With what is sent while nothing is computed: {text_seconds(plan):.3f} s.",
+    ]
 
 
 def lines(plan: Plan) -> list[str]:
@@ -230,8 +237,31 @@ def row(plan: Plan) -> str:
         f"{most / GIB:.1f} of {memory:.1f}",
         f"{plan.bound.seconds:.2f} s, {BINDS[plan.bound.binds]}",
         f"{plan.days:.1f}",
+        *_sent(plan),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _sent(plan: Plan) -> list[str]:
+    """GB that enter a chip in a step, the share of them that work may hide, seconds by the text."""
+    compiled = plan.compiled
+    if not (compiled and compiled.fits):
+        return ["", "", ""]
+    sent = sum(one.bytes for one in compiled.collectives)
+    hidden = sum(one.overlapped for one in compiled.collectives)
+    share = f"{hidden / sent:.0%}" if sent else ""
+    return [f"{sent / GB:.1f}", share, f"{text_seconds(plan):.2f} s"]
+
+
+def text_seconds(plan: Plan) -> float:
+    """Seconds of a step by its compiled program: its kernels, then what is sent meanwhile by none.
+
+    The compiler's text says that the rest may be sent beside them, not that there is time for it.
+    """
+    assert plan.compiled is not None
+    alone = [replace(one, bytes=one.bytes - one.overlapped) for one in plan.compiled.collectives]
+    late = bound(plan.run, plan.where, alone)
+    return whole(plan.compiled.parts).seconds + late.links + late.network
 
 
 def draw(plan: Plan, path: Path) -> Path:

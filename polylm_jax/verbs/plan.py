@@ -15,7 +15,17 @@ from polylm_jax.errors import UserError
 from polylm_jax.files import destination, local, output
 from polylm_jax.plan import certified, decode
 from polylm_jax.plan.compile import Run, check, compile_step, on, parts_here
-from polylm_jax.plan.report import TABLE_HEAD, Plan, by_text, draw, lines, make_plan, record, row
+from polylm_jax.plan.report import (
+    COLUMNS,
+    TABLE_HEAD,
+    Plan,
+    by_text,
+    draw,
+    lines,
+    make_plan,
+    record,
+    row,
+)
 from polylm_jax.plan.search import as_gin, cheaper, search, settings_of
 from polylm_jax.plan.slices import FAMILIES, Slice, missing_compiler, slice_of
 from polylm_jax.plan.text import RATES, table
@@ -208,7 +218,7 @@ def _certify(given: argparse.Namespace) -> None:
         old = next((line for line in former.splitlines() if f"`{file.stem}`" in line), "")
         if old and missing_compiler(where):
             print(f"{file.stem}: as before. {missing_compiler(where)}", flush=True)
-            rows[file.stem] = old
+            rows[file.stem] = old + " |" * (len(COLUMNS) + 1 - old.count("|"))
             continue
         config.parse([str(file)], given.overrides)
         plan = _plan(given, file.stem, where)

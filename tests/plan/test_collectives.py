@@ -95,6 +95,8 @@ def test_a_ring_of_two_steps_a_trip_and_a_gather_in_pieces_count_as_often_as_the
     assert gather.bytes == 24 * 2048 * 64 * 2 * 15 / 16
     assert (ring.kind, ring.axes, ring.count) == ("collective-permute", "fsdp", 24 * 4)
     assert ring.bytes == 24 * 4 * 128 * 64 * 2
+    # a gather within fusions and a ring of starts and ends: all of both while the chip computes
+    assert (gather.overlapped, ring.overlapped) == (gather.bytes, ring.bytes)
 
 
 # One slice's program for two slices of 4 v5e chips, shortened: a sum within the slice, and its
@@ -121,6 +123,7 @@ def test_what_a_slice_hands_to_its_host_is_sent_between_slices():
     # in a ring of two, as much comes in as the array is large
     assert (found["fsdp"].bytes, found[BETWEEN].bytes) == (size, size)
     assert (found[BETWEEN].kind, found[BETWEEN].count) == ("all-reduce", 1)
+    assert found["fsdp"].overlapped == 0
 
 
 @pytest.mark.parametrize(("groups", "axes"), GROUPS.items())
