@@ -184,7 +184,7 @@ def _lower(run: Run, mesh: jax.sharding.Mesh) -> Any:
 def _key(run: Run, where: Slice) -> str:
     """Hash of all that the answer follows from: settings, slice, versions and the step's code."""
     code = hashlib.sha256()
-    readers = (f"plan/{name}" for name in ("collectives", "hlo", "slices", "text"))
+    readers = (f"plan/{name}" for name in ("collectives", "costs", "hlo", "slices", "text"))
     for part in ("model/*", "parallel/*", "train/*", *readers):
         for path in sorted(PACKAGE.glob(f"{part}.py")):
             code.update(path.read_bytes())

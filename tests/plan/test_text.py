@@ -1,5 +1,7 @@
 """Kernels, bytes and FLOPs of a program's text, as worked out by hand."""
 
+import inspect
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +12,7 @@ from polylm_jax.model.decoder import Compute
 from polylm_jax.model.products import Int8, weighed
 from polylm_jax.parallel import platform, sharding
 from polylm_jax.plan.text import Rates, kernels, parts, table, whole
+from polylm_jax.verbs import bench
 
 # A GPU's program, shortened: five turns of a loop that take a slice of the weights, multiply, put
 # the result into its place of an array, and then one attention forward and one backward.
@@ -171,6 +174,11 @@ def test_training_flags_are_for_training_alone(monkeypatch):
         word.partition("=")[0] for word in environment["XLA_FLAGS"].split()
     }
     assert options["xla_gpu_enable_triton_gemm"] is False
+    verbs = Path(bench.__file__).parent
+    callers = {path.stem for path in verbs.glob("*.py") if "set_flags(" in path.read_text()}
+    assert callers == {"train", "bench"}
+    # of the benches only those of a step make the platform ready for one
+    assert "_work()" not in inspect.getsource(bench._decode)
     assert options["xla_disable_hlo_passes"] == "rematerialization"
 
 
