@@ -12,8 +12,8 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _IN_PLACE = ("dynamic-update-slice", "scatter")
 # Of these an element of the result needs one of the operand.
 _ELEMENT = ("bitcast", "reshape", "convert", "copy", "transpose", "bitcast-convert")
-# The TPU's attention kernel names what it does.
-_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
+# The TPU's attention kernels by their names, and the products of each; half of them is masked.
+SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _PLACED = re.compile(ARRAY.pattern + r"(\{[^}]*\})?")
 
@@ -131,9 +131,9 @@ def flops(one: Instruction, types: dict[str, str], program: Program) -> float:
         return _of_convolution(one, types)
     if one.op == "custom-call" and "fmha" in one.rest:
         return _of_attention(one, types)
-    if one.op == "custom-call" and (phase := _SPLASH.search(one.rest)):
-        # two products forward, three for the queries, four for keys and values; half is masked
-        *rows, length, size = _shape(one.type)
+    if one.op == "custom-call" and (phase := SPLASH.match(one.name)):
+        # its result has the most axes; what it gives of the softmax, and its own, fewer
+        *rows, length, size = max(map(_shape, _arrays(one.type)), key=len)
         return _SPLASH_PRODUCTS[phase[1]] * prod(rows) * length**2 * size
     contracted = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:] *[\[{]([\d,"\' ]*)', one.rest)
     if one.op not in ("dot", "custom-call") or contracted is None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from polylm_jax.plan.costs import flops, moved, target
+from polylm_jax.plan.costs import SPLASH, flops, moved, target
 from polylm_jax.plan.hlo import Instruction, Program, parse, trips_of
 
 GB, TERA = 1e9, 1e12
@@ -173,7 +173,9 @@ def _run(program: Program, name: str, times: int) -> Iterator[Kernel]:
         elif not (
             one.op in _FREE or one.op.endswith(("-done", "-update")) or _COLLECTIVES.match(one.op)
         ):
-            attention = "fmha" in one.rest or "splash" in one.rest
+            attention = one.op == "custom-call" and (
+                "fmha" in one.rest or bool(SPLASH.match(one.name))
+            )
             yield Kernel(
                 one.name,
                 one.op,
@@ -190,6 +192,8 @@ def _place(one: Instruction, program: Program) -> tuple[str, str]:
 
     A fusion that ends outside all scopes, in the sum of a residual, is of its last part inside one.
     """
+    if kernel := SPLASH.match(one.name):  # whose text says no more
+        return "attention", "forward" if kernel[1] == "fwd" else "backward"
     scope, way = _traced(one)
     if scope is None and one.op == "fusion":
         inner = (_traced(part) for part in reversed(program[target(one, "calls")]))

@@ -1,4 +1,4 @@
-"""The step compiled ahead of time for a TPU: it holds no [length, length] of scores."""
+"""The step compiled ahead of time for a TPU: no [length, length] of scores, gathers beside work."""
 
 import re
 
@@ -10,7 +10,9 @@ from jax.experimental import topologies
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.platform import compiler_options
 from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.plan.collectives import collectives
 from polylm_jax.sizes import Size
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state, make_update
@@ -33,6 +35,13 @@ def test_on_a_tpu_no_scores_of_a_whole_row_are_held(monkeypatch):
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
         state = abstract_state(SIZE, Init(), settings, mesh)
         update = make_update(SIZE, compute, settings, mesh, 1, 1)
-        text = update.lower(state, batch).compile().as_text()
+        # as a run compiles it
+        text = update.lower(state, batch).compile(compiler_options("tpu")).as_text()
     assert "tpu_custom_call" in text
     assert not re.findall(r"(?:f32|bf16)\[(?:\d+,)*1024,1024\]", text)
+    # under the run's flags most of what is gathered comes while something is computed
+    sent = collectives(text, {"data": 1, "fsdp": 2, "tensor": 2})
+    gathers = [one for one in sent if one.kind == "all-gather" and "fsdp" in one.axes]
+    assert sum(one.overlapped for one in gathers) > sum(one.bytes for one in gathers) / 2
+    # the loss hands each device its columns of the embedding's gradient, no more
+    assert "reduce-scatter" in {one.kind for one in sent}

@@ -59,6 +59,9 @@ def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(
     assert "an assumption" in words
     assert {one["axes"] for one in plan["compiled"]["collectives"]} >= {"fsdp"}
     assert (tmp_path / f"{file.stem}_{slice_name}.png").stat().st_size > 10_000
+    # the products in the program's text are those of arithmetic, but for what is masked or padded
+    counted = sum(part["flops"] for part in plan["compiled"]["parts"])
+    assert counted == pytest.approx(sum(plan["flops"].values()), rel=0.25)
     # what arithmetic says of the state is what the compiler says of its arguments, but padding
     state = plan["bytes_by_kind"]["parameters"] + plan["bytes_by_kind"]["optimizer"]
     batch = 2 * 129 * 4

@@ -78,6 +78,7 @@ ENTRY %main (a: bf16[512,128], b: bf16[128,256], c: bf16[16,64,32], d: bf16[16,3
   %c = bf16[16,64,32]{2,1,0} parameter(2)
   %d = bf16[16,32,48]{2,1,0} parameter(3)
   %heads = f32[16,64,48]{2,1,0} convolution(%c, %d), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf
+  %splash_mha_dkv_no_residuals.1 = (f32[2,64,128]{2,1,0:T(8,128)}, bf16[2,4,64,128]{3,2,1,0}, bf16[2,4,64,128]{3,2,1,0}) custom-call(%c, %d), custom_call_target="tpu_custom_call"
   ROOT %plain = f32[512,256]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
 }
 """  # noqa: E501
@@ -134,6 +135,10 @@ def test_a_tpus_convolutions_are_products_and_its_own_memory_is_free():
     assert found["plain"].flops == 2 * 512 * 128 * 256
     assert found["plain"].bytes == 512 * 128 * 2 + 512 * 256 * 4
     assert found["heads"].flops == 16 * 2 * 64 * 32 * 48
+    attention = found["splash_mha_dkv_no_residuals.1"]
+    assert (attention.scope, attention.way, attention.attention) == ("attention", "backward", True)
+    # scores, their slopes, keys and values: four products of half the scores of 2 x 4 heads
+    assert attention.flops == 4 * 2 * (2 * 4 * 64 * 64 / 2) * 128
 
 
 def test_a_scan_compiled_here_has_the_flops_of_its_products_and_reads_each_weight_once():
