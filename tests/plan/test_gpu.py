@@ -61,7 +61,8 @@ def test_attention_runs_forward_once_a_layer_where_the_policy_keeps_it(remat):
 
 
 def test_layers_are_products_attention_and_few_copies():
-    found = kernels(step(Compute(remat="dots")))
+    text = step(Compute(remat="dots"))
+    found = kernels(text)
     # by default all layers are unrolled: nothing is put into arrays of a loop
     assert not [one for one in found if one.scope == "rest" and one.way == "again"]
     products = [one for one in found if one.flops and not one.attention]
@@ -74,17 +75,17 @@ def test_layers_are_products_attention_and_few_copies():
     once = 2 * 4 * 256 * SIZE.d_model * 3 * SIZE.d_model * SIZE.layers
     assert (qkv["forward"], qkv["backward"]) == (once, 2 * once)
     assert all(one.op == "custom-call" for one in products)
-    # GELU is computed twice, never kept: its part of the backward pass writes no float32
-    wide = 4 * 256 * SIZE.d_ff * 4
-    gelu = sum(one.times * one.bytes for one in found if one.scope == "gelu")
-    assert gelu < SIZE.layers * 2 * wide
+    # GELU is made of one exponential, which the compiler computes again rather than keeps
+    assert " tanh(" not in text
 
 
 def test_int8_moves_half_the_bytes_a_token():
+    # as wide as the 1.7B: of narrow kernels the compiler writes products before it sums them
+    size = Size(vocabulary=4096, context=256, layers=2, heads=16, d_model=2048, d_ff=8192)
     moved = {}
     for int8 in (False, True):
-        plan = plan_decode(SIZE, Compute(), int8, WHERE)
+        plan = plan_decode(size, Compute(), int8, WHERE)
         moved[int8] = whole(plan.token).bytes
         # each weight once and the cache once, besides what a token itself is
-        assert plan.weights < moved[int8] < 1.5 * (plan.weights + plan.cache)
+        assert 0.9 * plan.weights < moved[int8] < 1.2 * (plan.weights + plan.cache)
     assert moved[True] < 0.7 * moved[False]
