@@ -1,0 +1,144 @@
+"""The table of tasks. One file in `benchmarks/` is one task: its data's form, and its items.
+
+    TASK = Task(
+        name="xcopa", kind="choice", languages=("it", …), key="xcopa_{}", chance=0.5,
+        files=both("xcopa/test.{}.jsonl"), origin="…", form={"premise": str, …}, items=function,
+    )
+
+The kinds:
+- "choice": `items` gives Items; the most likely choice is the answer.
+- "text": `items` gives Items of one choice; bits per byte of the whole text.
+- "generated": `items` gives Prompts; `answers.answer` continues them, and `measure`, a function
+  (prompts, texts, language) -> list[Measure], the headline first, says how good the texts are.
+  Each kind is one function in `evaluate.KINDS`.
+"""
+
+import csv
+import importlib
+import io
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polylm_jax.errors import UserError
+from polylm_jax.evaluation import benchmarks
+from polylm_jax.evaluation.items import Item, Measure, Prompt
+from polylm_jax.files import opened
+from polylm_jax.jsonl import has_form, parse_json
+
+PROTOCOLS = ("paper", "lm_eval")
+
+Row = dict[str, Any]
+
+
+def plain(file: str, content: bytes, code: str) -> list[Row]:
+    """The rows of a JSONL file, or of tab-separated lines under a line of names."""
+    if file.endswith(".tsv"):
+        text = io.StringIO(content.decode(errors="replace"), newline="")
+        return list(csv.DictReader(text, delimiter="\t"))
+    lines = content.decode(errors="replace").split("\n")
+    wanted = "a record of JSON; mend that line"
+    return [
+        parse_json(line, {}, f"{file}:{number}", wanted)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def lines(file: str, content: bytes, code: str) -> list[Row]:
+    """A row {"text": …} for each line of a text file."""
+    text = content.decode(errors="replace").removesuffix("\n")
+    return [{"text": line} for line in text.split("\n")]
+
+
+def both(*files: str) -> dict[str, tuple[str, ...]]:
+    """The same files under both protocols."""
+    return dict.fromkeys(PROTOCOLS, files)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    languages: codes as in `data.languages`, in the order of the table.
+    key: lm-eval's name of the task, {} for the language.
+    files: under each protocol, the names that a language's file may have within
+        evaluation.folder, {} for the language; the first that is there is read.
+    origin: one sentence, where a file that is missing comes from.
+    form: what each row must be, as `jsonl.has_form` has it.
+    items: function (rows, language, protocol) -> Items or Prompts.
+    read: function (file, content, the language's code) -> rows.
+    codes: what the benchmark calls a language, where that is another code.
+    chance: accuracy of guessing; None for what is not chosen.
+    translated: whether item n is the same in all languages.
+    notes: function (rows, language, protocol) -> sentences on what is odd there.
+    measure: of kind "generated".
+    """
+
+    name: str
+    kind: str
+    languages: tuple[str, ...]
+    key: str
+    files: dict[str, tuple[str, ...]]
+    origin: str
+    form: Any
+    items: Callable[[list[Row], str, str], Sequence[Item] | Sequence[Prompt]]
+    read: Callable[[str, bytes, str], list[Row]] = plain
+    codes: dict[str, str] = field(default_factory=dict)
+    chance: float | None = None
+    translated: bool = False
+    notes: Callable[[list[Row], str, str], list[str]] = lambda rows, language, protocol: []
+    measure: Callable[[Sequence[Prompt], Sequence[str], str], list[Measure]] | None = None
+
+    def code(self, language: str) -> str:
+        return self.codes.get(language, language)
+
+    def lm_eval_name(self, language: str) -> str:
+        return self.key.format(self.code(language))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task in one language, read. missing: why there is nothing, or ""."""
+
+    task: Task
+    language: str
+    items: Sequence[Any]
+    notes: tuple[str, ...] = ()
+    missing: str = ""
+
+
+def table() -> dict[str, Task]:
+    """All tasks by their names."""
+    modules = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    found = (importlib.import_module(f"{benchmarks.__name__}.{name}") for name in sorted(modules))
+    tasks = [task for module in found for task in getattr(module, "TASKS", [module.TASK])]
+    return {task.name: task for task in tasks}
+
+
+def ask(task: Task, language: str, protocol: str, folder: str, limit: int = 0) -> Asked:
+    """The items of a task in a language from its file; none, and why, if that is not there.
+
+    limit: takes only the first so many, 0 all. UserError if a row is not as it should be.
+    """
+    names = [name.format(task.code(language)) for name in task.files[protocol]]
+    for name in names:
+        files, file = opened(f"{folder}/{name}")
+        if files.isfile(file):
+            rows = task.read(f"{folder}/{name}", files.cat_file(file), task.code(language))
+            break
+    else:
+        return Asked(task, language, (), missing=f"no file {folder}/{names[0]}: {task.origin}")
+    for number, row in enumerate(rows, 1):
+        if not has_form(row, task.form):
+            raise UserError(
+                f"row {number} of {folder}/{name} is not one of {task.name}; take the file as the "
+                f"benchmark has it: {task.origin}"
+            )
+    items = task.items(rows, language, protocol)
+    notes = tuple(task.notes(rows, language, protocol))
+    if not items:
+        missing = f"no item of {language} in {folder}/{name}: {task.origin}"
+        return Asked(task, language, (), notes, missing)
+    return Asked(task, language, items[: limit or None], notes)
