@@ -1,4 +1,4 @@
-"""How good answers are: F1 of their words, ROUGE, BLEU and chrF++, by the libraries that define them.
+"""How good answers are: F1 of their words, and ROUGE, BLEU and chrF++ by the usual libraries.
 
 Numbers are as those have them: F1 and ROUGE from 0 to 1, BLEU and chrF++ from 0 to 100. sacrebleu
 and rouge-score are in the extra [eval].
@@ -122,9 +122,7 @@ def _squad_words(text: str) -> list[str]:
 
 def _unicode_words(text: str, language: str) -> list[str]:
     kept = "".join(
-        c
-        for c in text.lower()
-        if c not in string.punctuation and unicodedata.category(c)[0] != "P"
+        c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )
     if language in ARTICLES:
         kept = re.sub(ARTICLES[language], " ", kept)
