@@ -22,16 +22,16 @@ WIDER = 4  # a tree that fits no row has one so many times as wide, or that many
 class Tree:
     """Texts behind one stem.
 
-    tokens, branches: [tokens]; branch 0 is the stem, i + 1 is text i's. sources, targets:
-    [targets], the place whose hidden state says how likely a target is. texts: of each text its
-    targets' numbers; what all texts have to say after the stem's tokens is one target for all.
+    All are int32. tokens, branches: [tokens]; branch 0 is the stem, i + 1 is text i's.
+    sources, targets: [targets], the place whose hidden state says how likely a target is.
+    texts: of each text its targets' numbers; what several have in common is one target for all.
     """
 
-    tokens: list[int]
-    branches: list[int]
-    sources: list[int]
-    targets: list[int]
-    texts: list[list[int]]
+    tokens: np.ndarray
+    branches: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+    texts: tuple[np.ndarray, ...]
 
     @property
     def size(self) -> int:
@@ -59,8 +59,18 @@ def tree(pairs: Sequence[Pair]) -> Tree:
                 for at in range(len(head) - 1, len(whole) - 1)
             ]
         )
-    sources, targets = map(list, zip(*numbers, strict=True))
-    return Tree(tokens, branches, sources, targets, texts)
+    sources, targets = zip(*numbers, strict=True)
+    return Tree(
+        _int32(tokens),
+        _int32(branches),
+        _int32(sources),
+        _int32(targets),
+        tuple(map(_int32, texts)),
+    )
+
+
+def _int32(ids: Ids) -> np.ndarray:
+    return np.array(ids, np.int32)
 
 
 def windows(head: Ids, tail: Ids, context: int) -> list[Pair]:
@@ -72,7 +82,7 @@ def windows(head: Ids, tail: Ids, context: int) -> list[Pair]:
     """
     if len(tail) <= context:
         return [([*head, *tail][-context - 1 : -len(tail)], tail)]
-    whole, parts = [head[-1], *tail], []
+    whole, parts = [head[-1], *tail], list[Pair]()
     for first in range(1, len(whole), context):
         last = min(first + context, len(whole))
         begin = max(0, last - context - 1)
@@ -148,7 +158,8 @@ def batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], width: int, coun
     tokens = np.full((count, width), EOS, np.int32)
     documents = np.tile(np.arange(width, dtype=np.int32), (count, 1))
     branches = np.zeros((count, width), np.int32)
-    sources, targets, placed = list[int](), list[int](), []
+    sources, targets = np.zeros((2, count * width), np.int32)
+    placed, filled = [], 0
     for row, numbers in enumerate(rows):
         at = 0
         for number in numbers:
@@ -157,20 +168,12 @@ def batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], width: int, coun
             tokens[row, at:end] = one.tokens
             documents[row, at:end] = at
             branches[row, at:end] = one.branches
-            placed.append((number, len(targets)))
-            sources += [row * width + at + source for source in one.sources]
-            targets += one.targets
-            at = end
-    filling = np.zeros(count * width - len(targets), np.int32)
-    return Batch(
-        tokens,
-        documents,
-        branches,
-        np.concatenate([np.array(sources, np.int32), filling]),
-        np.concatenate([np.array(targets, np.int32), filling]),
-        len(targets),
-        tuple(placed),
-    )
+            placed.append((number, filled))
+            more = slice(filled, filled + len(one.targets))
+            sources[more] = row * width + at + one.sources
+            targets[more] = one.targets
+            at, filled = end, more.stop
+    return Batch(tokens, documents, branches, sources, targets, filled, tuple(placed))
 
 
 def batches(trees: Sequence[Tree], width: int, rows: int, ways: int) -> Iterator[Batch]:

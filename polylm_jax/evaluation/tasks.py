@@ -129,7 +129,9 @@ def ask(task: Task, language: str, protocol: str, folder: str, limit: int = 0) -
             rows = task.read(f"{folder}/{name}", files.cat_file(file), task.code(language))
             break
     else:
-        return Asked(task, language, (), missing=f"no file {folder}/{names[0]}: {task.origin}")
+        return Asked(
+            task, language, (), missing=f"no {' or '.join(names)} in {folder}: {task.origin}"
+        )
     for number, row in enumerate(rows, 1):
         if not has_form(row, task.form):
             raise UserError(

@@ -287,11 +287,11 @@ class Decoder(nn.Module):
             width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
             visible = causal(slots if fresh else positions, width)
             scope = visible if scope is None else visible & same_document(scope)
-            attend = attention
-            if branches is not None:
-                scope, attend = scope & on_one_way(branches), in_steps
+        if branches is not None and scope is not None:
+            scope = scope & on_one_way(branches)
+        formula: Callable[..., jax.Array] = attention if branches is None else in_steps
 
-        how = (self.constrain, attend, fresh, self.adapter_scale)
+        how = (self.constrain, attend or formula, fresh, self.adapter_scale)
         settings = (self.size, self.compute, self.initial, *how)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]

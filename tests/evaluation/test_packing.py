@@ -36,7 +36,7 @@ def scored(decoder, params, drawn, width, rows, ways=1):
         chances, best = map(np.asarray, score_rows(decoder, params, batch))
         for number, first in batch.trees:
             found[number] = [
-                (chances[first + np.array(text)].sum(), best[first + np.array(text)].all())
+                (chances[first + text].sum(), best[first + text].all())
                 for text in trees[number].texts
             ]
     return found
@@ -99,7 +99,7 @@ def test_what_is_shared_is_computed_once():
     [letters, *_] = [tree(pairs) for pairs in DRAWN]
     assert (len(letters.tokens), len(letters.targets)) == (4, 3)
     passage = tree([([2, *range(50)], [60, 61, n]) for n in range(4)])
-    assert passage.tokens == [2, *range(50), 60, 61]
+    assert passage.tokens.tolist() == [2, *range(50), 60, 61]
     assert len(passage.targets) == 2 + 4
 
 
