@@ -31,6 +31,7 @@ VERBS = {
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",
+    "evaluate": "measure a model with the paper's benchmark, or another",
     "score": "log-likelihood of continuations, the primitive of evaluation",
     "lm-eval": "run lm-eval's own command line on a run",
     "self-instruct": "have a language model write instructions in many languages",

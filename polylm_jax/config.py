@@ -23,6 +23,7 @@ from polylm_jax.data.tokenizer import TokenizerTraining
 from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
+from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init
@@ -57,6 +58,7 @@ BLOCKS: dict[str, type] = {
     "self_instruct": SelfInstruct,
     "writer": Writer,
     "task_filters": TaskFilters,
+    "evaluation": Evaluation,
 }
 SETTINGS = {
     f"{name}.{field.name}": (name, field.name)

@@ -12,10 +12,12 @@ import numpy as np
 from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode.prefill import power_of_two
 from polylm_jax.errors import UserError
+from polylm_jax.evaluation.packing import Batch
 from polylm_jax.model.decoder import Decoder, logits
 from polylm_jax.model.loss import blocked, positions_per_block, unblocked
 
 FEWEST_POSITIONS = 64
+HEAD_BLOCK = 256  # targets of a device whose logits are held at a time, at most
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,31 @@ class Score:
     greedy: bool
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list, list]:
+def encode_pairs(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """`encode_pair` of many (context, continuation), which are encoded at once."""
+    cut = []
+    for context, continuation in pairs:
+        end = len(context.rstrip())
+        cut.append((context[:end], context[end:] + continuation))
+    contexts = list({context: None for context, _ in cut if context})
+    heads = dict(zip(contexts, tokenizer.encode(contexts), strict=True))
+    wholes = tokenizer.encode([context + continuation for context, continuation in cut])
+    found = []
+    for (context, continuation), whole in zip(cut, wholes, strict=True):
+        head = heads.get(context)
+        if not head:
+            found.append(([EOS], whole))
+        else:
+            tail = whole[len(head) :] or tokenizer.encode([continuation])[0]
+            found.append((head, tail))
+    return found
+
+
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
     """Ids of the context by itself, and those that both together have more, as in lm-eval.
 
     So a token that spans the join counts for the context, whose last token may be another. Where
@@ -36,12 +62,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     context's end belong to the continuation, and an empty context is an end of document, after
     which training texts begin.
     """
-    end = len(context.rstrip())
-    context, continuation = context[:end], context[end:] + continuation
-    whole, head, alone = tokenizer.encode([context + continuation, context, continuation])
-    if not head:
-        return [EOS], whole
-    return head, whole[len(head) :] or alone
+    [pair] = encode_pairs(tokenizer, [(context, continuation)])
+    return pair
 
 
 def score(
@@ -117,3 +139,45 @@ def _score(
     blocks = (blocked(hidden, width), blocked(tokens[:, 1:], width))
     found, best = map(unblocked, jax.lax.map(one_block, blocks))
     return jnp.where(wanted, found, 0).sum(1), (best | ~wanted).all(1)
+
+
+def score_rows(decoder: Decoder, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """ln p of a batch's targets, float32 [rows · width], and whether each is the best guess.
+
+    Only the first batch.count count. One program for each shape of a batch: the head runs on
+    targets alone, in as many blocks as they fill.
+    """
+    arrays = (batch.tokens, batch.documents, batch.branches, batch.sources, batch.targets)
+    return _score_rows(decoder, params, *arrays, np.int32(batch.count))
+
+
+@partial(jax.jit, static_argnums=0)
+def _score_rows(
+    decoder: Decoder,
+    params: Any,
+    tokens: jax.Array,
+    documents: jax.Array,
+    branches: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    count: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    variables = {"params": params}
+    hidden, _ = decoder.apply(variables, tokens, documents=documents, branches=branches)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    embedding = params["embedding"].astype(hidden.dtype)
+    block = positions_per_block(targets.size, 1, min(HEAD_BLOCK, decoder.compute.loss_block))
+
+    def turn(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        source, target = (
+            jax.lax.dynamic_slice_in_dim(x, i * block, block) for x in (sources, targets)
+        )
+        scores = logits(decoder.constrain(hidden[source], "batch", None), embedding)
+        picked = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
+        new = (picked - jax.nn.logsumexp(scores, axis=-1), scores.argmax(-1) == target)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * block, axis=0)
+        return put(found[0], new[0]), put(found[1], new[1])
+
+    start = (jnp.zeros(targets.size), jnp.zeros(targets.size, bool))
+    chances, best = jax.lax.fori_loop(0, -(-count // block), turn, start)
+    return decoder.constrain(chances, None), decoder.constrain(best, None)

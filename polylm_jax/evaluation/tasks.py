@@ -23,7 +23,7 @@ from typing import Any
 
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation import benchmarks
-from polylm_jax.evaluation.items import Item, Measure, Prompt
+from polylm_jax.evaluation.items import Choice, Item, Measure, Prompt
 from polylm_jax.files import opened
 from polylm_jax.jsonl import has_form, parse_json
 
@@ -50,6 +50,35 @@ def lines(file: str, content: bytes, code: str) -> list[Row]:
     """A row {"text": …} for each line of a text file."""
     text = content.decode(errors="replace").removesuffix("\n")
     return [{"text": line} for line in text.split("\n")]
+
+
+def each(
+    context: Callable[[Row], str],
+    choices: Callable[[Row], Sequence[str]],
+    gold: Callable[[Row], int],
+) -> Callable[[list[Row], str, str], list[Item]]:
+    """`items` of a task in which every row is a question: functions of the row for its context,
+    its choices, which a space joins to it, and the right one's place."""
+
+    def items(rows: list[Row], language: str, protocol: str) -> list[Item]:
+        return [
+            Item(
+                number,
+                tuple(Choice(context(row), f" {choice}") for choice in choices(row)),
+                gold(row),
+                row,
+            )
+            for number, row in enumerate(rows)
+        ]
+
+    return items
+
+
+def letter(answer: str | int, first: int = 0) -> int:
+    """The place of a choice that is named "A" or "a" and so on, or by its number from `first`."""
+    if str(answer).isdecimal():
+        return int(answer) - first
+    return ord(str(answer).upper()) - ord("A")
 
 
 def both(*files: str) -> dict[str, tuple[str, ...]]:
@@ -129,7 +158,9 @@ def ask(task: Task, language: str, protocol: str, folder: str, limit: int = 0) -
             rows = task.read(f"{folder}/{name}", files.cat_file(file), task.code(language))
             break
     else:
-        return Asked(task, language, (), missing=f"no file {folder}/{names[0]}: {task.origin}")
+        return Asked(
+            task, language, (), missing=f"no {' or '.join(names)} in {folder}: {task.origin}"
+        )
     for number, row in enumerate(rows, 1):
         if not has_form(row, task.form):
             raise UserError(

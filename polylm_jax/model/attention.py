@@ -105,6 +105,15 @@ def staircase(
     visible = causal(jnp.arange(length)[None], length)
     if documents is not None:
         visible = visible & same_document(documents)
+    return in_steps(query, key, value, visible)
+
+
+def in_steps(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
+    """The plain formula on whole rows in as many steps as their length bears.
+
+    visible: boolean, broadcast to [batch, length, length], nowhere behind a query.
+    """
+    length = query.shape[1]
     fitting = [n for n in range(2, STEPS + 1) if length % n == 0 and length // n >= LANES]
     return attention(query, key, value, visible, max(fitting, default=1))
 
@@ -176,10 +185,34 @@ def documents_of(tokens: jax.Array, end: int) -> jax.Array:
 def since_first(documents: jax.Array) -> jax.Array:
     """How far each token stands behind its document's first, int32 [batch, length] as documents."""
     places = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
-    begins = jnp.diff(documents, axis=1, prepend=documents[:, :1] - 1) != 0
-    return places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return places - jax.lax.cummax(jnp.where(_begins(documents), places, 0), axis=1)
 
 
 def same_document(documents: jax.Array) -> jax.Array:
     """Mask [batch, length, length]: both tokens stand in one document."""
     return documents[:, :, None] == documents[:, None, :]
+
+
+def since_stem(documents: jax.Array, branches: jax.Array) -> jax.Array:
+    """How far each token stands behind its tree's first on its own way, int32 [batch, length].
+
+    documents, branches: int32 [batch, length]; a document is a stem, of branch 0, then branches
+    1, 2, … that all go on where the stem ends.
+    """
+    places = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
+    stem = (branches == 0).astype(jnp.int32)
+    before = jnp.cumsum(stem, axis=1) - stem
+    outside = jax.lax.cummax(jnp.where(_begins(documents), before, 0), axis=1)
+    begins = _begins(documents) | _begins(branches)
+    along = places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return jnp.where(branches == 0, before - outside, before - outside + along)
+
+
+def _begins(numbers: jax.Array) -> jax.Array:
+    return jnp.diff(numbers, axis=1, prepend=numbers[:, :1] - 1) != 0
+
+
+def on_one_way(branches: jax.Array) -> jax.Array:
+    """Mask [batch, length, length]: the key stands in the stem or in the query's own branch."""
+    keys = branches[:, None, :]
+    return (keys == 0) | (keys == branches[:, :, None])

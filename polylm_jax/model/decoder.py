@@ -22,8 +22,11 @@ from polylm_jax.model.attention import (
     attention,
     causal,
     documents_of,
+    in_steps,
+    on_one_way,
     same_document,
     since_first,
+    since_stem,
 )
 from polylm_jax.model.lora import adapted
 from polylm_jax.model.parameters import (
@@ -236,6 +239,7 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         positions: jax.Array | None = None,
         documents: jax.Array | None = None,
+        branches: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the decoder.
 
@@ -249,6 +253,9 @@ class Decoder(nn.Module):
             different numbers are different texts, which do not see each other and each begin at
             position 0. Raises ValueError where positions come without a cache or documents with
             one: attention would not follow them.
+        branches: int32 [batch, length], together with documents, each of which is a tree: a stem
+            of 0, then branches 1, 2, … that all go on from the stem and do not see each other.
+            The plain formula alone knows them.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache with the tokens' keys and values written.
         """
@@ -261,6 +268,8 @@ class Decoder(nn.Module):
         slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if positions is None:
             positions = slots if documents is None else since_first(documents)
+        if documents is not None and branches is not None:
+            attend, positions = None, since_stem(documents, branches)
 
         # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
         table, places = value_of("embedding"), value_of("positions")
@@ -278,9 +287,11 @@ class Decoder(nn.Module):
             width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
             visible = causal(slots if fresh else positions, width)
             scope = visible if scope is None else visible & same_document(scope)
+        if branches is not None and scope is not None:
+            scope = scope & on_one_way(branches)
+        formula: Callable[..., jax.Array] = attention if branches is None else in_steps
 
-        attend = attend or attention
-        how = (self.constrain, attend, fresh, self.adapter_scale)
+        how = (self.constrain, attend or formula, fresh, self.adapter_scale)
         settings = (self.size, self.compute, self.initial, *how)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]

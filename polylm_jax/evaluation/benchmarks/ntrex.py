@@ -1,60 +1,49 @@
-"""NTREX-128: news of 2019 translated from English (Federmann et al., 2022), by chrF++."""
+"""NTREX-128: bits per byte of news, the same documents in every language (Federmann, 2022)."""
 
-import functools
-import os
+from itertools import groupby
 
-from polylm_jax.data.languages import NON_ENGLISH
+from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import prompts
-from polylm_jax.evaluation.benchmarks.wmt20 import notes, translated
-from polylm_jax.evaluation.items import Prompt
+from polylm_jax.evaluation.items import Choice, Item
 from polylm_jax.evaluation.tasks import Row, Task, both, lines
 from polylm_jax.files import opened
 
-ORIGIN = (
-    "take newstest2019-src.eng.txt as ntrex/en.txt and newstest2019-ref.LANGUAGE.txt as "
-    "ntrex/CODE.txt of github.com/MicrosoftTranslator/NTREX."
-)
+DOCUMENTS = "DOCUMENT_IDS.tsv"
+ORIGIN = "take newstest2019-ref.LANGUAGE.txt of github.com/MicrosoftTranslator/NTREX, renamed."
 
 
 def _read(file: str, content: bytes, code: str) -> list[Row]:
-    """Lines of a language, each with the English one that has its number."""
-    english = f"{os.path.dirname(file)}/en.txt"
-    files, path = opened(english)
-    if not files.isfile(path):
-        raise UserError(f"{file} is there, but {english} is not: {ORIGIN}")
-    both_sides = [lines(name, text, code) for name, text in
-                  ((file, content), (english, files.cat_file(path)))]  # fmt: skip
-    if len(set(map(len, both_sides))) > 1:
-        raise UserError(f"{file} and {english} have not as many lines; take both anew: {ORIGIN}")
+    """A row for each line, with its document."""
+    files, ids = opened(f"{file.rpartition('/')[0]}/{DOCUMENTS}")
+    if not files.isfile(ids):
+        raise UserError(f"{file} lacks {DOCUMENTS} beside it; take it from the same repository.")
+    rows = lines(file, content, code)
+    documents = [row["text"] for row in lines(ids, files.cat_file(ids), code)]
+    if len(documents) != len(rows):
+        raise UserError(
+            f"{file} has {len(rows)} lines but {DOCUMENTS} {len(documents)}; take both as they are."
+        )
+    return [row | {"document": name} for row, name in zip(rows, documents, strict=True)]
+
+
+def _items(rows: list[Row], language: str, protocol: str) -> list[Item]:
+    grouped = groupby(rows, lambda row: row["document"])
+    texts = [(name, "\n".join(row["text"] for row in some)) for name, some in grouped]
     return [
-        {"text": row["text"], "english": other["text"]}
-        for row, other in zip(*both_sides, strict=True)
+        Item(number, (Choice("", text),), document={"document": name})
+        for number, (name, text) in enumerate(texts)
     ]
 
 
-def _items(into: bool, rows: list[Row], language: str, protocol: str) -> list[Prompt]:
-    sides = ("text", "english") if into else ("english", "text")
-    pair = f"{language}-en" if into else f"en-{language}"
-    given = [{"src": row[sides[0]], "ref": row[sides[1]]} for row in rows]
-    return translated(given, pair, protocol)
-
-
-def _task(into: bool) -> Task:
-    return Task(
-        name="ntrex_into_en" if into else "ntrex",
-        kind="generated",
-        languages=NON_ENGLISH,
-        key="ntrex_{}-en" if into else "ntrex_en-{}",
-        files=both("ntrex/{}.txt"),
-        origin=ORIGIN,
-        form={"text": str, "english": str},
-        items=functools.partial(_items, into),
-        read=_read,
-        translated=True,
-        notes=notes,
-        measure=prompts.translation("chrf++"),
-    )
-
-
-TASKS = [_task(into=False), _task(into=True)]
+TASK = Task(
+    name="ntrex",
+    kind="text",
+    languages=tuple(LANGUAGES),
+    key="ntrex_{}",
+    files=both("ntrex/{}.txt"),
+    origin=ORIGIN,
+    form={"text": str, "document": str},
+    items=_items,
+    read=_read,
+    translated=True,
+)

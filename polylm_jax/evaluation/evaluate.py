@@ -1,0 +1,154 @@
+"""A benchmark from its settings to its results: read, plan, ask, measure, average."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+
+import numpy as np
+
+from polylm_jax.console import LiveLine, format_duration
+from polylm_jax.evaluation import choices, paper, tasks
+from polylm_jax.evaluation.choices import Result, Subject, Work
+from polylm_jax.evaluation.results import Store
+from polylm_jax.evaluation.settings import Evaluation
+from polylm_jax.evaluation.tasks import Asked
+
+# What makes a task of each kind ready: (subject, the task in its languages, settings, store).
+KINDS: dict[str, Callable[[Subject, Sequence[Asked], Evaluation, Store], Work]] = {
+    "choice": choices.prepare,
+    "text": choices.prepare,
+}
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Average:
+    """Over some languages of a task. error: of a bootstrap over items, which are drawn for all
+    languages together where these are translations of one another."""
+
+    name: str
+    languages: tuple[str, ...]
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A task in all its languages. missing: those that could not be asked."""
+
+    results: list[Result]
+    missing: list[Asked]
+    averages: list[Average]
+
+
+def evaluate(
+    subject: Subject, settings: Evaluation, kept: Store, say: Callable[[str], None] = print
+) -> dict[str, Report]:
+    """Asks everything that the settings name; task -> what came of it. A file that is missing
+    is said and listed, and nothing else depends on it."""
+    table, asked, missing = tasks.table(), dict[str, list[Asked]](), dict[str, list[Asked]]()
+    for name, codes in settings.chosen():
+        found = [
+            tasks.ask(table[name], code, settings.protocol, settings.folder, settings.limit)
+            for code in codes
+        ]
+        asked[name] = [one for one in found if not one.missing]
+        missing[name] = [one for one in found if one.missing]
+    works = {
+        name: KINDS[table[name].kind](subject, some, settings, kept)
+        for name, some in asked.items()
+        if some
+    }
+    positions = sum(work.positions for work in works.values())
+    say(
+        f"{len(works)} tasks in {sum(map(len, asked.values()))} tables, "
+        f"{sum(work.items for work in works.values()):,} items, protocol {settings.protocol}; "
+        f"{positions:,} tokens to compute, {subject.decoder.compute.dtype}."
+    )
+    for name, absent in missing.items():
+        if absent:
+            said = " ".join(one.language for one in absent)
+            say(f"missing: {name} {said}: {absent[0].missing}")
+    done = partial(_show, LiveLine(seconds=10), time.monotonic(), positions, [0])
+    results = {name: work.run(done) for name, work in works.items()}
+    return {
+        name: Report(
+            results.get(name, []),
+            missing[name],
+            averages(name, results.get(name, []), settings.seed),
+        )
+        for name in asked
+    }
+
+
+def _show(line: LiveLine, started: float, of: int, before: list[int], more: int) -> None:
+    before[0] += more
+    seconds = time.monotonic() - started
+    left = seconds / before[0] * (of - before[0])
+    line.show(
+        f"{before[0] / of:.0%} of {of:,} tokens, {before[0] / seconds:,.0f} a second, "
+        f"ETA {format_duration(left)}",
+        last=before[0] >= of,
+    )
+
+
+def averages(task: str, results: Sequence[Result], seed: int) -> list[Average]:
+    """Over the paper's groups of languages, as far as all of a group are there, and over all."""
+    by_code = {one.asked.language: one for one in results if len(one.samples)}
+    groups = {
+        name: codes for name, codes in paper.groups(task).items() if set(codes) <= set(by_code)
+    }
+    if len(by_code) > 1 and tuple(by_code) not in groups.values():
+        groups["all here"] = tuple(by_code)
+    return [
+        _average(name, codes, [by_code[code] for code in codes], seed)
+        for name, codes in groups.items()
+    ]
+
+
+def _average(name: str, codes: tuple[str, ...], results: list[Result], seed: int) -> Average:
+    first = [one.measures[0] for one in results]
+    value = float(np.mean([one.value for one in first]))
+    values = [one.each for one in first if one.each is not None]
+    if len(values) < len(first):
+        error = math.sqrt(sum(one.error**2 for one in first)) / len(first)
+        return Average(name, codes, value, error)
+    draw = np.random.default_rng(seed)
+    if not results[0].asked.task.translated:
+        means = [_means(each, draw.integers(0, len(each), (DRAWS, len(each)))) for each in values]
+        return Average(name, codes, value, float(np.mean(means, axis=0).std(ddof=1)))
+    numbers = [[sample["doc_id"] for sample in one.samples] for one in results]
+    places = {number: at for at, number in enumerate(sorted(set().union(*numbers)))}
+    table = np.zeros((2, len(results), len(places)))  # value or 0, and whether there is one
+    for at, (mine, each) in enumerate(zip(numbers, values, strict=True)):
+        columns = [places[number] for number in mine]
+        table[0, at, columns], table[1, at, columns] = each, 1
+    sums = np.array(
+        [
+            table @ np.bincount(draw.integers(0, len(places), len(places)), minlength=len(places))
+            for _ in range(DRAWS)
+        ]
+    )
+    drawn = (sums[:, 0] / np.maximum(sums[:, 1], 1)).mean(axis=1)
+    return Average(name, codes, value, float(drawn.std(ddof=1)))
+
+
+def _means(each: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    return each[drawn].mean(axis=1)
+
+
+def above_chance(result: Result) -> bool | None:
+    """Whether a score differs from guessing (two-sided, 95%); None where nothing is guessed."""
+    chance, count = result.asked.task.chance, len(result.samples)
+    if chance is None or not count:
+        return None
+    return abs(result.measures[0].value - chance) > 1.96 * math.sqrt(chance * (1 - chance) / count)
+
+
+def fingerprint(result: Result) -> str:
+    """sha256 of what was asked and of the right answers: figures compare where it is the same."""
+    asked = [(one["arguments"], one["target"]) for one in result.samples]
+    return sha256(repr(asked).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Trees in rows say what one text at a time says, however they are packed."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polylm_jax.evaluation.packing import batches, plan, tree, windows
+from polylm_jax.evaluation.score import score, score_rows
+from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import attender, constrainer, parameter_shardings
+from tests import golden
+
+FLOAT32 = Compute(dtype="float32")
+CONTEXT = 37  # of golden model a
+
+
+def items(least=1, most=6):
+    """Items whose choices share stems of any length; few ids, so that they often do by chance."""
+    ids = st.lists(st.integers(3, 6), max_size=9)
+    some = st.lists(st.integers(3, 6), min_size=1, max_size=9)
+    choice = st.tuples(ids, some)
+    item = st.tuples(some, st.lists(choice, min_size=1, max_size=4)).map(
+        lambda drawn: [([*drawn[0], *head], tail) for head, tail in drawn[1]]
+    )
+    return st.lists(item, min_size=least, max_size=most)
+
+
+def scored(decoder, params, drawn, width, rows, ways=1):
+    """Sum and greediness of each choice of each item, by trees."""
+    trees = [tree(pairs) for pairs in drawn]
+    found = [None] * len(trees)
+    for batch in batches(trees, width, rows, ways):
+        chances, best = map(np.asarray, score_rows(decoder, params, batch))
+        for number, first in batch.trees:
+            found[number] = [
+                (chances[first + text].sum(), best[first + text].all())
+                for text in trees[number].texts
+            ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def model():
+    size, params, _ = golden.load("a")
+    return Decoder(size, FLOAT32), params
+
+
+def one_by_one(model, drawn):
+    pairs = [pair for pairs in drawn for pair in pairs]
+    alone = iter(score(*model, pairs, 8))
+    return [[next(alone) for _ in pairs] for pairs in drawn]
+
+
+def same(found, alone):
+    for some, others in zip(found, alone, strict=True):
+        for (sum_, greedy), one in zip(some, others, strict=True):
+            np.testing.assert_allclose(sum_, one.log_likelihood, 1e-5, 1e-5)
+            assert greedy == one.greedy
+
+
+@settings(max_examples=12, deadline=None)
+@given(items())
+def test_trees_in_rows_equal_one_text_at_a_time(model, drawn):
+    same(scored(*model, drawn, 48, 2), one_by_one(model, drawn))
+
+
+DRAWN = [
+    [([3, 4, 5, 6], [7]), ([3, 4, 5, 6], [8]), ([3, 4, 5, 6], [9])],  # letters behind a passage
+    [([2], [3, 4, 5, 6, 7]), ([2], [3, 4, 9, 6, 7])],  # nothing before
+    [([3], [4, 5]), ([3, 4], [5])],  # one text twice, cut elsewhere
+    [([5], [6]), ([5], [6])],  # the same choice twice
+    [([9, 8], [7, 6, 5]), ([9, 8], [7])],  # one begins the other
+    [(list(range(3, 30)), [1] * 9), ([4], [5] * 30)],  # more than a row
+]
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, 1), (64, 8), (128, 3)])
+def test_width_and_batch_change_nothing(model, width, rows):
+    same(scored(*model, DRAWN, width, rows), one_by_one(model, DRAWN))
+
+
+def test_meshes_score_what_one_device_does():
+    size, params, _ = golden.load("release")
+    alone = one_by_one((Decoder(size, FLOAT32), params), DRAWN[:5])
+    for shape in (2, 2, 2), (1, 2, 1):
+        mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+        with jax.set_mesh(mesh):
+            split = jax.device_put(params, parameter_shardings(size, mesh))
+            decoder = Decoder(
+                size, FLOAT32, constrain=constrainer(mesh), attend=attender(FLOAT32, mesh)
+            )
+            same(scored(decoder, split, DRAWN[:5], 16, 4, 4), alone)
+
+
+def test_what_is_shared_is_computed_once():
+    [letters, *_] = [tree(pairs) for pairs in DRAWN]
+    assert (len(letters.tokens), len(letters.targets)) == (4, 3)
+    passage = tree([([2, *range(50)], [60, 61, n]) for n in range(4)])
+    assert passage.tokens.tolist() == [2, *range(50), 60, 61]
+    assert len(passage.targets) == 2 + 4
+
+
+def test_padding_is_little_and_programs_are_few():
+    sizes = np.random.default_rng(0).lognormal(3.9, 0.5, 1000).astype(int).clip(8, 3000)
+    packed = plan(sizes.tolist(), 512, 8, 1)
+    assert sorted(n for rows in packed for row in rows for n in row) == list(range(1000))
+    assert len(packed) <= -(-sizes.sum() // (512 * 8 * 0.88))
+
+
+def rolling_as_lm_eval(ids, prefix, longest):
+    """lm_eval.utils.get_rolling_token_windows and make_disjoint_window, context_len 1, said anew:
+    (context, continuation) of each window."""
+    whole, found = [prefix, *ids], []
+    done = 0
+    while done < len(ids):
+        count = min(longest, len(ids) - done)
+        end = done + count
+        begin = max(0, end - longest) if done else 0
+        found.append((whole[begin : done + 1], whole[done + 1 : end + 1]))
+        done = end
+    return found
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_long_texts_have_lm_evals_windows(length, context):
+    ids = list(range(10, 10 + length))
+    parts = windows([2], ids, context)
+    assert parts == rolling_as_lm_eval(ids, 2, context)
+    assert all(len(head) + len(tail) - 1 <= context for head, tail in parts)
+
+
+def test_a_long_context_loses_its_beginning():
+    assert windows([1, 2, 3, 4], [5, 6], 3) == [([3, 4], [5, 6])]
