@@ -33,6 +33,7 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "evaluate": "measure a model with the paper's benchmark, or another",
     "score": "log-likelihood of continuations, the primitive of evaluation",
+    "overlap": "see what of a benchmark stands in the rows that a run has read",
     "lm-eval": "run lm-eval's own command line on a run",
     "self-instruct": "have a language model write instructions in many languages",
     "import": "make a run from a Hugging Face GPT-2, in a folder or on the hub",

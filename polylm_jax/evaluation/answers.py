@@ -1,5 +1,6 @@
 """Answers: prompts continued until a stop string, `</s>`, or as many tokens as each may have."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """text: the ids by themselves, as others decode them, cut before a stop string.
+    """text: see `decode`, cut before a stop string.
 
     tokens: how many the model wrote. ended: "stop", "eos" or "length". lost: tokens of the prompt
     for which there was no room, from its beginning on.
@@ -85,13 +86,6 @@ def _batch(
 ) -> list[Answer]:
     context = decoder.size.context
     prompts = [list(asked.ids[asked.new_tokens - context :]) or [EOS] for asked in questions]
-
-    def text_of(row: int, new: list[int]) -> tuple[str, bool]:
-        """The text before the first stop string, and whether there is one."""
-        [whole] = tokenizer.decode([new])
-        text = before_stops(whole, questions[row].stops)
-        return text, len(text) < len(whole)
-
     found = generate(
         decoder,
         params,
@@ -100,15 +94,49 @@ def _batch(
         rows=batch,
         limits=[asked.new_tokens for asked in questions],
         repeats=[asked.repeat for asked in questions],
-        ended=lambda row, new: text_of(row, new)[1],
+        ended=lambda row, new: until(tokenizer, new, questions[row].stops)[1],
     )
     answers = []
-    for row, (asked, prompt, new) in enumerate(zip(questions, prompts, found, strict=True)):
-        text, stopped = text_of(row, new)
+    for asked, prompt, new in zip(questions, prompts, found, strict=True):
+        text, stopped = until(tokenizer, new, asked.stops)
         why = why_ended(len(prompt), len(new), asked.new_tokens, context)
         lost = max(0, len(asked.ids) - len(prompt))
         answers.append(Answer(text, len(new), "stop" if stopped else why, lost))
     return answers
+
+
+def until(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> tuple[str, bool]:
+    """The text of ids before a stop string, and whether there is one.
+
+    It is looked for after each id, for bytes that follow may make those before no text.
+    """
+    pieces = tokenizer.pieces
+    raw = b"".join(pieces[i] for i in ids)
+    if any(stop.encode() in raw for stop in stops if stop):
+        for count in range(1, len(ids) + 1):
+            text = decode(tokenizer, ids[:count])
+            if any(stop in text for stop in stops if stop):
+                return before_stops(text, stops), True
+    return decode(tokenizer, ids), False
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids by themselves, as the exported tokenizer has it.
+
+    So pieces of one byte that together are no UTF-8 are U+FFFD each.
+    """
+    parts = [(tokenizer.processor.is_byte(i), tokenizer.pieces[i]) for i in ids]
+    texts = []
+    for of_bytes, some in itertools.groupby((p for p in parts if p[1]), key=lambda p: p[0]):
+        raw = b"".join(piece for _, piece in some)
+        try:
+            texts.append(raw.decode())
+        except UnicodeDecodeError:
+            assert of_bytes, "a piece is no UTF-8"
+            texts.append("\ufffd" * len(raw))
+    text = "".join(texts)
+    spaces = min(len(text) - len(text.lstrip(" ")), tokenizer.drops_spaces)
+    return text[int(spaces) :]
 
 
 def before_stops(text: str, stops: Sequence[str]) -> str:

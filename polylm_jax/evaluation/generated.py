@@ -1,5 +1,6 @@
 """Tasks whose answers are written: prompts to batches, batches to texts, texts to figures."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from polylm_jax.decode import weights
 from polylm_jax.evaluation.answers import Answer, Question, answer
 from polylm_jax.evaluation.choices import Result, Subject, Work
-from polylm_jax.evaluation.items import Prompt
+from polylm_jax.evaluation.items import Measure, Prompt
 from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
@@ -92,7 +93,7 @@ def _result(subject: Subject, asked: Asked, keys: Sequence[str | None], kept: St
     pairs = [(one, Answer(*kept[key])) for one, key in zip(asked.items, keys, strict=True) if key]
     prompts, texts = [one for one, _ in pairs], [found.text for _, found in pairs]
     assert asked.task.measure, f"{asked.task.name} says of no answer how good it is"
-    measures = tuple(asked.task.measure(prompts, texts, asked.language)) if pairs else ()
+    measures = tuple(asked.task.measure(prompts, texts, asked.language)) if pairs else _none(asked)
     each = {one.name: one.each for one in measures if one.each is not None}
     samples = [
         _sample(one, found)
@@ -106,6 +107,16 @@ def _result(subject: Subject, asked: Asked, keys: Sequence[str | None], kept: St
         asked = replace(asked, notes=(*asked.notes, said))
     cut = sum(found.lost > 0 for _, found in pairs)
     return Result(asked, measures, samples, cut, len(asked.items) - len(pairs))
+
+
+def _none(asked: Asked) -> tuple[Measure, ...]:
+    """The task's figures where no item is left, which have no values."""
+    assert asked.task.measure
+    some = asked.task.measure(asked.items[:1], [""], asked.language)
+    return tuple(
+        Measure(one.name, math.nan, math.nan, None if one.each is None else np.zeros(0))
+        for one in some
+    )
 
 
 def _sample(one: Prompt, found: Answer) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode import chat, weights
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
+from polylm_jax.evaluation import choices
 from polylm_jax.evaluation.answers import Question, answer
 from polylm_jax.evaluation.rolling import rolling
-from polylm_jax.evaluation.score import encode_pair
-from polylm_jax.model.decoder import Decoder
+from polylm_jax.evaluation.score import encode_pairs
 from polylm_jax.model.parameters import count
 
 NAME = "polylm_jax"  # of the model, in lm-eval's table
@@ -40,17 +40,10 @@ _MARKS = re.compile("|".join(f"({mark})" for mark in chat.CONTROLS))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The model that is asked.
+class Subject(choices.Subject):
+    """The model that is asked. batch: requests at once. settings: how its conversations are
+    rendered."""
 
-    params: the tree of training. rows: ways in which the mesh splits a batch. batch: requests at
-    once. settings: how its conversations are rendered.
-    """
-
-    decoder: Decoder
-    params: Any
-    tokenizer: Tokenizer
-    rows: int = 1
     batch: int = 8
     settings: chat.ChatSettings = chat.ChatSettings()  # noqa: RUF009, a frozen dataclass
 
@@ -62,7 +55,7 @@ class Subject:
 
     @property
     def whole_batch(self) -> int:
-        return -(-self.batch // self.rows) * self.rows
+        return -(-self.batch // self.ways) * self.ways
 
 
 @dataclass(frozen=True)
@@ -92,12 +85,12 @@ def log_likelihoods(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[
     there were is said on stderr.
     """
     tokenizer: Any = _Marked(subject.tokenizer)
-    context, ids = subject.decoder.size.context, []
-    for text, continuation in pairs:
-        head, tail = encode_pair(tokenizer, text, continuation)
-        if not text and len(tail) > 1 and tail[0] == EOS:
-            tail = tail[1:]  # lm-eval has what begins with </s> follow that one, not another
-        ids.append((head, tail))
+    # lm-eval has a continuation that begins with </s> follow that one, not another
+    ids = [
+        (head, tail[1:] if head == [EOS] == tail[:1] and len(tail) > 1 and not text else tail)
+        for (text, _), (head, tail) in zip(pairs, encode_pairs(tokenizer, pairs), strict=True)
+    ]
+    context = subject.decoder.size.context
     too_long = sum(len(tail) > context for _, tail in ids)
     cut = sum(len(head) + len(tail) > context + 1 for head, tail in ids) - too_long
     _note(cut, f"contexts lose their beginning, as the model's is {context} tokens")

@@ -3,26 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polylm_jax.data.tokenizer import EOS
+from polylm_jax.evaluation.packing import windows
 from polylm_jax.evaluation.score import Score, score
 from polylm_jax.model.decoder import Decoder
 
-Ids = Sequence[int]
-
-
-def windows(ids: Ids, context: int, given: Ids = (EOS,)) -> list[tuple[list[int], list[int]]]:
-    """Pairs (given, scored) that score each id of a text once; none for an empty text.
-
-    given: ids that the text follows, at least one. Each window scores as many ids as the model's
-    context has, and the last one what is left; before these stand as many as there is room for.
-    """
-    text = [*given, *ids]
-    begin = len(text) - len(ids)
-    found = []
-    for first in range(begin, len(text), context):
-        last = min(first + context, len(text))
-        found.append((text[max(0, last - context - 1) : first], text[first:last]))
-    return found
+Ids = list[int]
 
 
 def rolling(
@@ -37,7 +22,8 @@ def rolling(
     batch: as in `score`; windows of different texts share one. done: told how many windows are
     scored, batch by batch.
     """
-    parts = [windows(ids, decoder.size.context, given) for given, ids in texts]
+    context = decoder.size.context
+    parts = [windows(given, ids, context) if ids else [] for given, ids in texts]
     pairs = [pair for part in parts for pair in part]
     scores = iter(score(decoder, params, pairs, batch, lambda found: done(len(found))))
     return [_together([next(scores) for _ in part]) for part in parts]

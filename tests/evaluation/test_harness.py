@@ -1,5 +1,7 @@
 """Scores and answers against lm-eval's own model for transformers, on a folder that we export."""
 
+import importlib.util
+import json
 import sys
 from dataclasses import replace
 
@@ -13,9 +15,10 @@ from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode import chat
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation import harness
-from polylm_jax.evaluation.answers import Question, answer
+from polylm_jax.evaluation.answers import Question, answer, decode, until
 from polylm_jax.evaluation.harness import Subject
-from polylm_jax.evaluation.rolling import rolling, windows
+from polylm_jax.evaluation.packing import windows
+from polylm_jax.evaluation.rolling import rolling
 from polylm_jax.evaluation.score import score
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -34,7 +37,7 @@ def cases():
 def subject():
     size, params, _ = golden.load("release")
     vocabulary = Tokenizer(golden.lm_eval()[1]["tokenizer"].tobytes())
-    return Subject(Decoder(size, FLOAT32), params, vocabulary, batch=16)
+    return Subject(Decoder(size, FLOAT32), params, vocabulary, ways=1, batch=16)
 
 
 def test_scores_of_pairs_are_lm_evals(subject, cases):
@@ -67,7 +70,7 @@ def test_a_mesh_answers_as_one_device(subject, cases):
     with jax.set_mesh(mesh):
         decoder = replace(subject.decoder, constrain=constrainer(mesh))
         split = jax.device_put(subject.params, parameter_shardings(subject.decoder.size, mesh))
-        there = Subject(decoder, split, subject.tokenizer, rows=2, batch=5)
+        there = Subject(decoder, split, subject.tokenizer, ways=2, batch=5)
         assert there.whole_batch == 6
         assert harness.answers_until(there, asked) == [text for *_, text in cases["answers"][:20]]
 
@@ -123,27 +126,22 @@ def test_a_continuation_longer_than_the_context_is_scored_in_windows(subject, ca
     assert [whole[0]] == pytest.approx(harness.rolling_log_likelihoods(subject, [text]))
     assert empty == (0, True)
     said = capsys.readouterr().err
-    assert "1 continuations are longer than 40 tokens and scored in windows" in said
+    assert "1 continuations are longer than 48 tokens and scored in windows" in said
     assert "1 contexts lose their beginning" in said
     assert "1 continuations are empty" in said
     assert short[0] < 0
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 16, 17, 30])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 30])
 def test_windows_score_each_id_once_with_most_before_it(length):
     ids = list(range(100, 100 + length))
-    found = windows(ids, 8)
+    found = windows([EOS], ids, 8)
     assert [i for _, scored in found for i in scored] == ids
-    for number, (given, scored) in enumerate(found):
-        assert len(given) + len(scored) <= 9
-        if number:
-            assert len(given) + len(scored) == 9
+    assert [len(given) + len(scored) for given, scored in found[1:]] == [9] * (len(found) - 1)
     whole = [EOS, *ids]
-    assert all(
-        whole[(at := whole.index(scored[-1]) + 1) - len(given) - len(scored) : at]
-        == [*given, *scored]
-        for given, scored in found
-    )
+    for given, scored in found:
+        end = whole.index(scored[-1]) + 1
+        assert [*given, *scored] == whole[max(0, end - 9) : end]
 
 
 def test_one_window_is_the_pair_itself(subject):
@@ -154,9 +152,19 @@ def test_one_window_is_the_pair_itself(subject):
     assert (none.log_likelihood, none.tokens) == (0, 0)
 
 
+def test_a_stop_string_is_found_where_later_bytes_make_it_no_text(subject):
+    vocabulary = subject.tokenizer
+    new_line, cut = vocabulary.encode(["\n", "\N{PEACH}"])
+    assert [vocabulary.pieces[i] for i in new_line] == [b"\n"]
+    ids = [*vocabulary.encode(["The"])[0], *new_line, *cut[:2]]
+    assert decode(vocabulary, ids) == "The" + "\ufffd" * 3
+    assert until(vocabulary, ids, ("\n",)) == ("The", True)
+    assert until(vocabulary, ids, ("\n\n", "")) == ("The" + "\ufffd" * 3, False)
+
+
 def test_more_tokens_than_the_context_are_one_sentence(subject):
-    asked = [Question([5], (), 40)]
-    with pytest.raises(UserError, match=r"answers of 40 tokens leave no room.*1 to 39"):
+    asked = [Question([5], (), 48)]
+    with pytest.raises(UserError, match=r"answers of 48 tokens leave no room.*1 to 47"):
         answer(subject.decoder, subject.for_decoding, subject.tokenizer, asked, 1)
 
 
@@ -193,3 +201,55 @@ def test_lm_evals_flags_stand_after_two_dashes(subject, tmp_path, capsys):
     assert "--tasks is not a flag of `polylm lm-eval`" in capsys.readouterr().err
     assert main(["lm-eval", f"--run={tmp_path}", "--", "--tasks", "xcopa_it"]) == 1
     assert f"there is no run in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="lm-eval is not installed")
+def test_lm_evals_own_program_asks_all_three_calls(subject, tmp_path, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    rows = [{"q": f"The garden {n}", "a": " was dry", "b": " is"} for n in range(5)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+    }
+    kinds = {
+        "chosen": {
+            "output_type": "multiple_choice",
+            "doc_to_choice": ["{{a}}", "{{b}}"],
+            "doc_to_target": 0,
+        },
+        "written": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{a}}",
+            "generation_kwargs": {"until": ["e"], "max_gen_toks": 8},
+            "metric_list": [{"metric": "exact_match"}],
+        },
+        "rolled": {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{q}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        },
+    }
+    for name, kind in kinds.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"task": name} | common | kind))
+    arguments = ["--tasks", ",".join(kinds), "--include_path", str(tmp_path), "--log_samples"]
+    arguments += ["--output_path", str(tmp_path / "out"), "--apply_chat_template"]
+    make = lambda batch: subject  # noqa: E731
+    assert harness.evaluate_with(make, "runs/x", {"model_revision": "step 3"}, arguments) == 0
+    [results] = (tmp_path / "out").glob("*/results_*.json")
+    found = json.loads(results.read_text())
+    assert set(found["results"]) == set(kinds)
+    assert found["config"]["model_revision"] == "step 3"
+    assert found["chat_template"] == chat.template(chat.FORMATS["multialpaca"], False)
+    [samples] = (tmp_path / "out").glob("*/samples_written_*.jsonl")
+    first = json.loads(samples.read_text().splitlines()[0])
+    assert first["arguments"]["gen_args_0"]["arg_0"] == "The garden 0\n\n"
+    assert "e" not in first["resps"][0][0]
+    assert not {"torch", "transformers"} & set(sys.modules)
+    with pytest.raises(UserError, match="lm-eval ended with .*nowhere"):
+        harness.evaluate_with(make, "x", {}, ["--tasks", "nowhere"])
