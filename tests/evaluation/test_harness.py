@@ -251,5 +251,5 @@ def test_lm_evals_own_program_asks_all_three_calls(subject, tmp_path, monkeypatc
     assert first["arguments"]["gen_args_0"]["arg_0"] == "The garden 0\n\n"
     assert "e" not in first["resps"][0][0]
     assert not {"torch", "transformers"} & set(sys.modules)
-    with pytest.raises(UserError, match="lm-eval ended with .*nowhere"):
+    with pytest.raises(UserError, match=r"lm-eval ended with .*nowhere"):
         harness.evaluate_with(make, "x", {}, ["--tasks", "nowhere"])
