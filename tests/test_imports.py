@@ -49,6 +49,7 @@ HOMES = {
     "tensorflow_datasets": TENSORFLOW,
     "seqio": TENSORFLOW,
     "torch": ("bench/",),
+    "lm_eval": ("bench/",),
     "transformers": ("bench/",),
     "rouge_score": ("bench/", "evaluation/metrics.py"),
     "sacrebleu": ("evaluation/metrics.py",),

@@ -103,7 +103,7 @@ def averages(task: str, results: Sequence[Result], seed: int) -> list[Average]:
         name: codes for name, codes in paper.groups(task).items() if set(codes) <= set(by_code)
     }
     if len(by_code) > 1 and tuple(by_code) not in groups.values():
-        groups["all here"] = tuple(by_code)
+        groups["here"] = tuple(by_code)
     return [
         _average(name, codes, [by_code[code] for code in codes], seed)
         for name, codes in groups.items()

@@ -49,7 +49,7 @@ def cells(result: Result) -> dict[str, str]:
         choice, often = result.favourite or (0, math.nan)
         found |= {
             "chance": _number(100 * task.chance),
-            "top choice": f"{choice + 1}: {_number(100 * often, 0)}%",
+            "top": f"{choice + 1}: {_number(100 * often, 0)}%",
         }
     found["cut"] = f"{result.truncated + result.left_out:,}"
     beside = paper.figures(task.name).get(result.asked.language, {})
@@ -85,7 +85,7 @@ def of_task(name: str, report: Report) -> Table:
     title = f"{name}" + (f", chance {100 * chance:.1f}" if chance else "")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     headline = report.results[0].measures[0].name
-    shown = ["language", "n", headline, "±", *(["top choice"] if chance else []), "cut"]
+    shown = ["language", "n", headline, "±", *(["top"] if chance else []), "cut"]
     for number, head in enumerate(shown):
         table.add_column(head, justify="right" if number else "left")
     pairs = list(zip(paper.BASE, paper.TUNED, strict=True)) if paper.figures(name) else []
@@ -224,7 +224,7 @@ def markdown(
         f"Protocol `{settings.protocol}`, {identity['dtype']}"
         + (f", the first {settings.limit} items" if settings.limit else "")
         + ". Columns of models are the paper's figures, of three base models and three tuned ones. "
-        "The top choice is the one that was taken most often. "
+        "top is the choice that was taken most often. "
         f"A score with * is {CHANCE} (95%). ± is the standard error.\n"
     )
     for name, report in reports.items():

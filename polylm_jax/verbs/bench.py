@@ -14,6 +14,7 @@ from polylm_jax import config
 from polylm_jax.bench import choices as bench_choices
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
+from polylm_jax.bench import evaluate as bench_evaluate
 from polylm_jax.bench import rouge as bench_rouge
 from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
@@ -157,6 +158,23 @@ def _int8(given: argparse.Namespace) -> dict:
     return result
 
 
+def _evaluate(given: argparse.Namespace) -> dict:
+    platform.keep("")
+    size, compute = config.get("model"), config.get("compute")
+    beside = f", beside lm-eval with {given.vs}" if given.vs else ""
+    print(f"Scoring made-up choices in three forms{beside}; some minutes.")
+    result = bench_evaluate.run(
+        size,
+        config.get("init"),
+        compute,
+        config.get("evaluation"),
+        bool(given.vs),
+        given.peer_python or "",
+    )
+    bench_evaluate.show(result, Console())
+    return result
+
+
 def _rouge(given: argparse.Namespace) -> dict:
     print("ROUGE-L of made-up texts, ours and rouge_score's in turn; half a minute.")
     result = bench_rouge.run(given.peer_python)
@@ -170,5 +188,6 @@ PARTS = {
     "tune": _tune,
     "choices": _choices,
     "decode": _decode,
+    "evaluate": _evaluate,
     "rouge": _rouge,
 }

@@ -1,0 +1,301 @@
+"""The benchmark as a person runs it: lm-eval's own answers, files, ends and reports."""
+
+import base64
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polylm_jax.__main__ import main
+from polylm_jax.evaluation import evaluate, paper, table, tasks
+from polylm_jax.evaluation.choices import Result, share
+from polylm_jax.evaluation.results import ANSWERS
+from polylm_jax.evaluation.tasks import Asked
+from tests import golden, scripted
+from tests.evaluation import invented
+
+GOLDEN = json.loads((Path(golden.__file__).parent / "lm_eval_choices.json").read_text("utf-8"))
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+TASKS = sorted(set(tasks.table()) - {"ntrex", "word_order"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An evaluation folder."""
+    folder = tmp_path_factory.mktemp("evaluation") / "data"
+    shutil.copytree(BENCHMARKS, folder)
+    invented.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The golden file's model."""
+    folder = tmp_path_factory.mktemp("babbles")
+    return scripted.babbles(folder, base64.b64decode(GOLDEN["tokenizer"]), 384)
+
+
+def evaluated(run, data, out, *flags, names=TASKS):
+    settings = [f"--gin.evaluation.tasks={tuple(names)!r}", f"--gin.evaluation.folder={data}"]
+    settings += ["--gin.compute.dtype=float32", "--gin.evaluation.protocol=lm_eval"]
+    return main(["evaluate", f"--run={run}", f"--out={out}", *settings, *flags])
+
+
+@pytest.fixture(scope="module")
+def out(run, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "out"
+    assert evaluated(run, data, folder, "--gin.evaluation.limit=20") == 0
+    return folder
+
+
+def samples(folder, name):
+    text = (folder / f"samples_{name}.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN["tasks"]))
+def test_every_item_is_lm_evals(out, name):
+    ours, theirs = samples(out, name), GOLDEN["tasks"][name]
+    assert len(ours) == len(theirs) > 1
+    for mine, (arguments, sums, greedy, target, right, norm) in zip(ours, theirs, strict=True):
+        asked = [[*of.values()] for of in mine["arguments"].values()]
+        assert asked == arguments
+        np.testing.assert_allclose([pair[0] for pair in mine["filtered_resps"]], sums, atol=1e-3)
+        assert [pair[1] for pair in mine["filtered_resps"]] == greedy
+        assert mine["acc"] == right
+        if norm is not None:
+            assert mine["acc_norm"] == norm
+        if isinstance(target, int):
+            assert mine["target"] == target
+
+
+def test_results_are_in_lm_evals_form(out):
+    found = json.loads((out / "results.json").read_text("utf-8"))
+    for name, theirs in GOLDEN["tasks"].items():
+        right = np.array([one[4] for one in theirs])
+        of = found["results"][name]
+        assert of["acc,none"] == right.mean()
+        error = math.sqrt(right.mean() * (1 - right.mean()) / (len(right) - 1))
+        np.testing.assert_allclose(of["acc_stderr,none"], error)
+        assert found["n-samples"][name]["effective"] == len(right)
+    assert "xnli_ru" in found["missing"]
+    assert "belebele_kor_Hang" in found["missing"]
+
+
+def test_the_report_has_every_score_with_its_error_and_the_papers(out):
+    text = (out / "report.md").read_text("utf-8")
+    [line] = [line for line in text.splitlines() if line.startswith("| th |") and "70.2" not in line
+              and "58.6" in line]  # fmt: skip
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    right = np.mean([one[4] for one in GOLDEN["tasks"]["xcopa_th"]])
+    assert cells[:3] in (["th", "20", f"{100 * right:.1f}"], ["th", "20", f"{100 * right:.1f}*"])
+    assert cells[-6:] == ["58.6", "54.6", "55.4", "60.2", "54.6", "53.6"]
+    assert "lose their last letter" in text
+    assert "missing: xnli" in text
+    assert "XNLI-1.0" in text
+    assert (out / "xcopa.png").is_file()
+
+
+def test_a_killed_one_goes_on_and_ends_bit_by_bit_the_same(run, data, tmp_path, capsys):
+    names, flags = ("xcopa", "pawsx"), ("--gin.evaluation.rows=2", "--gin.evaluation.limit=9")
+    whole = tmp_path / "whole"
+    assert evaluated(run, data, whole, *flags, names=names) == 0
+    kept = (whole / ANSWERS).read_bytes()
+    assert kept.count(b"\n") > 4
+    cuts = np.random.default_rng(0).integers(0, len(kept), 3)
+    for cut in cuts:
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        (folder / ANSWERS).write_bytes(kept[:cut])
+        capsys.readouterr()
+        assert evaluated(run, data, folder, *flags, names=names) == 0
+        assert (folder / ANSWERS).read_bytes() == kept
+        for file in (path.name for path in whole.glob("*.json*")):
+            assert (folder / file).read_bytes() == (whole / file).read_bytes()
+    capsys.readouterr()
+    assert evaluated(run, data, whole, *flags, names=names) == 0
+    assert " 0 tokens to compute" in capsys.readouterr().out
+    assert (whole / ANSWERS).read_bytes() == kept
+
+
+def test_another_packing_and_a_subset_say_the_same(run, data, out, tmp_path):
+    flags = ("--gin.evaluation.row_length=512", "--gin.evaluation.rows=3")
+    languages = '--gin.evaluation.languages=("th","zh")'
+    limit = "--gin.evaluation.limit=20"
+    assert evaluated(run, data, tmp_path, *flags, languages, limit, names=("xcopa",)) == 0
+    for name in "xcopa_th", "xcopa_zh":
+        for one, other in zip(samples(tmp_path, name), samples(out, name), strict=True):
+            sums = [[pair[0] for pair in of["filtered_resps"]] for of in (one, other)]
+            np.testing.assert_allclose(*sums, rtol=1e-5)
+            assert one["acc"] == other["acc"]
+    assert not (tmp_path / "samples_xcopa_it.jsonl").exists()
+
+
+def test_differences_from_another_are_paired(run, data, tmp_path, capsys):
+    one, other = tmp_path / "one", tmp_path / "other"
+    flags = ("--gin.evaluation.limit=20", '--gin.evaluation.languages=("it","th")')
+    for folder in one, other:
+        assert evaluated(run, data, folder, *flags, names=("xcopa",)) == 0
+    file = other / "samples_xcopa_it.jsonl"
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for line in lines[:5]:
+        line["acc"] = 1 - line["acc"]
+    changed = sum(1 if line["acc"] else -1 for line in lines[:5])
+    file.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    capsys.readouterr()
+    assert evaluated(run, data, one, *flags, f"--against={other}", names=("xcopa",)) == 0
+    said = capsys.readouterr().out
+    assert f"xcopa_it acc: {-100 * changed / 20:+.2f} ± " in said
+    assert "xcopa_th acc: +0.00 ± 0.00" in said
+    results = json.loads((other / "results.json").read_text())
+    results["task_hashes"]["xcopa_th"] = "of other items"
+    (other / "results.json").write_text(json.dumps(results))
+    assert evaluated(run, data, one, *flags, f"--against={other}", names=("xcopa",)) == 0
+    assert "xcopa_th: other items, or another protocol; not compared." in capsys.readouterr().out
+
+
+def test_bits_per_byte_is_the_sum_over_the_bytes(run, data, tmp_path, capsys):
+    flags = ('--gin.evaluation.languages=("en","he")',)
+    assert evaluated(run, data, tmp_path, *flags, names=("ntrex", "word_order")) == 0
+    text = (data / "ntrex" / "he.txt").read_text("utf-8").splitlines()
+    documents = (data / "ntrex" / "DOCUMENT_IDS.tsv").read_text().splitlines()
+    found = samples(tmp_path, "ntrex_he")
+    assert [one["doc"]["document"] for one in found] == list(dict.fromkeys(documents))
+    joined = ["\n".join(t for t, d in zip(text, documents, strict=True) if d == one) for one in
+              dict.fromkeys(documents)]  # fmt: skip
+    nats = -sum(one["filtered_resps"][0][0] for one in found)
+    bits = nats / math.log(2) / sum(len(one.encode()) for one in joined)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    np.testing.assert_allclose(results["ntrex_he"]["bits_per_byte,none"], bits)
+    # a long text is read in windows, each token once: lm-eval's rolling log-likelihood
+    assert found[0]["truncated"]
+    assert 0.2 < results["word_order_en"]["acc,none"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "said"),
+    [
+        ((), ("xkopa",), 'evaluation.tasks has "xkopa"; the tasks are'),
+        (('--gin.evaluation.languages=("xx",)',), ("xcopa",), 'languages has "xx"'),
+        (("--gin.evaluation.protocol=v2",), ("xcopa",), "paper, lm_eval"),
+        (("--against=nowhere",), ("xcopa",), "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(run, data, tmp_path, capsys, flags, names, said):
+    assert evaluated(run, data, tmp_path / "out", *flags, names=names) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_row_that_is_none_names_its_place(run, data, tmp_path, capsys):
+    (tmp_path / "xcopa").mkdir()
+    file = tmp_path / "xcopa" / "test.it.jsonl"
+    for broken, said in (('{"premise": 3}', "row 1 of"), ("{no", "test.it.jsonl:1 is not")):
+        file.write_text(broken + "\n")
+        assert evaluated(run, tmp_path, tmp_path / "out", names=("xcopa",)) == 1
+        assert said in capsys.readouterr().err
+
+
+# Averages as the paper prints them, of (base: PolyLM, LLaMA, BLOOM; tuned: the same)
+PRINTED = {
+    ("xnli", "seen"): (46.1, 34.3, 42.1, 44.2, 34.3, 38.3),
+    ("xnli", "unseen"): (34.6, 34.3, 40.3, 34.0, 34.0, 36.3),
+    ("pawsx", "all"): (55.9, 50.1, 51.8, 59.3, 50.7, 57.2),
+    ("xwinograd", "all"): (73.4, 71.3, 70.0, 72.3, 73.5, 66.5),
+    ("xcopa", "seen"): (65.1, 57.5, 60.9, 67.5, 57.8, 56.4),
+    ("xcopa", "unseen"): (51.5, 51.4, 52.1, 51.4, 51.8, 52.8),
+    ("tydiqa", "seen"): (49.0, 47.8, 37.1, 46.4, 37.1, 20.2),
+    ("tydiqa", "unseen"): (12.4, 28.6, 42.6, 4.4, 22.0, 17.5),
+    ("mtg_sg", "all"): (8.8, 8.0, 12.1, 10.5, 6.0, 10.4),
+    ("mtg_tg", "all"): (14.4, 14.9, 10.7, 16.6, 15.1, 17.9),
+    ("mtg_qg", "all"): (14.9, 13.7, 13.0, 22.1, 19.4, 24.2),
+    ("mtg_summ", "all"): (15.4, 11.7, 9.7, 16.6, 14.0, 16.8),
+    ("wmt20", "into English"): (24.6, 26.5, 16.1, 26.32, 19.14, 10.91),
+    ("wmt20", "out of English"): (19.7, 14.3, 3.9, 20.5, 8.5, 3.3),
+}
+
+
+def test_the_papers_cells_have_the_averages_that_it_prints():
+    found = {(task, name) for task, name in PRINTED}
+    assert found == {(task, name) for task, _ in PRINTED for name in paper.groups(task)}
+    for (task, name), printed in PRINTED.items():
+        codes, figures = paper.groups(task)[name], paper.figures(task)
+        means = [
+            np.mean([figures[code][model] for code in codes]) for model in paper.BASE + paper.TUNED
+        ]
+        np.testing.assert_allclose(means, printed, atol=0.0600001)
+
+
+def ask(task, language, protocol):
+    return tasks.ask(tasks.table()[task], language, protocol, str(BENCHMARKS))
+
+
+def test_the_paper_and_lm_eval_today_ask_otherwise(data):
+    old, new = (ask("pawsx", "fr", protocol) for protocol in tasks.PROTOCOLS)
+    first, second = old.items[0].document["sentence1"], old.items[0].document["sentence2"]
+    assert [c.continuation for c in old.items[0].choices] == [
+        f"{first}, right? {word}, {second}" for word in ("No", "Oui")
+    ]
+    begin = new.items[0].choices[1].continuation
+    assert begin == f"{first[:-1]}, n'est-ce pas? Oui, {second[0].lower()}{second[1:]}"
+    assert any("right?" in note for note in old.notes)
+    rows = invented.xnli(invented.PAIRS)
+    xnli = tasks.table()["xnli"]
+    texts = [xnli.items(rows, "de", p)[0].choices[2].continuation for p in tasks.PROTOCOLS]
+    assert texts[0] == "Der Zug kam zu spät an, richtig? Nein, Der Zug war pünktlich."
+    assert texts[1] == " " + texts[0]
+    assert xnli.files["paper"] != xnli.files["lm_eval"]
+
+
+def test_oddities_are_said():
+    thai, chinese = ask("xcopa", "th", "paper"), ask("xcopa", "zh", "paper")
+    assert thai.notes == ("30 of 30 premises lose their last letter: lm-eval takes it for a stop",)
+    assert not chinese.notes
+    assert any('1 rows hold "NS"' in note for note in ask("pawsx", "ja", "paper").notes)
+
+
+def test_the_original_files_of_xnli_are_read(tmp_path):
+    folder = tmp_path / "xnli"
+    folder.mkdir()
+    lines = ["language\tgold_label\tsentence1_binary_parse\tsentence1\tsentence2"]
+    for code, label in (("de", "neutral"), ("zh", "entailment"), ("de", "contradiction")):
+        lines.append(f'{code}\t{label}\t\t"Er" sagt\tSie "sagt')
+    (folder / "xnli.test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = tasks.ask(tasks.table()["xnli"], "de", "paper", str(tmp_path))
+    assert [item.gold for item in found.items] == [1, 2]
+    assert found.items[0].choices[0].continuation == '"Er" sagt, richtig? Ja, Sie "sagt'
+
+
+def result(task, language, each, numbers=None):
+    asked = Asked(tasks.table()[task], language, ())
+    numbers = range(len(each)) if numbers is None else numbers
+    found = [{"doc_id": n, "arguments": n, "target": 0} for n in numbers]
+    return Result(asked, (share("acc", each),), found)
+
+
+def test_translations_of_the_same_items_do_not_make_an_average_surer():
+    each = np.random.default_rng(1).random(200) < 0.6
+    error = share("acc", each).error
+    [_, same] = evaluate.averages(
+        "xcopa",
+        [result("xcopa", code, each) for code in ("id", "it", "th", "tr", "vi", "zh", "et")],
+        0,
+    )
+    np.testing.assert_allclose(same.error, error, rtol=0.1)
+    shares = [np.random.default_rng(n).random(200) < 0.6 for n in range(6)]
+    codes = paper.groups("xwinograd")["all"]
+    pairs = zip(codes, shares, strict=True)
+    [apart] = evaluate.averages("xwinograd", [result("xwinograd", *pair) for pair in pairs], 0)
+    np.testing.assert_allclose(apart.error, error / math.sqrt(6), rtol=0.15)
+    assert apart.name == "all"
+
+
+def test_chance_is_said_to_be_chance():
+    half = np.arange(100) % 2 == 0
+    assert evaluate.above_chance(result("xcopa", "it", half)) is False
+    assert evaluate.above_chance(result("xcopa", "it", np.arange(100) < 60)) is True
+    assert evaluate.above_chance(result("xcopa", "it", np.arange(100) < 59)) is False
+    report = evaluate.Report([result("xcopa", "it", half)], [], [])
+    assert any("not different from chance" in line for line in table.lines({"xcopa": report}))
