@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from polylm_jax.console import LiveLine
@@ -65,14 +65,19 @@ class _Marked:
     tokenizer: Tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._one(text) for text in texts]
+        marked = [bool(_MARKS.search(text)) for text in texts]
+        plain = [text for text, has in zip(texts, marked, strict=True) if not has]
+        found = iter(self.tokenizer.encode(plain))
+        return [
+            self._with_marks(text) if has else next(found)
+            for text, has in zip(texts, marked, strict=True)
+        ]
 
-    def _one(self, text: str) -> list[int]:
-        first, *others = filter(None, _MARKS.split(text)) if text else [""]
-        parts = [(part, part in chat.CONTROLS) for part in (first, *others)]
+    def _with_marks(self, text: str) -> list[int]:
         ids: list[int] = []
-        for place, (part, mark) in enumerate(parts):
+        for place, part in enumerate(filter(None, _MARKS.split(text))):
             encode = self.tokenizer.encode_inside if place else self.tokenizer.encode
+            mark = part in chat.CONTROLS
             ids += [chat.CONTROLS.index(part)] if mark else encode([part])[0]
         return ids
 
@@ -185,7 +190,9 @@ def evaluate_with(
     verb, rest = (given[0], given[1:]) if given[:1] in VERBS else ("run", given)
     # lm-eval names the folder of its results so
     model = ["--model", NAME, "--model_args", f"pretrained={re.sub('[,=]', '_', run)}"]
-    registry.model_registry.register(NAME, target=_adapter(api.LM, make, named))
+    adapter: Any = _adapter(api.LM)
+    adapter.make, adapter.named = staticmethod(make), named
+    registry.model_registry.register(NAME, target=adapter)
     former, sys.argv = sys.argv, ["lm-eval", verb, *(model if verb == "run" else []), *rest]
     try:
         program.cli_evaluate()
@@ -203,17 +210,21 @@ def evaluate_with(
     return 0
 
 
-def _adapter(base: type, make: Callable[[int], Subject], named: dict[str, Any]) -> type:
-    """lm-eval's LM that makes the calls above."""
+@cache
+def _adapter(base: Any) -> type:
+    """lm-eval's LM that makes the calls above; one class, as lm-eval takes a name only once."""
 
-    class PolyLM(base):  # type: ignore[misc]
+    class PolyLM(base):
+        make: Callable[[int], Subject]
+        named: dict[str, Any]
+
         def __init__(self, subject: Subject) -> None:
             super().__init__()
             self._subject = subject
 
         @classmethod
         def create_from_arg_obj(cls, arguments: Any, more: Any = None) -> Any:
-            return cls(make(_batch((more or {}).get("batch_size"))))
+            return cls(cls.make(_batch((more or {}).get("batch_size"))))
 
         create_from_arg_string = create_from_arg_obj
 
@@ -245,7 +256,7 @@ def _adapter(base: type, make: Callable[[int], Subject], named: dict[str, Any]) 
         def get_model_info(self) -> dict[str, Any]:
             compute = self._subject.decoder.compute
             parameters = count(self._subject.decoder.size)
-            return {"model_num_parameters": parameters, "model_dtype": compute.dtype, **named}
+            return {"model_num_parameters": parameters, "model_dtype": compute.dtype, **self.named}
 
         def _kept(self, name: str, call: Callable[..., list[Any]], requests: Any) -> list[Any]:
             found = call(self._subject, [request.args for request in requests])
