@@ -21,7 +21,7 @@ Batch = list[tuple[str, Question]]  # with their keys in the store
 def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept: Store) -> Work:
     """A task of kind "generated" in some languages."""
     questions = [_questions(subject, one.items, settings.too_long) for one in asked]
-    keys = [[one and _key(kept, one) for one in some] for some in questions]
+    keys = [[_key(kept, one) if one else None for one in some] for some in questions]
     named = {
         key: one
         for some, names in zip(questions, keys, strict=True)

@@ -304,8 +304,8 @@ def _generation(given: dict[str, Any]) -> tuple[tuple[str, ...], int, Sampling]:
             f"the generation setting {unknown[0]} = {left[unknown[0]]!r} has no meaning here; take "
             f"it out, or set one of until, {NEW_TOKENS_NAMES[0]}, do_sample, {', '.join(SAMPLING)}."
         )
-    kinds = {"top_k": int}
-    sampling = Sampling(**{k: kinds.get(k, float)(v) for k, v in values.items()})
+    chosen: dict[str, Any] = {k: (int if k == "top_k" else float)(v) for k, v in values.items()}
+    sampling = Sampling(**chosen)
     return (*stops, chat.CONTROLS[EOS]), new_tokens, sampling
 
 
