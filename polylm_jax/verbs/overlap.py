@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -99,8 +100,9 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _show(of_each: list[tuple[Asked, list[Found]]], folder: Path, tokens: int) -> None:
-    heads = ("items", "too short", "overlapping", "longest", "score, clean", "score, overlapping")
-    shown = Table("task", "language", *(Column(head, justify="right") for head in heads))
+    heads = ("items", "short", "read", "longest", "score of others", "score of read")
+    columns = [Column(head, justify="right", no_wrap=True) for head in heads]
+    shown = Table("task", "", *columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for one, items in of_each:
         hit = np.array([item.longest >= tokens for item in items])
         counts = [len(items), sum(item.short for item in items), int(hit.sum())]
@@ -120,5 +122,5 @@ def _mean(values: np.ndarray) -> str:
     """A mean with its standard error, and of how many."""
     if not len(values):
         return "- (0)"
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():.3f} ± {error:.3f} ({len(values):,})"
+    spread = f" ± {values.std(ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread} ({len(values):,})"
