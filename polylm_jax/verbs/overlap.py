@@ -67,9 +67,11 @@ def run(given: argparse.Namespace) -> None:
         f"Looking for {sum(len(one.items) for one in there):,} items of {len(there)} tables in the "
         f"{rows:,} rows that {given.run} has read up to step {model.step}."
     )
-    for one in asked:
-        if one.missing:
-            print(f"missing: {one.task.name} {one.language}: {one.missing}")
+    for name, _ in settings.chosen():
+        lost = [one for one in asked if one.missing and one.task.name == name]
+        if lost:
+            named = " ".join(one.language for one in lost)
+            print(f"missing: {name} {named}: {lost[0].missing}")
     line = LiveLine(seconds=10)
     found = iter(
         overlap(
