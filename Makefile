@@ -4,6 +4,7 @@ VENV := .venv
 POLYLM := $(VENV)/bin/polylm
 GIN := --gin_file=gin_configs/runs/demo.gin
 RUN := runs/demo
+TUNED := runs/demo_tune
 
 export JAX_PLATFORMS ?= cpu
 
@@ -29,6 +30,11 @@ demo: $(VENV)/ready
 		--prompt="Veuillez" --prompt="Выберите" --prompt="请" --prompt="このフィールドは" \
 		--prompt="يرجى"
 	$(POLYLM) report --run=$(RUN)
+	$(POLYLM) tune --gin_file=gin_configs/runs/demo_tune.gin
+	$(POLYLM) generate --chat --run=$(TUNED) --gin.sampling.new_tokens=32 \
+		--gin.sampling.temperature=0 --gin.sampling.repetition_penalty=1.3 \
+		--prompt="Translate into Spanish: Open in the Main Area" \
+		--prompt="Translate into English: Ja, löschen"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
@@ -62,4 +68,4 @@ judges: $(VENV)/ready $(JUDGES)/ready
 	JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/pytest -s tests/interop/test_judges.py
 
 clean:
-	rm -rf runs/demo data/demo
+	rm -rf runs/demo runs/demo_tune data/demo data/demo_tune

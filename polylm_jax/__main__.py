@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import select
 import signal
@@ -58,6 +59,8 @@ STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub"
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; returns its exit status: 0, or another with one sentence on what to mend."""
     console.ready()
+    for name in STORAGE:  # what they log with a trace they also raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     alone = arguments is None  # the process is ours, not a test's
     try:
@@ -74,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if _without_reader(sys.stdout) or _without_reader(sys.stderr):
             return NO_READER
+        if _of_storage(error):
+            return _out_of_reach(verb, error)
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
         _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}.")
         return 1
@@ -83,9 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not _of_storage(error):
             raise
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        _say(f"polylm {verb}: what is not on this machine could not be reached: {reason}.")
-        return 1
+        return _out_of_reach(verb, error)
 
 
 def _run(verb: str, rest: list[str], alone: bool) -> int:
@@ -141,6 +144,12 @@ def _of_storage(error: Exception) -> bool:
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
     )
     return any(name.startswith(STORAGE) and not name.endswith(".local") for name in modules)
+
+
+def _out_of_reach(verb: str, error: Exception) -> int:
+    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    _say(f"polylm {verb}: what is not on this machine could not be reached: {reason}.")
+    return 1
 
 
 def _say(sentence: str) -> None:

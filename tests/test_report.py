@@ -14,6 +14,7 @@ from rich.console import Console
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
 from polylm_jax.errors import UserError
 from polylm_jax.report import report
+from polylm_jax.verbs.tune import show_gain
 from tests.test_figures import LENGTH, ROWS, languages_only, synthetic_metrics, write_run
 
 
@@ -213,3 +214,16 @@ def test_a_missing_run_is_an_error(tmp_path):
         told(tmp_path / "gone")
     with pytest.raises(UserError, match="holds no training step"):
         told(write_run(tmp_path, []))
+
+
+def test_what_tuning_gained_is_told_of_each_language(tmp_path, capsys):
+    metrics = synthetic_metrics(5)
+    show_gain(str(write_run(tmp_path, metrics)))
+    text = capsys.readouterr().out
+    valid = [record["bits_per_byte"] for record in metrics if record["kind"] == "valid"]
+    for code in LANGUAGES:
+        before, after = valid[0][code], valid[-1][code]
+        numbers = [f"{before:.3f}", f"{after:.3f}", f"{100 * (after - before) / before:+.1f}%"]
+        [line] = [line for line in text.splitlines() if f"({code})" in line]
+        assert line.replace("│", " ").split()[2:] == numbers
+    assert "Mean of 18 languages: " in text

@@ -23,30 +23,35 @@ from transformers import GPT2Config, GPT2LMHeadModel
 WARM_UP = 2  # steps after the one that compiles
 
 
+def model_of(given: dict[str, Any]) -> GPT2LMHeadModel:
+    """A fresh model of the size and on the device that the script is told, ready to train."""
+    torch.manual_seed(0)
+    size = GPT2Config(
+        vocab_size=given["vocabulary"],
+        n_positions=given["context"],
+        n_embd=given["d_model"],
+        n_layer=given["layers"],
+        n_head=given["heads"],
+        n_inner=given["d_ff"],
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="sdpa",
+    )
+    return GPT2LMHeadModel(size).to(given["device"]).train()
+
+
 class Run:
     """A model, its optimizer and a batch. compiled: through torch.compile, or eager."""
 
     def __init__(self, given: dict[str, Any], rows: int, compiled: bool) -> None:
-        torch.manual_seed(0)
         self.device = given["device"]
         self.dtype = given["dtype"]
         self.rows = rows
-        size = GPT2Config(
-            vocab_size=given["vocabulary"],
-            n_positions=given["context"],
-            n_embd=given["d_model"],
-            n_layer=given["layers"],
-            n_head=given["heads"],
-            n_inner=given["d_ff"],
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
-            bos_token_id=1,
-            eos_token_id=2,
-            attn_implementation="sdpa",
-        )
-        model = GPT2LMHeadModel(size).to(self.device).train()
+        model = model_of(given)
         decays = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [

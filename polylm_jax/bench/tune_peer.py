@@ -8,7 +8,8 @@ many tokens that are no padding each one had.
 padded: what most loops do: examples in random order, each batch padded to its longest, eager, for
     every batch has another shape.
 packed: whole examples side by side in rows of one length, told apart by their positions, which
-    transformers does only without a cache; through torch.compile where there is a C++ compiler.
+    transformers does only without a cache (that it does is checked before it is timed); through
+    torch.compile where there is a C++ compiler.
 """
 
 import json
@@ -22,7 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+
+# behind all others, so that no script here is taken for another package
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+from torch_peer import model_of
 
 WARM_UP = 3  # steps, of which the first compiles
 LEARNED, FIRST, IGNORED = 1, 2, -100
@@ -77,26 +81,6 @@ def packed(given: dict[str, Any], tokens: np.ndarray, marks: np.ndarray) -> Iter
             yield {name: torch.from_numpy(x.astype(np.int64)) for name, x in batch.items()}
 
 
-def model_of(given: dict[str, Any]) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    size = GPT2Config(
-        vocab_size=given["vocabulary"],
-        n_positions=given["context"],
-        n_embd=given["d_model"],
-        n_layer=given["layers"],
-        n_head=given["heads"],
-        n_inner=given["d_ff"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        use_cache=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="sdpa",
-    )
-    return GPT2LMHeadModel(size).to(given["device"]).train()
-
-
 def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     """Mean over the learned tokens, as transformers counts it."""
     if "labels" in batch:
@@ -107,6 +91,21 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED
     )
+
+
+def refuse_mixed(model: Any, batch: Batch, examples: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Ends the program where a packed batch has another loss than its examples have alone."""
+    total, learned = 0.0, 0
+    with torch.no_grad():
+        for ids, labels in examples:
+            wanted = torch.from_numpy(labels[1:].astype(np.int64)).to(model.device)
+            inputs = torch.from_numpy(ids[None, :-1].astype(np.int64)).to(model.device)
+            scores = model(input_ids=inputs, use_cache=False).logits[0]
+            total += float(torch.nn.functional.cross_entropy(scores, wanted, reduction="sum"))
+            learned += int((wanted != IGNORED).sum())
+        loss = float(loss_of(model, {name: x.to(model.device) for name, x in batch.items()}))
+    if abs(loss - total / learned) > 1e-4 * loss:
+        sys.exit(f"its packed examples have a loss of {loss:.6f}, alone {total / learned:.6f}")
 
 
 def real_tokens(batch: Batch) -> int:
@@ -124,6 +123,10 @@ def main() -> None:
     ways = {"padded": padded, "packed": packed}
     batches = ways[given["way"]](given, tokens, marks)
     model: Any = model_of(given)
+    if given["way"] == "packed":
+        first = slice(given["batch"])
+        batch = next(packed(given, tokens, marks))
+        refuse_mixed(model, batch, examples_of(tokens[first], marks[first]))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         parameters,

@@ -3,6 +3,7 @@
 On disk, under its path:
 
     <source>/train.jsonl, valid.jsonl   one {"text": …, "from": "Django"} a line
+    pairs/<language>.jsonl              questions and answers to tune on, if corpus.pairs asks
     licences/<package>/                 the notices that came with the text
     packages/                           the downloads, kept so that later builds need no network
     manifest.json                       written last: a folder without one is no corpus
@@ -17,12 +18,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
 from polylm_jax.data import documents as users
-from polylm_jax.data import packages
+from polylm_jax.data import packages, pairs
 from polylm_jax.data.documents import Reading, Stretch
 from polylm_jax.data.languages import CODE, LANGUAGES, NON_ENGLISH, in_order, is_bilingual, name_of
 from polylm_jax.data.packages import Package, Piece
@@ -61,6 +63,8 @@ class Corpus:
         each file one document.
     key: the text's key in a line of a .jsonl, and its column in a .parquet.
     on_bad_line: what happens to a line that is not UTF-8 or has no text, "refuse" or "skip".
+    pairs: share of the packages' aligned messages and dialogues that become questions and answers
+        to tune on (`polylm_jax.data.pairs`) and are kept out of the text; 0 makes none.
     """
 
     path: LocalPlace = "data/corpus"
@@ -70,6 +74,7 @@ class Corpus:
     split: str = ""
     key: str = "text"
     on_bad_line: Annotated[str, OneOf("refuse", "skip")] = "refuse"
+    pairs: Annotated[float, Range(0, 0.5)] = 0.0
 
     def __post_init__(self) -> None:
         check(self, "corpus")
@@ -108,11 +113,19 @@ def _build(
     new.mkdir()
     passed: dict[str, list[int]] = {}
     refuse_to_replace(root, PAPERS)
+    counts: dict[str, int] = {}
     if corpus.text:
+        if corpus.pairs:
+            progress("corpus.pairs are made of the packages, not of corpus.text: there are none")
         found, entries = _users(corpus, root, passed), []
     else:
         files = _fetched(root, large, progress)
-        found, entries = _packaged(files), _entries(files, new / "licences")
+        pieces = _pieces(files)
+        if corpus.pairs:
+            chosen, pieces = pairs.held_back(pieces, corpus.pairs)
+            counts = pairs.write(chosen, new / pairs.FOLDER)
+            progress(f"{len(chosen):,} questions and answers are kept out of the text, to tune on")
+        found, entries = _packaged(pieces), _entries(files, new / "licences")
     sources = {}
     for source, stretches, reading in found:
         sources[source] = write(
@@ -134,6 +147,7 @@ def _build(
         "sha256": hashlib.sha256(content.encode()).hexdigest(),
         "packages": entries,
         "passed_over": passed,
+        "pairs": counts,
         "sources": sources,
     }
     (new / MANIFEST).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -143,7 +157,7 @@ def _build(
 
 
 def manifest(path: str) -> dict:
-    """The manifest of a built corpus: valid_share, sha256 of the content, packages, and sources.
+    """The manifest of a built corpus: valid_share, sha256 of the content, packages, pairs, sources.
 
     sources: per source and split, documents and bytes (of UTF-8 text); the sha256 of both; and
     "bytes", what became of all that was read (see `writing.write`).
@@ -228,21 +242,23 @@ def _entries(files: dict[Package, Path], licences: Path) -> list[dict]:
     return entries
 
 
-def _packaged(files: dict[Package, Path]) -> Iterator[Source]:
-    """The sources that the packages give; what a source has said before is left out."""
+def _pieces(files: dict[Package, Path]) -> dict[str, dict[Piece, str]]:
+    """The pieces of each source, each with the name of the first package that has it."""
     names = {file: package.name for package, file in files.items()}
-    seen: set[tuple[str, Piece]] = set()
-    by_source: dict[str, dict[str, list[Piece]]] = {}
+    by_source: dict[str, dict[Piece, str]] = {}
     for file, source, found in packages.pieces(list(names)):
         for piece in found:
-            if (source, piece) not in seen:
-                seen.add((source, piece))
-                by_source.setdefault(source, {}).setdefault(names[file], []).append(piece)
+            by_source.setdefault(source, {}).setdefault(piece, names[file])
+    return by_source
+
+
+def _packaged(by_source: dict[str, dict[Piece, str]]) -> Iterator[Source]:
+    """The sources that pieces make; a document is of one package."""
     for source in in_order(by_source):
         texts = [
             Stretch(text, name)
-            for name, pieces in by_source[source].items()
-            for text in grouped(pieces, both_ways=is_bilingual(source))
+            for name, some in groupby(by_source[source].items(), key=itemgetter(1))
+            for text in grouped((piece for piece, _ in some), both_ways=is_bilingual(source))
         ]
         yield source, iter(texts), Reading(read=sum(len(text.text.encode()) for text in texts))
 

@@ -16,6 +16,7 @@ from polylm_jax.files import MANIFEST
 
 BUILDING, REPLACING = ".building-", ".replacing"  # folders in a corpus's while it is made
 SPLITS = ("train", "valid")
+BESIDE = {"licences": "packages", "pairs": "pairs"}  # folders that are no sources; their entries
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def _made(root: Path) -> list[str]:
     """What of a folder an older corpus is, by its manifest."""
     try:
         made = json.loads((root / MANIFEST).read_text("utf-8"))
-        return [*made["sources"], *(["licences"] if made["packages"] else [])]
+        return [*made["sources"], *(name for name, entry in BESIDE.items() if made.get(entry))]
     except (OSError, ValueError, LookupError, TypeError):
         return []
 
@@ -50,10 +51,10 @@ def refuse_to_replace(root: Path, sources: Iterable[str]) -> None:
     lines = {f"{split}.jsonl" for split in SPLITS}
     others = [
         entry
-        for name in {*sources, *made, "licences"}
+        for name in {*sources, *made, *BESIDE}
         if (root / name).is_dir()
         for entry in (root / name).iterdir()
-        if name not in made or (name != "licences" and entry.name not in lines)
+        if name not in made or (name not in BESIDE and entry.name not in lines)
     ]
     if others:
         raise UserError(

@@ -43,6 +43,8 @@ DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotF
 STORES = ("gs://", "s3://")
 # storage that cannot be reached has damaged nothing
 OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+# how TensorStore begins to say what storage answered to a write
+NOT_WRITTEN = ("Error opening", "Error reading", "Error writing", *OUT_OF_REACH)
 
 
 def open_manager(folder: str, retention: Retention | None = None) -> ocp.CheckpointManager:
@@ -133,12 +135,16 @@ def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> E
     """What a failed save raises: one sentence if the storage is to blame, else the error."""
     reasons = ("No space left on device", "File too large", "Quota exceeded", "Permission denied")
     reason = next((r for r in reasons if r.lower() in str(error).lower()), None)
-    if reason is None:
+    storage = isinstance(error, OSError) or any(words in str(error) for words in NOT_WRITTEN)
+    if reason is None and not storage:
         return error
     # what the failed save has left behind complains as it is taken down
     sys.unraisablehook = lambda _: None
-    what = f"the checkpoint of step {step} could not be written to {manager.directory} ({reason})"
+    why = reason or _first_line(error)
+    what = f"the checkpoint of step {step} could not be written to {manager.directory} ({why})"
     again = "run the same command again: it goes on from the newest whole checkpoint."
+    if reason is None:
+        return RunEnded("failed", f"{what}; when that storage answers, {again}")
     if reason == "Permission denied":
         return RunEnded("failed", f"{what}; give this user the right to write there and {again}")
     return RunEnded("storage full", f"{what}; free some space and {again}")
@@ -251,24 +257,24 @@ def restore_newest(
     only once an older one has been restored. load: function (step, meta) -> what is wanted; it
     raises UserError for a meta that does not fit. All processes take the same checkpoint.
     """
-    damaged: dict[int, str] = {}
+    unread: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         error = None
         try:
             meta = read_meta(manager, step)
             loaded = load(step, meta)
         except DAMAGE as raised:
-            if any(word in str(raised) for word in OUT_OF_REACH):
-                raise
+            if _out_of_reach(raised):
+                raise damaged(manager, step, raised) from raised
             error = raised
         if multihost_utils.process_allgather(np.array(error is None)).all():
-            for former, why in damaged.items():
+            for former, why in unread.items():
                 place = _set_aside(manager, former, "damaged")
                 say(f"The checkpoint of step {former} is damaged ({why}); it is now in {place}.")
             return step, meta, loaded
-        damaged[step] = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
-    if damaged:
-        why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+        unread[step] = _first_line(error)
+    if unread:
+        why = "; ".join(f"step {step}: {reason}" for step, reason in unread.items())
         raise UserError(
             f"no checkpoint in {manager.directory} can be read ({why}); move that folder away to "
             "begin anew, or go on with the program that wrote it."
@@ -356,17 +362,26 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
     return params
 
 
-def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
-    """What a failed read of a step raises: one sentence, or the error if it damaged nothing."""
-    if any(word in str(error) for word in OUT_OF_REACH):
-        return error
-    reason = f"{error}".strip().split("\n")[0][:100] or type(error).__name__
+def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
+    """What a failed read of a step raises: one sentence."""
+    which = f"the checkpoint of step {step} in {manager.directory}"
+    if _out_of_reach(error):
+        return UserError(
+            f"{which} cannot be reached ({_first_line(error)}); see to that storage, or to what "
+            "you may do there, and run the same command again."
+        )
     earlier = any(other < step for other in manager.all_steps())
     mend = (
         "move that step's folder away to take the one before"
         if earlier
         else "there is none before it, so take a copy of the run or make it again"
     )
-    return UserError(
-        f"the checkpoint of step {step} in {manager.directory} is damaged ({reason}); {mend}."
-    )
+    return UserError(f"{which} is damaged ({_first_line(error)}); {mend}.")
+
+
+def _out_of_reach(error: Exception) -> bool:
+    return any(word in str(error) for word in OUT_OF_REACH)
+
+
+def _first_line(error: Exception | None) -> str:
+    return f"{error}".strip().split("\n")[0][:200] or type(error).__name__

@@ -80,7 +80,7 @@ def end_of(error: BaseException) -> RunEnded:
     if isinstance(error, RunEnded):
         return error
     word, reason = "failed", f"{error}".strip() or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         word = "storage full" if error.errno in FULL else "failed"
         reason = error.strerror + (f" ({error.filename})" if error.filename else "") + "."
     elif isinstance(error, StalledRead):

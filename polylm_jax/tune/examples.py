@@ -50,6 +50,8 @@ class ExampleSettings:
 
     columns: names of a file's columns where they are others, {"instruction": "pregunta"}.
     languages: of files that are not named by one, {"multialpaca_es.jsonl": "es"}.
+    group: a column, "" for none: rows that have the same there, in whatever language, are held out
+        together, as translations of one sentence must be.
     system: what becomes of a system message, for which the formats have no place: "refuse" the
         file, "join" it to the first question, or "drop" it.
     drop_none: rows with the word None for an answer. drop_empty: rows with an empty answer.
@@ -59,6 +61,7 @@ class ExampleSettings:
 
     columns: dict[str, str] = field(default_factory=dict)
     languages: dict[str, str] = field(default_factory=dict)
+    group: str = ""
     system: Annotated[str, OneOf("refuse", "join", "drop")] = "refuse"
     drop_none: bool = True
     drop_empty: bool = True
@@ -88,12 +91,16 @@ DEFECTS: tuple[tuple[str, str, Callable[[Turn], bool]], ...] = (
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation whose every question is answered. file, line: where it is from, from 1."""
+    """A conversation whose every question is answered.
+
+    file, line: where it is from, from 1. group: of examples that are held out together, or "".
+    """
 
     turns: tuple[Turn, ...]
     source: str
     file: str
     line: int
+    group: str
 
     @property
     def place(self) -> str:
@@ -136,8 +143,8 @@ def read(
 ) -> tuple[list[Example], dict[str, Account]]:
     """The examples of all files, in order, and an account of each source's rows.
 
-    UserError with the file and line of what is no conversation in text, and for a file of which
-    nothing is left.
+    UserError with the file and line of what is no conversation in text, for a file of which
+    nothing is left, and for a column of groups that is nowhere.
     """
     if not files:
         raise UserError("there is nothing to learn from; name JSONL files in tune.data.")
@@ -149,9 +156,8 @@ def read(
         account = accounts.setdefault(source, Account())
         before = len(kept)
         for line, record in _records(file):
-            example = Example(
-                _turns(record, f"{file}:{line}", settings, account), source, file, line
-            )
+            turns = _turns(record, f"{file}:{line}", settings, account)
+            example = Example(turns, source, file, line, _group(record, settings))
             account.read += 1
             if reason := _defect(example, settings, said):
                 account.drop(reason, example.place)
@@ -161,6 +167,8 @@ def read(
         if len(kept) == before:
             why = "; ".join(f"{r} ({', '.join(f.places)})" for r, f in account.dropped.items())
             raise UserError(f"{file} has nothing to learn from: {why or 'it is empty'}.")
+    if settings.group and not any(example.group for example in kept):
+        raise UserError(f'no row has "{settings.group}"; set examples.group to a column or to "".')
     return kept, accounts
 
 
@@ -267,6 +275,11 @@ def _of_messages(
         Turn(question if number else system + question, answer)
         for number, (question, answer) in enumerate(pairs)
     )
+
+
+def _group(record: dict[str, Any], settings: ExampleSettings) -> str:
+    value = record.get(settings.group) if settings.group else None
+    return "" if value is None else json.dumps(value)
 
 
 def _refuse(row: dict[str, Any], place: str) -> None:

@@ -42,7 +42,7 @@ class TuneSettings:
     epochs: how often each row is read; the run's steps follow, and those of the optimizer's
         decay.
     warmup: share of the steps in which the learning rate rises.
-    validation: share of the examples that is held out, told by their hash.
+    validation: share of the examples that is held out, told by their hash or their group's.
     learn: all "answers" of a conversation, or the "last" one.
     too_long: what becomes of an example that fits no row: "drop" it, counted, or "refuse" it.
     pack: "examples" that do not see each other and each begin at position 0, or as the release
@@ -197,18 +197,21 @@ def encode_all(
 def _sides(kept: Sequence[Example], share: float) -> tuple[list[int], list[int]]:
     """Numbers of the examples to train on, and of those held out: whose hash is below the share.
 
-    Where that is fewer than 2 of 10 (1 of 5), the least hashes are taken; one is always trained on.
+    Where that is fewer than 2 of 10 (1 of 5), those of the least hashes are taken; one is always
+    trained on, and no group is parted.
     """
 
-    def hash_of(number: int) -> float:
-        said = json.dumps([(turn.question, turn.answer) for turn in kept[number].turns])
-        return int.from_bytes(sha256(said.encode()).digest()[:8], "big") / 2**64
+    def hash_of(example: Example) -> float:
+        own = json.dumps([(turn.question, turn.answer) for turn in example.turns])
+        digest = sha256((example.group or own).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
 
-    hashes = [hash_of(number) for number in range(len(kept))]
+    hashes = list(map(hash_of, kept))
     least = min(2, len(kept) // 5) if share else 0
     count = min(max(least, sum(value < share for value in hashes)), len(kept) - 1)
-    ranked = sorted(range(len(kept)), key=hashes.__getitem__)
-    return sorted(ranked[count:]), sorted(ranked[:count])
+    edge = sorted(hashes)[count]
+    held = [value < edge for value in hashes]
+    return [n for n, out in enumerate(held) if not out], [n for n, out in enumerate(held) if out]
 
 
 def _encoded(

@@ -10,8 +10,10 @@ from rich.table import Table
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.data.languages import name_of
 from polylm_jax.data.rows import open_store
 from polylm_jax.errors import UserError
+from polylm_jax.report import mean_lines
 from polylm_jax.runs import read_metrics, untrained_and_trained
 from polylm_jax.tune.instruct import build, schedule_of, steps_of
 from polylm_jax.verbs import train
@@ -79,10 +81,14 @@ def show_gain(folder: str) -> None:
     bits = untrained_and_trained(read_metrics(folder))
     if bits is None:
         return
-    table = Table(title="Held-out answers, bits per byte")
-    for head in ("source", "before", "after", "change"):
-        table.add_column(head, justify="left" if head == "source" else "right")
+    table = Table("language", title="Held-out answers, bits per byte", title_justify="left")
+    for head in ("before", "after", "change"):
+        table.add_column(head, justify="right")
     for source, before in bits[0].items():
         after = bits[1][source]
-        table.add_row(source, f"{before:.3f}", f"{after:.3f}", f"{after / before - 1:+.0%}")
+        table.add_row(
+            name_of(source), f"{before:.3f}", f"{after:.3f}", f"{after / before - 1:+.1%}"
+        )
     Console().print(table)
+    for line in mean_lines(*bits):
+        print(line)

@@ -103,7 +103,7 @@ def schedules(draw):
     return Schedule(non_english=points(shares), weights=points(table), extras=extras), tokens
 
 
-@settings(derandomize=True, deadline=None, max_examples=90, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 @given(schedules(), st.floats(0, 1))
 def test_every_source_is_within_a_row_of_any_schedule_at_every_row(drawn, somewhere):
     schedule, tokens = drawn

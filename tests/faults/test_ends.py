@@ -106,7 +106,7 @@ TWO = {
 
 
 # each takes half a minute, compiling for two; tests/processes has "stopped" and "lost", too
-FEW = ["3 steps of NaN", "a full log"]
+FEW = ["a full log"]
 
 
 @pytest.mark.parametrize("case", TWO if MANY else FEW)

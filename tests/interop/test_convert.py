@@ -13,6 +13,8 @@ from polylm_jax.__main__ import main
 from polylm_jax.interop import convert
 from polylm_jax.interop.hugging_face import params_from
 from polylm_jax.interop.tensor_files import Stored
+from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.status import status_of
 from tests.conftest import gin_flags
 from tests.interop.conftest import params_of
 
@@ -107,6 +109,22 @@ def test_a_trained_run_comes_back_bit_for_bit_and_trains_on(
     assert "Going on from step 0" in capsys.readouterr().err
     changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), params_of(back, size), exported)
     assert 0 < changed["embedding"] < 0.1
+
+
+def test_a_run_begins_with_an_imported_model(trained, tiny, tmp_path, capsys):
+    out, back, run = (tmp_path / name for name in ("out", "back", "run"))
+    assert main(["export", f"--run={trained}", f"--to={out}"]) == 0
+    assert main(["import", f"--from={out}", f"--run={back}"]) == 0
+    settings = tiny | {"train.folder": run, "train.steps": 2, "train.validate_rows": 1}
+    settings |= {"train.start": back}
+    moments = settings | {"train.start_moments": True}
+    assert main(["train", *gin_flags(moments)]) == 1
+    assert "was imported and has no moments" in capsys.readouterr().err
+    assert main(["train", *gin_flags(settings)]) == 0
+    before = of_kind(read_metrics(trained), "valid")[-1]
+    first = of_kind(read_metrics(run), "valid")[0]
+    assert (first["step"], first["bits_per_byte"]) == (0, before["bits_per_byte"])
+    assert f"began with the parameters of {back} at step 0" in "\n".join(status_of(str(run)).lines)
 
 
 def test_a_model_is_converted_in_parts(release, weights, hugging_face, tmp_path, monkeypatch):

@@ -73,10 +73,11 @@ def test_flops_per_token_of_the_release():
 
 
 def test_a_token_sees_only_what_came_before_it():
-    params = Decoder(SMALL, FLOAT32).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    decoder = Decoder(SMALL, FLOAT32)
+    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     tokens = jax.random.randint(jax.random.key(1), (1, 12), 3, 64)
-    before, _ = Decoder(SMALL, FLOAT32).apply(params, tokens)
-    after, _ = Decoder(SMALL, FLOAT32).apply(params, tokens.at[0, 7].set(5))
+    hidden = jax.jit(lambda tokens: decoder.apply(params, tokens)[0])
+    before, after = hidden(tokens), hidden(tokens.at[0, 7].set(5))
     np.testing.assert_array_equal(before[0, :7], after[0, :7])
     assert np.abs(before[0, 7:] - after[0, 7:]).max() > 0
 
@@ -187,32 +188,32 @@ def test_positions_without_a_cache_and_documents_with_one_are_refused():
 def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_a_gradient():
     lora = Lora(rank=4, alpha=8.0)
     decoder = Decoder(SMALL, FLOAT32, adapter_scale=lora.scale)
-    params = decoder.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(
-        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
-    )
+    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    draw = np.random.default_rng(0)
+    noisy = lambda tree: jax.tree.map(lambda p: p + 0.1 * draw.normal(size=p.shape), tree)  # noqa: E731
+    params = jax.tree.map(jnp.float32, noisy(params))
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 3, 64)
     adapters = initial_adapters(jax.random.key(2), SMALL, lora)
     assert {n: a.shape for n, a in adapters.items()} == {
         n: s.shape for n, s in adapter_shapes(SMALL, lora).items()
     }
-    plain, _ = decoder.apply({"params": params}, tokens)
-    fresh, _ = decoder.apply({"params": params, "lora": {"layers": adapters}}, tokens)
-    np.testing.assert_array_equal(plain, fresh)
-    adapters = jax.tree.map(
-        lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), adapters
-    )
 
+    @jax.jit
     def beside(adapters, params):
         return decoder.apply({"params": params, "lora": {"layers": adapters}}, tokens)[0]
 
+    @jax.jit
     def inside(adapters, params):
         return decoder.apply({"params": merged(params, adapters, lora)}, tokens)[0]
 
+    plain = jax.jit(lambda p: decoder.apply({"params": p}, tokens)[0])(params)
+    np.testing.assert_allclose(beside(adapters, params), plain, atol=1e-6)
+    adapters = jax.tree.map(jnp.float32, noisy(adapters))
     np.testing.assert_allclose(beside(adapters, params), inside(adapters, params), atol=2e-5)
-    weigh = jax.random.normal(jax.random.key(3), plain.shape)
+    weigh = draw.normal(size=plain.shape)
     ours, theirs = (
-        jax.grad(lambda a, f=f: (f(a, params) * weigh).sum())(adapters) for f in (beside, inside)
+        jax.jit(jax.grad(lambda a, f=f: (f(a, params) * weigh).sum()))(adapters)
+        for f in (beside, inside)
     )
     for name in adapters:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)

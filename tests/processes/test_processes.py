@@ -17,6 +17,7 @@ from polylm_jax.parallel.mesh import AXES
 from polylm_jax.runs import of_kind, read_metrics
 from polylm_jax.status import status_of
 from tests.conftest import gin_flags
+from tests.faults.runs import MANY
 from tests.train.test_loop import losses, records, train
 
 LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
@@ -111,18 +112,27 @@ def test_four_processes_train_as_one_and_each_reads_only_its_rows(one, four):
         }
 
 
-def test_the_run_of_four_goes_on_with_two_and_then_with_one(one, four, tiny, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(four[0], folder)
-    for step in (10, 12):
-        shutil.rmtree(folder / "checkpoints" / str(step))
-    (folder / "metrics.jsonl").unlink()
-    two = start(tiny, folder, 2, mesh=(8, 1, 1))
+def test_the_run_of_four_goes_on_with_another_schedule_with_two_and_then_with_one(
+    one, four, tiny, tmp_path
+):
+    runs = [tmp_path / name for name in ("alone", "run")]
+    for whole, folder in zip((one, four[0]), runs, strict=True):
+        shutil.copytree(whole, folder)
+        for step in (10, 12):
+            shutil.rmtree(folder / "checkpoints" / str(step))
+        (folder / "metrics.jsonl").unlink()
+    changes = {"curriculum__non_english": ((0, 0.3), (1280, 0.3), (1536, 0.7))}
+    accepted = changes | {"train__accept_changes": 5}
+    alone, folder = runs
+    assert train(tiny, alone, **accepted) == 0
+
+    two = start(tiny, folder, 2, mesh=(8, 1, 1), **accepted)
     wait_for_step(two, folder, 7)
     two.every[1].send_signal(signal.SIGTERM)  # only one is told
     codes, said = two.wait()
     assert codes == [75, 75], said
     assert "Going on from step 5" in said[0]
+    assert "The run has another curriculum from step 5 on." in said[0]
     done = len(losses(folder))
     assert done < 12 - 5, "the signal came too late to show anything"
     for words in said:
@@ -133,10 +143,11 @@ def test_the_run_of_four_goes_on_with_two_and_then_with_one(one, four, tiny, tmp
     assert all({row % 16 // 8 for row in rows} == {i} for i, rows in enumerate(two.rows()))
     assert status_of(str(folder)).state == "stopped"
 
-    assert train(tiny, folder, mesh__data=1, mesh__fsdp=4) == 0
-    np.testing.assert_allclose(losses(folder), losses(one)[5:], atol=LOSS)
-    last, as_one = records(folder)[-1], records(one)[-1]
+    assert train(tiny, folder, mesh__data=1, mesh__fsdp=4, **changes) == 0
+    np.testing.assert_allclose(losses(folder), losses(alone), atol=LOSS)
+    last, as_one = records(folder)[-1], records(alone)[-1]
     assert last["row_counts"] == as_one["row_counts"]
+    assert last["row_counts"] != records(one)[-1]["row_counts"]
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_four(one, four, tiny, tmp_path):
@@ -151,7 +162,8 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(
     four, tiny, tmp_path, outcome
 ):
     folder = tmp_path / "run"
-    for victim in (2, 0):
+    victims = (2, 0) if MANY else (0,)  # the coordinator is the one that all miss
+    for victim in victims:
         processes = start(tiny, folder, 4)
         wait_for_step(processes, folder, 7 if victim else 11)
         processes.every[victim].kill()
@@ -172,6 +184,6 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(
     assert valid[0] == valid[1]
     outcome(
         "SIGKILL of one of 4 processes, the first too",
-        2,
+        len(victims),
         "the others end within a minute as `lost`; the same command goes on, bitwise the same",
     )

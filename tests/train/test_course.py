@@ -14,6 +14,7 @@ from polylm_jax.status import status_of
 from polylm_jax.train import checkpoint
 from polylm_jax.train.course import going_on
 from tests.conftest import gin_flags
+from tests.data.sentences import SENTENCES
 
 # one step is 16 rows of 16 tokens; the second stage begins after step 5 and is full after step 7
 ONE, TWO = ((0, 0.3),), ((0, 0.3), (1280, 0.3), (1792, 0.6))
@@ -106,6 +107,35 @@ def test_a_change_is_noted_shown_and_goes_on_bitwise(staged, tiny, tmp_path, cap
     final = [records(folder)[-1]["row_counts"] for folder in (staged, run)]
     assert final[0] == final[1]
     assert meta_of(run, 12)["stages"] == json.loads(json.dumps(stages))
+
+
+def test_a_run_goes_on_over_a_store_with_more_rows(tiny, tmp_path, capsys):
+    german = " ".join(SENTENCES["de"][::-1])
+    (tmp_path / "text" / "de").mkdir(parents=True)
+    (tmp_path / "text" / "de" / "more.txt").write_text("\n\n".join([german] * 12))
+    more = {"corpus.text": tmp_path / "text", "corpus.path": tmp_path / "corpus"}
+    more |= {"rows.path": tmp_path / "rows"}
+    assert main(["corpus", *gin_flags(tiny | more)]) == 0
+    assert main(["rows", f"--extend={tiny['rows.path']}", *gin_flags(tiny | more)]) == 0
+    had, have = open_store(str(tiny["rows.path"])), open_store(str(more["rows.path"]))
+    assert have.rows("de") > had.rows("de")
+    settings, folder = tiny | FAST, tmp_path / "run"
+    assert train(settings, folder, train__steps=5) == 0
+    settings |= more
+    assert train(settings, folder) == 1
+    assert "another row store" in capsys.readouterr().err
+    assert train(settings, folder, train__accept_changes=5) == 0
+    assert "More rows of de: those that are read are not read again." in capsys.readouterr().err
+    # the rows that the log counts are those of the curriculum, of which none comes twice too early
+    schedule = Schedule(non_english=tiny["curriculum.non_english"], smoothing=0.0)
+    plan = going_on(meta_of(folder, 12), 12, 0, schedule, have, "run")[0].curriculum
+    last = records(folder)[-1]
+    source, row = locate(plan, 0, last["rows"])
+    for at, name in enumerate(plan.sources):
+        read = row[source == at].tolist()
+        assert len(read) == last["row_counts"][name]
+        assert len(set(read)) == min(len(read), have.rows(name))
+    assert "The run has another row store" in status_of(str(folder)).lines[3]
 
 
 def test_a_run_begins_with_what_another_has_learned(staged, tiny, tmp_path, capsys):

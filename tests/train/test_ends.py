@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from polylm_jax.data.curriculum import OutOfRows
 from polylm_jax.data.feed import StalledRead
 from polylm_jax.errors import UserError
 from polylm_jax.status import STATUSES
+from polylm_jax.train import checkpoint
 from polylm_jax.train.ends import ACTIONS, ENDS, UNENDED, RunEnded, end_of, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "ends.md"
@@ -44,3 +46,43 @@ def test_each_error_is_one_end(error, word, reason):
     assert (end.word, end.reason, end.status) == (word, reason, ENDS[word].status)
     assert str(end) == f"{word}: {reason}"
     assert (end.defect is error) == isinstance(error, ZeroDivisionError)
+
+
+class NoConnection(OSError):
+    """What a package for buckets raises, which says more than its number does."""
+
+    def __str__(self):
+        return "cannot connect to host b"
+
+
+SAID = 'Error writing "params/.zarray" at gs://b/run: HTTP response code: 503'
+
+
+@pytest.mark.parametrize("error", [ValueError(SAID), OSError(errno.EIO, "Input/output error")])
+def test_storage_that_fails_is_named_and_no_defect(error):
+    def fail():
+        raise error
+
+    manager = SimpleNamespace(
+        directory="gs://b/run/checkpoints",
+        latest_step=lambda: 3,
+        wait_until_finished=fail,
+        all_steps=lambda: [3],
+    )
+    words = r"failed: the checkpoint of step 3 could not be written to gs://b/run/checkpoints"
+    with pytest.raises(RunEnded, match=words) as raised:
+        checkpoint.finish(manager)
+    assert str(error) in str(raised.value)
+    assert raised.value.defect is None
+    assert end_of(NoConnection(1, "no")).reason == "cannot connect to host b"
+    unreachable = checkpoint.damaged(manager, 3, ValueError("UNAVAILABLE: try again"))
+    assert "cannot be reached (UNAVAILABLE: try again)" in str(unreachable)
+
+
+def test_a_defect_keeps_its_trace():
+    def fail():
+        raise ValueError("shapes do not match")
+
+    manager = SimpleNamespace(latest_step=lambda: 3, wait_until_finished=fail)
+    with pytest.raises(ValueError, match="shapes"):
+        checkpoint.finish(manager)

@@ -165,3 +165,13 @@ def test_a_file_with_nothing_to_learn_from_is_refused(tmp_path):
         read([written(tmp_path, b"")], ExampleSettings())
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read([str(tmp_path / "de.jsonl")], ExampleSettings())
+
+
+def test_a_column_says_which_rows_are_one_group(tmp_path):
+    rows = [ASKED | {"output": name, "of": group} for name, group in [("a", 0), ("b", "x")]]
+    file = written(tmp_path, *rows, ASKED)
+    groups = [example.group for example in read([file], ExampleSettings(group="of"))[0]]
+    assert len(set(groups)) == 3
+    assert [bool(group) for group in groups] == [True, True, False]
+    with pytest.raises(UserError, match=r'no row has "off"; set examples\.group'):
+        read([file], ExampleSettings(group="off"))

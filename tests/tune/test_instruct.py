@@ -190,3 +190,27 @@ def test_an_epoch_reads_each_row_once(data, vocabulary, rows):
         np.testing.assert_array_equal(consumed(order, epoch * whole), order.rows * epoch)
     assert steps_of(whole, 2.0, whole) == 2
     assert steps_of(10, 1.5, 4) == 4
+
+
+def test_a_group_is_held_out_in_all_languages_or_in_none(tmp_path, vocabulary, rows):
+    groups = [n // 2 for n in range(40)]  # two rows of each language
+    files = [
+        written(tmp_path, code, [row | {"of": n} for row, n in zip(said, groups, strict=True)])
+        for code in CODES
+        for said in [rows_of(code)]
+    ]
+    settings = TuneSettings(tuple(files), validation=0.3)
+    build(settings, ExampleSettings(group="of"), CHAT, rows, vocabulary)
+    store = open_store(rows.path)
+    held: dict[str, set[int]] = {}
+    for code in CODES:
+        trained = {
+            groups[origin.line - 1]
+            for n in range(store.rows(code))
+            for origin in store.origins("", code, n)
+        }
+        assert len(trained) < 20
+        held[code] = set(groups) - trained
+        examples = examples_in(store, code, "valid")
+        assert len(examples) == 2 * len(held[code])
+    assert held["de"] == held["es"]
