@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Item, Measure
-from polylm_jax.evaluation.packing import Batch, Tree, batches, tree, windows
+from polylm_jax.evaluation.packing import Batch, Tree, batch, plan, tree, windows
 from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.score import encode_pairs, score_rows
 from polylm_jax.evaluation.settings import Evaluation
@@ -77,14 +76,21 @@ def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept
         list(_encoded(subject, one.items, settings.too_long, kept, trees, numbers)) for one in asked
     ]
     keys = list(numbers)
-    todo = partial(_todo, subject, trees, keys, settings, kept)
-    positions = sum(batch.tokens.size for batch in todo())
+    # of all trees, whatever is in store: so each comes in the same batch again and has the same
+    # sums, bit by bit
+    sizes = [one.size for one in trees]
+    todo = [
+        one
+        for one in plan(sizes, settings.row_length, settings.rows, subject.ways)
+        if any(keys[number] not in kept for row in one.trees for number in row)
+    ]
 
     def run(done: Callable[[int], None]) -> list[Result]:
-        _score(subject, todo(), trees, keys, kept, done)
+        _score(subject, (batch(trees, one) for one in todo), trees, keys, kept, done)
         measure = _texts if asked[0].task.kind == "text" else _choices
         return [measure(one, items, keys, kept) for one, items in zip(asked, encoded, strict=True)]
 
+    positions = sum(one.rows * one.width for one in todo)
     return Work(sum(len(one.items) for one in asked), positions, run)
 
 
@@ -124,27 +130,17 @@ def _encoded(
         yield _Encoded(item, tuple(found), tuple(len(tail) for _, tail in mine), long)
 
 
-def _todo(
-    subject: Subject, trees: Sequence[Tree], keys: Sequence[str], settings: Evaluation, kept: Store
-) -> Iterator[Batch]:
-    """The batches of which something is not in store. The plan is of all, whatever is in store:
-    so each tree comes in the same batch again and has the same sums, bit by bit."""
-    for batch in batches(trees, settings.row_length, settings.rows, subject.ways):
-        if any(keys[number] not in kept for number, _ in batch.trees):
-            yield batch
-
-
 def _score(
     subject: Subject,
-    todo: Iterator[Batch],
+    batches: Iterator[Batch],
     trees: Sequence[Tree],
     keys: Sequence[str],
     kept: Store,
     done: Callable[[int], None],
 ) -> None:
-    def keep(batch: Batch, found: tuple[jax.Array, jax.Array]) -> None:
+    def keep(one: Batch, found: tuple[jax.Array, jax.Array]) -> None:
         chances, best = map(np.asarray, found)
-        if not np.isfinite(chances[: batch.count]).all():
+        if not np.isfinite(chances[: one.count]).all():
             raise UserError(
                 "the model's scores are not finite, so nothing can be said of it; take a "
                 "checkpoint from before its parameters went wrong, or try "
@@ -156,18 +152,18 @@ def _score(
                     [chances[first + text].sum(dtype=np.float64), bool(best[first + text].all())]
                     for text in trees[number].texts
                 ]
-                for number, first in batch.trees
+                for number, first in one.trees
             }
         )
-        done(batch.tokens.size)
+        done(one.tokens.size)
 
     # one batch is computed while the one before it is kept
     before: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
-    for batch in todo:
-        found = score_rows(subject.decoder, subject.params, batch)
+    for one in batches:
+        found = score_rows(subject.decoder, subject.params, one)
         if before:
             keep(*before)
-        before = batch, found
+        before = one, found
     if before:
         keep(*before)
 
