@@ -36,7 +36,8 @@ class Result:
     """What came of a task in a language.
 
     measures: the headline first. samples: a line for each item, as lm-eval writes them.
-    truncated, left_out: items that are longer than the model's context.
+    truncated: items that are longer than the model's context. left_out: the same where that is
+    asked, and items with a choice of no tokens.
     favourite: the choice that was taken most often, and its share; None if nothing is chosen.
     """
 
@@ -102,23 +103,25 @@ def _encoded(
     trees: list[Tree],
     numbers: dict[str, int],
 ) -> Iterator[_Encoded]:
-    """Items as trees, each put once into `trees`, and its key into `numbers`."""
+    """Items as trees, each put once into `trees`, and its key into `numbers`; an item with a
+    choice of no tokens has none, nor has one that is too long and to be left out."""
     texts = [(c.context, c.continuation) for item in items for c in item.choices]
     pairs = iter(encode_pairs(subject.tokenizer, texts))
     context = subject.decoder.size.context
     for item in items:
         mine = [next(pairs) for _ in item.choices]
-        for number, (_, tail) in enumerate(mine):
-            if not tail:
-                raise UserError(f"choice {number} of item {item.number} is empty; mend the file.")
+        tokens = tuple(len(tail) for _, tail in mine)
         long = any(len(head) + len(tail) - 1 > context for head, tail in mine)
+        if not all(tokens) or (long and too_long == "leave_out"):
+            yield _Encoded(item, (), tokens, long)
+            continue
         parts = [windows(*pair, context) for pair in mine]
         if all(len(some) == 1 for some in parts):
             groups = [([pair for [pair] in parts], tuple(range(len(parts))))]
         else:
             groups = [([pair], (choice,)) for choice, some in enumerate(parts) for pair in some]
         found = []
-        for group, choices in groups if not long or too_long == "truncate" else ():
+        for group, choices in groups:
             one = tree(group)
             key = kept.key(
                 "choices", one.tokens, one.branches, one.sources, one.targets, *one.texts
@@ -127,7 +130,7 @@ def _encoded(
                 numbers[key] = len(trees)
                 trees.append(one)
             found.append((numbers[key], choices))
-        yield _Encoded(item, tuple(found), tuple(len(tail) for _, tail in mine), long)
+        yield _Encoded(item, tuple(found), tokens, long)
 
 
 def _score(

@@ -195,7 +195,7 @@ def test_bits_per_byte_is_the_sum_over_the_bytes(subject, data, tmp_path):
 
 def test_long_items_are_left_out_if_asked(subject, data, tmp_path):
     said = evaluated(subject, data, tmp_path, ("ntrex",), languages=("he",), too_long="leave_out")
-    assert "1 items are longer than the model's context and left out" in said
+    assert "1 items are left out: too long for the model" in said
     assert len(samples(tmp_path, "ntrex_he")) == 2
 
 
