@@ -80,7 +80,7 @@ def make() -> None:
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""})
         found = json.loads(Path(folder, "found.json").read_text())
     content = {"tokenizer": base64.b64encode(model).decode(), "tasks": found}
-    GOLDEN.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    GOLDEN.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{GOLDEN.name}: {GOLDEN.stat().st_size / 1024:.0f} KiB")
 
 
