@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Item, Measure
-from polylm_jax.evaluation.packing import Batch, Tree, batches, tree, windows
+from polylm_jax.evaluation.packing import Batch, Tree, batch, plan, tree, windows
 from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.score import encode_pairs, score_rows
 from polylm_jax.evaluation.settings import Evaluation
@@ -37,7 +36,8 @@ class Result:
     """What came of a task in a language.
 
     measures: the headline first. samples: a line for each item, as lm-eval writes them.
-    truncated, left_out: items that are longer than the model's context.
+    truncated: items that are longer than the model's context. left_out: the same where that is
+    asked, and items with a choice of no tokens.
     favourite: the choice that was taken most often, and its share; None if nothing is chosen.
     """
 
@@ -77,14 +77,21 @@ def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept
         list(_encoded(subject, one.items, settings.too_long, kept, trees, numbers)) for one in asked
     ]
     keys = list(numbers)
-    todo = partial(_todo, subject, trees, keys, settings, kept)
-    positions = sum(batch.tokens.size for batch in todo())
+    # of all trees, whatever is in store: so each comes in the same batch again and has the same
+    # sums, bit by bit
+    sizes = [one.size for one in trees]
+    todo = [
+        one
+        for one in plan(sizes, settings.row_length, settings.rows, subject.ways)
+        if any(keys[number] not in kept for row in one.trees for number in row)
+    ]
 
     def run(done: Callable[[int], None]) -> list[Result]:
-        _score(subject, todo(), trees, keys, kept, done)
+        _score(subject, (batch(trees, one) for one in todo), trees, keys, kept, done)
         measure = _texts if asked[0].task.kind == "text" else _choices
         return [measure(one, items, keys, kept) for one, items in zip(asked, encoded, strict=True)]
 
+    positions = sum(one.rows * one.width for one in todo)
     return Work(sum(len(one.items) for one in asked), positions, run)
 
 
@@ -96,23 +103,25 @@ def _encoded(
     trees: list[Tree],
     numbers: dict[str, int],
 ) -> Iterator[_Encoded]:
-    """Items as trees, each put once into `trees`, and its key into `numbers`."""
+    """Items as trees, each put once into `trees`, and its key into `numbers`; an item with a
+    choice of no tokens has none, nor has one that is too long and to be left out."""
     texts = [(c.context, c.continuation) for item in items for c in item.choices]
     pairs = iter(encode_pairs(subject.tokenizer, texts))
     context = subject.decoder.size.context
     for item in items:
         mine = [next(pairs) for _ in item.choices]
-        for number, (_, tail) in enumerate(mine):
-            if not tail:
-                raise UserError(f"choice {number} of item {item.number} is empty; mend the file.")
+        tokens = tuple(len(tail) for _, tail in mine)
         long = any(len(head) + len(tail) - 1 > context for head, tail in mine)
+        if not all(tokens) or (long and too_long == "leave_out"):
+            yield _Encoded(item, (), tokens, long)
+            continue
         parts = [windows(*pair, context) for pair in mine]
         if all(len(some) == 1 for some in parts):
             groups = [([pair for [pair] in parts], tuple(range(len(parts))))]
         else:
             groups = [([pair], (choice,)) for choice, some in enumerate(parts) for pair in some]
         found = []
-        for group, choices in groups if not long or too_long == "truncate" else ():
+        for group, choices in groups:
             one = tree(group)
             key = kept.key(
                 "choices", one.tokens, one.branches, one.sources, one.targets, *one.texts
@@ -121,30 +130,20 @@ def _encoded(
                 numbers[key] = len(trees)
                 trees.append(one)
             found.append((numbers[key], choices))
-        yield _Encoded(item, tuple(found), tuple(len(tail) for _, tail in mine), long)
-
-
-def _todo(
-    subject: Subject, trees: Sequence[Tree], keys: Sequence[str], settings: Evaluation, kept: Store
-) -> Iterator[Batch]:
-    """The batches of which something is not in store. The plan is of all, whatever is in store:
-    so each tree comes in the same batch again and has the same sums, bit by bit."""
-    for batch in batches(trees, settings.row_length, settings.rows, subject.ways):
-        if any(keys[number] not in kept for number, _ in batch.trees):
-            yield batch
+        yield _Encoded(item, tuple(found), tokens, long)
 
 
 def _score(
     subject: Subject,
-    todo: Iterator[Batch],
+    batches: Iterator[Batch],
     trees: Sequence[Tree],
     keys: Sequence[str],
     kept: Store,
     done: Callable[[int], None],
 ) -> None:
-    def keep(batch: Batch, found: tuple[jax.Array, jax.Array]) -> None:
+    def keep(one: Batch, found: tuple[jax.Array, jax.Array]) -> None:
         chances, best = map(np.asarray, found)
-        if not np.isfinite(chances[: batch.count]).all():
+        if not np.isfinite(chances[: one.count]).all():
             raise UserError(
                 "the model's scores are not finite, so nothing can be said of it; take a "
                 "checkpoint from before its parameters went wrong, or try "
@@ -156,18 +155,18 @@ def _score(
                     [chances[first + text].sum(dtype=np.float64), bool(best[first + text].all())]
                     for text in trees[number].texts
                 ]
-                for number, first in batch.trees
+                for number, first in one.trees
             }
         )
-        done(batch.tokens.size)
+        done(one.tokens.size)
 
     # one batch is computed while the one before it is kept
     before: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
-    for batch in todo:
-        found = score_rows(subject.decoder, subject.params, batch)
+    for one in batches:
+        found = score_rows(subject.decoder, subject.params, one)
         if before:
             keep(*before)
-        before = batch, found
+        before = one, found
     if before:
         keep(*before)
 

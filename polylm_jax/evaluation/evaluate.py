@@ -10,6 +10,7 @@ from hashlib import sha256
 import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
+from polylm_jax.errors import UserError
 from polylm_jax.evaluation import choices, generated, paper, tasks
 from polylm_jax.evaluation.choices import Result, Subject, Work
 from polylm_jax.evaluation.results import Store
@@ -49,7 +50,7 @@ def evaluate(
     subject: Subject, settings: Evaluation, kept: Store, say: Callable[[str], None] = print
 ) -> dict[str, Report]:
     """Asks everything that the settings name; task -> what came of it. A file that is missing
-    is said and listed, and nothing else depends on it."""
+    is said and listed, and nothing else depends on it; UserError if all are."""
     table, asked, missing = tasks.table(), dict[str, list[Asked]](), dict[str, list[Asked]]()
     for name, codes in settings.chosen():
         found = [
@@ -73,6 +74,11 @@ def evaluate(
         if absent:
             said = " ".join(one.language for one in absent)
             say(f"missing: {name} {said}: {absent[0].missing}")
+    if not works:
+        raise UserError(
+            f"there is no file of any of these tasks in {settings.folder}; docs/evaluation.md "
+            "tells what goes there."
+        )
     done = partial(_show, LiveLine(seconds=10), time.monotonic(), positions, [0])
     results = {name: work.run(done) for name, work in works.items()}
     return {

@@ -109,31 +109,44 @@ class Batch:
     trees: tuple[tuple[int, int], ...]
 
 
-def plan(sizes: Sequence[int], width: int, rows: int, ways: int) -> list[list[list[int]]]:
-    """Which trees go into which row of which batch: [batch][row] -> trees, the widest first.
+@dataclass(frozen=True)
+class Planned:
+    """A batch that is not yet made: the trees of each row, and the shape of its arrays, which may
+    have more rows."""
 
-    rows: of a batch of rows `width` wide; wider ones have fewer, but always a multiple of ways.
+    trees: list[list[int]]
+    width: int
+    rows: int
+
+
+def plan(sizes: Sequence[int], width: int, rows: int, ways: int) -> list[Planned]:
+    """Which trees go into which row of which batch, the largest first.
+
+    Rows are as wide as `width` or a little wider, whichever leaves the least room; what fits none
+    has much wider ones. rows: of a batch, fewer the wider they are, but always a multiple of ways.
+    The same sizes always have the same plan.
     """
-    batches: list[list[list[int]]] = []
+
+    def positions(planned: list[Planned]) -> int:
+        return sum(one.rows * one.width for one in planned)
+
+    bases = (width, width * 3 // 2, width * 2)
+    return min((_planned(sizes, base, rows * width, ways) for base in bases), key=positions)
+
+
+def _planned(sizes: Sequence[int], width: int, tokens: int, ways: int) -> list[Planned]:
     groups: dict[int, list[int]] = {}
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        groups.setdefault(width_of(sizes[number], width), []).append(number)
+        wide = width
+        while wide < sizes[number]:
+            wide *= WIDER
+        groups.setdefault(wide, []).append(number)
+    found = []
     for wide, numbers in groups.items():
-        packed, some = _fitted(numbers, sizes, wide), rows_of(wide, width, rows, ways)
-        batches += [packed[first : first + some] for first in range(0, len(packed), some)]
-    return batches
-
-
-def width_of(size: int, width: int) -> int:
-    """The width of the rows that a tree of a size goes into."""
-    while width < size:
-        width *= WIDER
-    return width
-
-
-def rows_of(wide: int, width: int, rows: int, ways: int) -> int:
-    """Rows of a batch of such a width, so that all batches have about as many tokens."""
-    return -(-max(1, rows * width // wide) // ways) * ways
+        packed, some = _fitted(numbers, sizes, wide), -(-max(1, tokens // wide) // ways) * ways
+        parts = (packed[first : first + some] for first in range(0, len(packed), some))
+        found += [Planned(part, wide, some) for part in parts]
+    return found
 
 
 def _fitted(numbers: Sequence[int], sizes: Sequence[int], width: int) -> list[list[int]]:
@@ -153,14 +166,15 @@ def _fitted(numbers: Sequence[int], sizes: Sequence[int], width: int) -> list[li
     return packed
 
 
-def batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], width: int, count: int) -> Batch:
-    """The arrays of some rows of trees, filled up to `count` rows."""
+def batch(trees: Sequence[Tree], planned: Planned) -> Batch:
+    """The arrays of a planned batch."""
+    count, width = planned.rows, planned.width
     tokens = np.full((count, width), EOS, np.int32)
     documents = np.tile(np.arange(width, dtype=np.int32), (count, 1))
     branches = np.zeros((count, width), np.int32)
     sources, targets = np.zeros((2, count * width), np.int32)
     placed, filled = [], 0
-    for row, numbers in enumerate(rows):
+    for row, numbers in enumerate(planned.trees):
         at = 0
         for number in numbers:
             one = trees[number]
@@ -177,7 +191,6 @@ def batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], width: int, coun
 
 
 def batches(trees: Sequence[Tree], width: int, rows: int, ways: int) -> Iterator[Batch]:
-    """All trees in rows, batch by batch; the same trees always come in the same batches."""
-    for packed in plan([one.size for one in trees], width, rows, ways):
-        wide = width_of(max(trees[number].size for row in packed for number in row), width)
-        yield batch(trees, packed, wide, rows_of(wide, width, rows, ways))
+    """All trees in rows, batch by batch."""
+    for planned in plan([one.size for one in trees], width, rows, ways):
+        yield batch(trees, planned)

@@ -23,8 +23,9 @@ class Evaluation:
         (0.4.13), where they differ.
     folder: where the benchmarks' files lie; nothing is downloaded.
     limit: items of each task and language, the first so many; 0 for all.
-    row_length: tokens of a row that items are packed into; wider ones have wider rows.
-    rows: rows computed at once.
+    row_length: tokens of a row that items are packed into, or up to twice as many if that fits
+        them better; wider ones have wider rows.
+    rows: rows of that length computed at once; a device of its own takes many more.
     too_long: an item that is longer than the model's context is cut as lm-eval cuts it, which is
         counted, or left out.
     dtype: of the products; the run's if None. float32 gives the numbers of others to 1e-3.
@@ -36,8 +37,8 @@ class Evaluation:
     protocol: Annotated[str, OneOf(*PROTOCOLS)] = "paper"
     folder: LocalPlace = "data/evaluation"
     limit: Annotated[int, Range(1, also=(0, "all"))] = 0
-    row_length: Annotated[int, Range(16)] = 256
-    rows: Count = 16
+    row_length: Annotated[int, Range(16)] = 512
+    rows: Count = 4
     too_long: Annotated[str, OneOf(*TOO_LONG)] = "truncate"
     dtype: Dtype | None = None
     seed: Seed = 0

@@ -125,7 +125,8 @@ def lines(reports: dict[str, Report]) -> Iterator[str]:
         if cut := sum(result.truncated for result in report.results):
             yield f"note: {name}: {cut:,} items are longer than the model's context and cut."
         if left := sum(result.left_out for result in report.results):
-            yield f"note: {name}: {left:,} items are longer than the model's context and left out."
+            why = "too long for the model, or a choice is empty"
+            yield f"note: {name}: {left:,} items are left out: {why}."
 
 
 def write(

@@ -251,8 +251,8 @@ class Decoder(nn.Module):
             given, the texts begin here: 0, 1, 2, …, and nothing that the cache held is looked at.
         documents: int32 [batch, length], never falling along a row, without a cache: tokens of
             different numbers are different texts, which do not see each other and each begin at
-            position 0. Raises ValueError where positions come without a cache or documents with
-            one: attention would not follow them.
+            position 0. Raises ValueError where positions come without a cache, documents with
+            one or branches without documents: attention would not follow them.
         branches: int32 [batch, length], together with documents, each of which is a tree: a stem
             of 0, then branches 1, 2, … that all go on from the stem and do not see each other.
             The plain formula alone knows them.
@@ -263,6 +263,8 @@ class Decoder(nn.Module):
         value_of = declare(self, outer_parameters(self.size), self.initial, self.size.layers)
         if (positions is not None and cache is None) or (documents is not None and cache):
             raise ValueError("positions go with a cache, documents with whole rows")
+        if branches is not None and documents is None:
+            raise ValueError("branches are of documents")
         fresh = positions is None
         attend = self.attend if fresh else None
         slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -1,5 +1,6 @@
 """The benchmark as a person runs it: lm-eval's own answers, files, ends and reports."""
 
+import argparse
 import base64
 import json
 import math
@@ -10,16 +11,21 @@ import numpy as np
 import pytest
 
 from polylm_jax.__main__ import main
+from polylm_jax.errors import UserError
 from polylm_jax.evaluation import evaluate, paper, table, tasks
-from polylm_jax.evaluation.choices import Result, share
-from polylm_jax.evaluation.results import ANSWERS
+from polylm_jax.evaluation.choices import Result, Subject, share
+from polylm_jax.evaluation.packing import windows
+from polylm_jax.evaluation.results import ANSWERS, store
+from polylm_jax.evaluation.score import score
+from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.verbs.model_of import model_of
 from tests import golden, scripted
 from tests.evaluation import invented
 
 GOLDEN = json.loads((Path(golden.__file__).parent / "lm_eval_choices.json").read_text("utf-8"))
 BENCHMARKS = Path(__file__).parent / "benchmarks"
-TASKS = sorted(set(tasks.table()) - {"ntrex", "word_order"})
+TASKS = tuple(sorted(set(tasks.table()) - {"ntrex", "word_order"}))
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +44,32 @@ def run(tmp_path_factory):
     return scripted.babbles(folder, base64.b64decode(GOLDEN["tokenizer"]), 384)
 
 
-def evaluated(run, data, out, *flags, names=TASKS):
+@pytest.fixture(scope="module")
+def subject(run):
+    given = argparse.Namespace(run=str(run), gin_file=[], overrides=["compute.dtype=float32"])
+    with model_of(given) as model:
+        yield Subject(model.decoder, model.params, model.tokenizer, model.rows)
+
+
+def evaluated(subject, data, out, names=TASKS, **settings):
+    """Evaluates into a folder; returns what was said."""
+    settings = Evaluation(names, folder=str(data), **{"protocol": "lm_eval"} | settings)
+    said, identity = [], {"step": 0, "dtype": "float32"}
+    with store(out, identity) as kept:
+        reports = evaluate.evaluate(subject, settings, kept, said.append)
+        table.write(out, reports, settings, identity, "runs/x")
+    return "\n".join([*said, *table.lines(reports)])
+
+
+def told(run, data, out, *flags, names=("xcopa",)):
     settings = [f"--gin.evaluation.tasks={tuple(names)!r}", f"--gin.evaluation.folder={data}"]
-    settings += ["--gin.compute.dtype=float32", "--gin.evaluation.protocol=lm_eval"]
     return main(["evaluate", f"--run={run}", f"--out={out}", *settings, *flags])
 
 
 @pytest.fixture(scope="module")
-def out(run, data, tmp_path_factory):
+def out(subject, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "out"
-    assert evaluated(run, data, folder, "--gin.evaluation.limit=20") == 0
+    evaluated(subject, data, folder, limit=20)
     return folder
 
 
@@ -99,33 +121,27 @@ def test_the_report_has_every_score_with_its_error_and_the_papers(out):
     assert (out / "xcopa.png").is_file()
 
 
-def test_a_killed_one_goes_on_and_ends_bit_by_bit_the_same(run, data, tmp_path, capsys):
-    names, flags = ("xcopa", "pawsx"), ("--gin.evaluation.rows=2", "--gin.evaluation.limit=9")
+def test_a_killed_one_goes_on_and_ends_bit_by_bit_the_same(subject, data, tmp_path):
+    names, flags = ("xcopa", "pawsx"), {"rows": 1, "row_length": 64, "limit": 9}
     whole = tmp_path / "whole"
-    assert evaluated(run, data, whole, *flags, names=names) == 0
+    evaluated(subject, data, whole, names, **flags)
     kept = (whole / ANSWERS).read_bytes()
-    assert kept.count(b"\n") > 4
-    cuts = np.random.default_rng(0).integers(0, len(kept), 3)
-    for cut in cuts:
+    assert kept.count(b"\n") >= 4
+    for cut in np.random.default_rng(0).integers(0, len(kept), 4):
         folder = tmp_path / f"cut-{cut}"
         folder.mkdir()
-        (folder / ANSWERS).write_bytes(kept[:cut])
-        capsys.readouterr()
-        assert evaluated(run, data, folder, *flags, names=names) == 0
+        (folder / ANSWERS).write_bytes(kept[:cut])  # what a process that is killed leaves
+        evaluated(subject, data, folder, names, **flags)
         assert (folder / ANSWERS).read_bytes() == kept
         for file in (path.name for path in whole.glob("*.json*")):
             assert (folder / file).read_bytes() == (whole / file).read_bytes()
-    capsys.readouterr()
-    assert evaluated(run, data, whole, *flags, names=names) == 0
-    assert " 0 tokens to compute" in capsys.readouterr().out
+    assert " 0 tokens to compute" in evaluated(subject, data, whole, names, **flags)
     assert (whole / ANSWERS).read_bytes() == kept
 
 
-def test_another_packing_and_a_subset_say_the_same(run, data, out, tmp_path):
-    flags = ("--gin.evaluation.row_length=512", "--gin.evaluation.rows=3")
-    languages = '--gin.evaluation.languages=("th","zh")'
-    limit = "--gin.evaluation.limit=20"
-    assert evaluated(run, data, tmp_path, *flags, languages, limit, names=("xcopa",)) == 0
+def test_another_packing_and_a_subset_say_the_same(subject, data, out, tmp_path):
+    flags = {"row_length": 128, "rows": 3, "languages": ("th", "zh"), "limit": 20}
+    evaluated(subject, data, tmp_path, ("xcopa",), **flags)
     for name in "xcopa_th", "xcopa_zh":
         for one, other in zip(samples(tmp_path, name), samples(out, name), strict=True):
             sums = [[pair[0] for pair in of["filtered_resps"]] for of in (one, other)]
@@ -134,68 +150,77 @@ def test_another_packing_and_a_subset_say_the_same(run, data, out, tmp_path):
     assert not (tmp_path / "samples_xcopa_it.jsonl").exists()
 
 
-def test_differences_from_another_are_paired(run, data, tmp_path, capsys):
+def test_differences_from_another_are_paired(run, subject, data, tmp_path, capsys):
     one, other = tmp_path / "one", tmp_path / "other"
-    flags = ("--gin.evaluation.limit=20", '--gin.evaluation.languages=("it","th")')
-    for folder in one, other:
-        assert evaluated(run, data, folder, *flags, names=("xcopa",)) == 0
+    evaluated(subject, data, other, ("xcopa",), languages=("it", "th"), limit=20, protocol="paper")
     file = other / "samples_xcopa_it.jsonl"
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     for line in lines[:5]:
         line["acc"] = 1 - line["acc"]
     changed = sum(1 if line["acc"] else -1 for line in lines[:5])
     file.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    capsys.readouterr()
-    assert evaluated(run, data, one, *flags, f"--against={other}", names=("xcopa",)) == 0
-    said = capsys.readouterr().out
-    assert f"xcopa_it acc: {-100 * changed / 20:+.2f} ± " in said
-    assert "xcopa_th acc: +0.00 ± 0.00" in said
-    results = json.loads((other / "results.json").read_text())
+    results = json.loads((other / "results.json").read_text("utf-8"))
     results["task_hashes"]["xcopa_th"] = "of other items"
     (other / "results.json").write_text(json.dumps(results))
-    assert evaluated(run, data, one, *flags, f"--against={other}", names=("xcopa",)) == 0
-    assert "xcopa_th: other items, or another protocol; not compared." in capsys.readouterr().out
+    flags = ("--gin.evaluation.limit=20", "--gin.evaluation.dtype=float32", f"--against={other}")
+    assert told(run, data, one, *flags) == 0
+    said = capsys.readouterr().out
+    assert "missing: xcopa id tr vi" in said
+    assert f"xcopa_it acc: {-100 * changed / 20:+.2f} ± " in said
+    assert "xcopa_th: other items, or another protocol; not compared." in said
+    assert "xcopa, chance 50.0" in said
+    assert "58.6/60.2" in said
 
 
-def test_bits_per_byte_is_the_sum_over_the_bytes(run, data, tmp_path, capsys):
-    flags = ('--gin.evaluation.languages=("en","he")',)
-    assert evaluated(run, data, tmp_path, *flags, names=("ntrex", "word_order")) == 0
+def test_bits_per_byte_is_the_sum_over_the_bytes(subject, data, tmp_path):
+    evaluated(subject, data, tmp_path, ("ntrex", "word_order"), languages=("en", "he"))
     text = (data / "ntrex" / "he.txt").read_text("utf-8").splitlines()
     documents = (data / "ntrex" / "DOCUMENT_IDS.tsv").read_text().splitlines()
-    found = samples(tmp_path, "ntrex_he")
-    assert [one["doc"]["document"] for one in found] == list(dict.fromkeys(documents))
-    joined = ["\n".join(t for t, d in zip(text, documents, strict=True) if d == one) for one in
-              dict.fromkeys(documents)]  # fmt: skip
+    found, names = samples(tmp_path, "ntrex_he"), list(dict.fromkeys(documents))
+    assert [one["doc"]["document"] for one in found] == names
+    pairs = list(zip(text, documents, strict=True))
+    joined = ["\n".join(line for line, of in pairs if of == name) for name in names]
     nats = -sum(one["filtered_resps"][0][0] for one in found)
     bits = nats / math.log(2) / sum(len(one.encode()) for one in joined)
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))["results"]
     np.testing.assert_allclose(results["ntrex_he"]["bits_per_byte,none"], bits)
-    # a long text is read in windows, each token once: lm-eval's rolling log-likelihood
+    # a long text is read in windows, each token once
     assert found[0]["truncated"]
-    assert 0.2 < results["word_order_en"]["acc,none"] < 0.8
+    ids = subject.tokenizer.encode([joined[0]])[0]
+    alone = score(subject.decoder, subject.params, windows([2], ids, 384), subject.ways)
+    nats = sum(one.log_likelihood for one in alone)
+    np.testing.assert_allclose(found[0]["filtered_resps"][0][0], nats, 1e-5)
+    assert 0.1 < results["word_order_en"]["acc,none"] < 0.9
+
+
+def test_long_items_are_left_out_if_asked(subject, data, tmp_path):
+    said = evaluated(subject, data, tmp_path, ("ntrex",), languages=("he",), too_long="leave_out")
+    assert "1 items are left out: too long for the model" in said
+    assert len(samples(tmp_path, "ntrex_he")) == 2
 
 
 @pytest.mark.parametrize(
-    ("flags", "names", "said"),
+    ("names", "settings", "said"),
     [
-        ((), ("xkopa",), 'evaluation.tasks has "xkopa"; the tasks are'),
-        (('--gin.evaluation.languages=("xx",)',), ("xcopa",), 'languages has "xx"'),
-        (("--gin.evaluation.protocol=v2",), ("xcopa",), "paper, lm_eval"),
-        (("--against=nowhere",), ("xcopa",), "there is no folder nowhere"),
+        (("xkopa",), {}, 'evaluation.tasks has "xkopa"; the tasks are'),
+        (("xcopa",), {"languages": ("xx",)}, 'languages has "xx"'),
+        (("xcopa",), {"protocol": "v2"}, "paper, lm_eval"),
+        (("belebele",), {"languages": ("ko",)}, "there is no file of any of these tasks"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(run, data, tmp_path, capsys, flags, names, said):
-    assert evaluated(run, data, tmp_path / "out", *flags, names=names) == 1
-    assert said in capsys.readouterr().err
+def test_what_cannot_be_is_one_sentence(subject, data, tmp_path, names, settings, said):
+    with pytest.raises(UserError, match=said):
+        evaluated(subject, data, tmp_path / "out", names, **settings)
 
 
-def test_a_row_that_is_none_names_its_place(run, data, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("broken", "said"), [('{"premise": 3}', "row 1 of"), ("{no", "test.it.jsonl:1 is not")]
+)
+def test_a_row_that_is_none_names_its_place(tmp_path, broken, said):
     (tmp_path / "xcopa").mkdir()
-    file = tmp_path / "xcopa" / "test.it.jsonl"
-    for broken, said in (('{"premise": 3}', "row 1 of"), ("{no", "test.it.jsonl:1 is not")):
-        file.write_text(broken + "\n")
-        assert evaluated(run, tmp_path, tmp_path / "out", names=("xcopa",)) == 1
-        assert said in capsys.readouterr().err
+    (tmp_path / "xcopa" / "test.it.jsonl").write_text(broken + "\n")
+    with pytest.raises(UserError, match=said):
+        tasks.ask(tasks.table()["xcopa"], "it", "paper", str(tmp_path))
 
 
 # Averages as the paper prints them, of (base: PolyLM, LLaMA, BLOOM; tuned: the same)

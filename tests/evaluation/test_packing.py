@@ -103,11 +103,19 @@ def test_what_is_shared_is_computed_once():
     assert len(passage.targets) == 2 + 4
 
 
-def test_padding_is_little_and_programs_are_few():
-    sizes = np.random.default_rng(0).lognormal(3.9, 0.5, 1000).astype(int).clip(8, 3000)
-    packed = plan(sizes.tolist(), 512, 8, 1)
-    assert sorted(n for rows in packed for row in rows for n in row) == list(range(1000))
-    assert len(packed) <= -(-sizes.sum() // (512 * 8 * 0.88))
+@pytest.mark.parametrize("mean", [35, 100, 180, 350])
+def test_padding_is_little_and_programs_are_few(mean):
+    draw = np.random.default_rng(mean)
+    sizes = (mean * draw.lognormal(0, 0.25, 1000)).astype(int).clip(8, 900).tolist()
+    sizes[7] = 2500
+    packed = plan(sizes, 512, 4, 1)
+    assert sorted(n for one in packed for row in one.trees for n in row) == list(range(1000))
+    for one in packed:
+        assert len(one.trees) <= one.rows
+        assert all(sum(sizes[n] for n in row) <= one.width for row in one.trees)
+    assert sum(sizes) / sum(one.rows * one.width for one in packed) > 0.88
+    assert len({(one.rows, one.width) for one in packed}) <= 4
+    assert all(one.rows % 8 == 0 for one in plan(sizes, 512, 4, 8))
 
 
 def rolling_as_lm_eval(ids, prefix, longest):

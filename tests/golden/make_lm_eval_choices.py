@@ -43,7 +43,8 @@ CONFIGS = {
 }
 
 
-def make() -> None:
+def prepare(folder: Path) -> bytes:
+    """The exported model and the rows of each task into a folder; the tokenizer."""
     from polylm_jax.__main__ import main
     from polylm_jax.evaluation import tasks
     from tests import scripted
@@ -55,28 +56,31 @@ def make() -> None:
     model, _ = scripted.tokenizer(
         sentence_iterator=iter(texts), vocab_size=PIECES, character_coverage=0.98
     )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in files:
-            target = folder / "data" / path.relative_to(here)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-        invented.write(folder / "data")
-        run = scripted.babbles(folder, model, CONTEXT)
-        assert main(["export", f"--run={run}", f"--to={folder}/exported", "--dtype=float32"]) == 0
-        rows = {}
-        for task in tasks.table().values():
-            for code in task.languages:
-                key = task.lm_eval_name(code)
-                if key in CONFIGS:
-                    asked = tasks.ask(task, code, "lm_eval", str(folder / "data"), ITEMS)
-                    rows[key] = [item.document for item in asked.items]
-        (folder / "rows.json").write_text(json.dumps(rows))
-        command = [os.environ["JUDGES_PYTHON"], __file__, str(folder)]
+    for path in files:
+        target = folder / "data" / path.relative_to(here)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    invented.write(folder / "data")
+    run = scripted.babbles(folder, model, CONTEXT)
+    assert main(["export", f"--run={run}", f"--to={folder}/exported", "--dtype=float32"]) == 0
+    rows = {}
+    for task in tasks.table().values():
+        for code in task.languages:
+            if (key := task.lm_eval_name(code)) in CONFIGS:
+                asked = tasks.ask(task, code, "lm_eval", str(folder / "data"), ITEMS)
+                rows[key] = [item.document for item in asked.items]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return model
+
+
+def make() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        model = prepare(Path(folder))
+        command = [os.environ["JUDGES_PYTHON"], __file__, folder]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""})
-        found = json.loads((folder / "found.json").read_text())
+        found = json.loads(Path(folder, "found.json").read_text())
     content = {"tokenizer": base64.b64encode(model).decode(), "tasks": found}
-    GOLDEN.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    GOLDEN.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{GOLDEN.name}: {GOLDEN.stat().st_size / 1024:.0f} KiB")
 
 
@@ -84,7 +88,9 @@ def judge(folder: Path) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     import lm_eval
     import yaml
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     given = Path(lm_eval.__file__).parent / "tasks"
     settings = {}
@@ -107,9 +113,9 @@ def judge(folder: Path) -> None:
             task["metric_list"] = [{"metric": "acc"}]
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, allow_unicode=True))
         settings[f"local_{name}"] = name
-    manager = lm_eval.tasks.TaskManager(include_path=str(folder))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     model = HFLM(pretrained=str(folder / "exported"), dtype="float32", device="cpu", batch_size=8)
-    done = lm_eval.simple_evaluate(
+    done = simple_evaluate(
         model, tasks=list(settings), task_manager=manager, log_samples=True, bootstrap_iters=0
     )
     found = {}
@@ -117,7 +123,7 @@ def judge(folder: Path) -> None:
         samples = sorted(done["samples"][local], key=lambda sample: sample["doc_id"])
         found[name] = [
             [
-                sample["arguments"] if isinstance(sample["arguments"], list) else None,
+                sample["arguments"],
                 [round(float(pair[0]), 5) for pair in sample["filtered_resps"]],
                 [bool(pair[1]) for pair in sample["filtered_resps"]],
                 sample["target"],

@@ -1,0 +1,33 @@
+import json
+import sys
+
+import numpy as np
+
+from polylm_jax.__main__ import main
+from polylm_jax.bench import evaluate
+from tests.conftest import TINY, gin_flags
+
+PEER = """#!{python}
+import json, sys
+forms = list(json.load(open(json.loads(sys.argv[2])["requests"])).values())
+print(json.dumps({{"torch": "none"}}), flush=True)
+while True:
+    print(json.dumps({{"seconds": len(forms[int(input())]) / 100}}), flush=True)
+"""
+
+
+def test_the_bench_tells_every_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "ROUNDS", 2)
+    python = tmp_path / "python"
+    python.write_text(PEER.format(python=sys.executable))
+    python.chmod(0o755)
+    model = {name: value for name, value in TINY.items() if name.startswith(("model", "compute"))}
+    flags = gin_flags(model | {"model.context": 512})
+    assert main(["bench", "evaluate", "--vs=torch", f"--peer_python={python}", *flags]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ratios = []
+    for speeds in result["requests per second of processor time"].values():
+        np.testing.assert_allclose(speeds["lm-eval, transformers"], 100)
+        ratios.append(speeds["polylm_jax"] / 100)
+    np.testing.assert_allclose(result["geometric mean of ratios"], np.prod(ratios) ** (1 / 3))
+    assert max(result["padding"].values()) < 0.25
