@@ -219,7 +219,7 @@ def test_lm_eval_has_our_numbers_and_answers(ask, hugging_face, vocabulary, tmp_
     model = vocabulary.model
     if flags:
         text = [line for lines in SENTENCES.values() for line in lines] * 4
-        model, _ = scripted.tokenizer(**flags, sentence_iterator=iter(text), vocab_size=900)
+        model, _ = scripted.tokenizer(**flags, sentence_iterator=iter(text), vocab_size=1000)
     spoken = tokenizer.Tokenizer(model)
     weights, changes, _ = random_model(spoken, spoken.size)
     folder, run = hugging_face(weights, **changes), tmp_path / "run"
