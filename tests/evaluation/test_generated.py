@@ -167,8 +167,8 @@ def test_answers_are_kept_and_not_asked_again(folder, tmp_path):
         assert again.positions == 0
         assert [one.samples for one in again.run(told.append)] == [o.samples for o in first]
     translated, answered = first
-    # the prompts of the second do not fit: a context is 48 tokens, half of which are the answer's
-    assert (translated.truncated, answered.truncated) == (0, 3)
+    # no prompt fits: a context is 48 tokens, half of which are the answer's
+    assert (translated.truncated, answered.truncated) == (2, 3)
     assert any("24 tokens at most" in note for note in translated.asked.notes)
     one = translated.samples[0]
     ids = vocabulary.encode([one["arguments"]["gen_args_0"]["arg_0"]])[0]
@@ -185,4 +185,6 @@ def test_answers_are_kept_and_not_asked_again(folder, tmp_path):
     with store(tmp_path / "kept", {"step": 1}) as kept:
         few = generated.prepare(subject, asked, replace(settings, too_long="leave_out"), kept)
         left = few.run(told.append)
-    assert [(one.left_out, len(one.samples)) for one in left] == [(0, 2), (3, 0)]
+    assert [(one.left_out, len(one.samples)) for one in left] == [(2, 0), (3, 0)]
+    assert all(np.isnan(measure.value) for one in left for measure in one.measures)
+    assert [len(one.measures) for one in left] == [2, 3]
