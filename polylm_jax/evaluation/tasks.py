@@ -49,7 +49,7 @@ def plain(file: str, content: bytes, code: str) -> list[Row]:
 def lines(file: str, content: bytes, code: str) -> list[Row]:
     """A row {"text": …} for each line of a text file."""
     text = content.decode(errors="replace").removesuffix("\n")
-    return [{"text": line} for line in text.split("\n")]
+    return [{"text": line.removesuffix("\r")} for line in text.split("\n")]
 
 
 def each(
