@@ -9,7 +9,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.evaluation import metrics
 from polylm_jax.evaluation.choices import mean
 from polylm_jax.evaluation.items import Measure, Prompt
-from polylm_jax.evaluation.tasks import Row
+from polylm_jax.evaluation.tasks import Row, lines
 from polylm_jax.jsonl import parse_json
 
 LINE = ("\n",)  # an answer of a base model ends with its line
@@ -45,8 +45,8 @@ def columns(*names: str) -> Callable[[str, bytes, str], list[Row]]:
 
     def read(file: str, content: bytes, code: str) -> list[Row]:
         rows = []
-        for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-            fields = line.split("\t")
+        for number, line in enumerate(lines(file, content, code), 1):
+            fields = line["text"].split("\t")
             if len(fields) != len(names):
                 raise UserError(
                     f"{file}:{number} has {len(fields)} fields with tabs between, not "
