@@ -34,6 +34,8 @@ VERBS = {
     "chat": "talk with a model in the terminal",
     "evaluate": "measure a model with the paper's benchmark, or another",
     "score": "log-likelihood of continuations, the primitive of evaluation",
+    "overlap": "see what of a benchmark stands in the rows that a run has read",
+    "lm-eval": "run lm-eval's own command line on a run",
     "self-instruct": "have a language model write instructions in many languages",
     "import": "make a run from a Hugging Face GPT-2, in a folder or on the hub",
     "export": "write a trained model for transformers or llama.cpp",
@@ -120,6 +122,10 @@ def _run(verb: str, rest: list[str], alone: bool) -> int:
         help="gin file; may be given again",
     )
     module.flags(parser)
+    if parser.get_default("others") is not None:  # the verb hands on what stands after --
+        at = rest.index("--") if "--" in rest else len(rest)
+        rest, others = rest[:at], rest[at + 1 :]
+        parser.set_defaults(others=others)
     # argparse takes an unknown flag with a space in it for a positional
     gin_flags = [flag for flag in rest if flag.startswith("--gin.")]
     given, unknown = parser.parse_known_intermixed_args(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,11 @@ from pathlib import Path
 import pytest
 
 from polylm_jax.__main__ import INTERRUPTED, NO_READER, VERBS, main
+from polylm_jax.data.curriculum import Schedule, make_curriculum
+from polylm_jax.data.feed import read_rows
+from polylm_jax.data.rows import open_store
+from polylm_jax.data.tokenizer import load
+from polylm_jax.train.door import open_run
 from polylm_jax.verbs import module_of
 from tests.conftest import gin_flags
 
@@ -107,6 +113,34 @@ def test_a_file_of_prompts_gives_what_they_give_in_other_company(run, tmp_path, 
     assert [record["prompt"] for record in records] == prompts
     shown = texts_of(capsys, prompts, *flags)
     assert shown == "\n".join(f"[{r['prompt']}]{r['text']}\n" for r in records)
+
+
+def test_what_of_a_benchmark_was_read_is_told(run, tiny, tmp_path, capsys):
+    store, vocabulary = open_store(str(tiny["rows.path"])), load(str(tiny["tokenizer.path"]))
+    meta = open_run(str(run)).meta
+    counts = {source: store.rows(source) for source in store.sources}
+    schedule = Schedule(tiny["curriculum.non_english"], smoothing=0.0)
+    plan = make_curriculum(schedule, counts, store.length)
+    rows, _ = read_rows(store, plan, 0, meta["rows"])
+    texts = [*vocabulary.decode(rows[:4].tolist()), "Nobody wrote this about any old giraffe."]
+    row = {"choice1": "x", "choice2": "y", "question": "cause", "label": 0}
+    file = tmp_path / "xcopa" / "test.it.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps({"premise": text} | row) + "\n" for text in texts))
+    flags = [f"--run={run}", f"--gin.evaluation.folder={tmp_path}", f"--out={tmp_path}"]
+    flags += ["--gin.evaluation.tasks=('xcopa',)", "--gin.evaluation.languages=('it', 'th')"]
+    assert main(["evaluate", *flags]) == 0
+    capsys.readouterr()
+    assert main(["overlap", *flags, "--tokens=8"]) == 0
+    said = capsys.readouterr().out
+    assert f"in the {meta['rows']} rows" in said
+    assert "missing: xcopa th: no xcopa/test.th.jsonl" in said
+    found = json.loads((tmp_path / "overlap.json").read_text())
+    longest = found["longest"]["xcopa_it"]
+    assert all(one >= 8 for one in longest[:4])
+    assert longest[4] == 0
+    # five items, none too short, four read: the score of one other, and of the four
+    assert re.search(r"xcopa +it +5 +0 +4 +\d+ +\d\.000 \(1\) +\S+ ± \S+ \(4\)", said)
 
 
 def test_scores_of_a_file_go_to_a_file(run, tmp_path, capsys):

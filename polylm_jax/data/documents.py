@@ -25,6 +25,8 @@ STRETCH = 2**20  # characters of a document that are held and written as one
 LONGEST_LINE = 2**26  # bytes of a JSONL line; a longer one is bad
 
 _KINDS = re.compile(r".+(\.txt|\.jsonl)(\.gz|\.zst)?|.+\.parquet", re.IGNORECASE)
+# what models are measured with, and so must not have read
+_HELD_OUT = re.compile(r"(?<![a-z])(ntrex|sib[-_]?200|udhr)(?![a-z])", re.IGNORECASE)
 _BOM = "\ufeff"
 _PLACES = 3  # of bad lines that are told
 
@@ -96,11 +98,15 @@ def pass_over(passed: dict[str, list[int]], kind: str, files: Iterable[Path]) ->
 def documents(folder: Path, among: list[Path], reading: Reading) -> Iterator[Stretch]:
     """The documents of the files `among` what lies in a folder, one file after another.
 
-    Links are followed, but no folder is entered from within itself.
+    Links are followed, but no folder is entered from within itself. What a path names as NTREX,
+    SIB-200 or UDHR is passed over.
     """
     for top in among:
         for file in files(top):
-            if _KINDS.fullmatch(file.name) and file.is_file():
+            if benchmark := _HELD_OUT.search(str(file.relative_to(folder))):
+                kind = f"{benchmark[0]}, by its name text that models are measured with"
+                pass_over(reading.passed, kind, [file])
+            elif _KINDS.fullmatch(file.name) and file.is_file():
                 # a name may hold bytes that are no text
                 name = os.fsencode(file.relative_to(folder).as_posix()).decode("utf-8", "replace")
                 yield from _read(file, name, reading)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import choices, paper, tasks
+from polylm_jax.evaluation import choices, generated, paper, tasks
 from polylm_jax.evaluation.choices import Result, Subject, Work
 from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.settings import Evaluation
@@ -21,6 +21,7 @@ from polylm_jax.evaluation.tasks import Asked
 KINDS: dict[str, Callable[[Subject, Sequence[Asked], Evaluation, Store], Work]] = {
     "choice": choices.prepare,
     "text": choices.prepare,
+    "generated": generated.prepare,
 }
 DRAWS = 2000  # of the bootstrap
 

@@ -11,7 +11,7 @@ from polylm_jax.evaluation.choices import Result
 from polylm_jax.evaluation.evaluate import Report, above_chance
 from polylm_jax.figures import BLUE, INK, MUTED, PALE, PURPLE, RED
 
-SHARES = ("acc", "f1")  # measures from 0 to 1, which the paper prints as per cent
+SHARES = ("acc", "f1", "exact", "rouge")  # measures from 0 to 1, which the paper prints as per cent
 MARKS = dict(zip(paper.BASE, ((RED, "o"), (MUTED, "^"), (PURPLE, "s")), strict=True))
 
 

@@ -19,6 +19,7 @@ from polylm_jax.evaluation import paper, pictures
 from polylm_jax.evaluation.choices import Result
 from polylm_jax.evaluation.evaluate import Average, Report, above_chance, fingerprint
 from polylm_jax.evaluation.settings import Evaluation
+from polylm_jax.evaluation.tasks import Asked
 from polylm_jax.files import put
 
 RESULTS, REPORT, SAMPLES = "results.json", "report.md", "samples_{}.jsonl"
@@ -291,6 +292,16 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     form = {"results": {str: {}}, "task_hashes": {str: str}}
     wanted = "results of `polylm evaluate`; evaluate that run again"
     return folder, jsonl.read_json(folder / RESULTS, form, wanted)
+
+
+def headline(folder: Path, asked: Asked) -> np.ndarray | None:
+    """The first measure of each item of a task in the results in a folder, None without them."""
+    name = asked.task.lm_eval_name(asked.language)
+    if not (folder / RESULTS).is_file():
+        return None
+    found = _read(folder)[1]["results"].get(name, {})
+    key = next((key for key in found if key.endswith(",none")), "")
+    return _values(folder / SAMPLES.format(name), key.removesuffix(",none")) if key else None
 
 
 def _values(file: Path, measure: str) -> np.ndarray | None:

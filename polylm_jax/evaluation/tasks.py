@@ -142,7 +142,7 @@ def table() -> dict[str, Task]:
     """All tasks by their names."""
     modules = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
     found = (importlib.import_module(f"{benchmarks.__name__}.{name}") for name in sorted(modules))
-    tasks = [task for module in found for task in getattr(module, "TASKS", [module.TASK])]
+    tasks = [task for module in found for task in vars(module).get("TASKS") or [module.TASK]]
     return {task.name: task for task in tasks}
 
 

@@ -130,18 +130,23 @@ def test_what_is_left_out_is_said(tmp_path):
     put(tmp_path, "hi/README", "read me")
     put(tmp_path, "klingon/d.txt", "nuqneH")
     put(tmp_path, "notes.txt", "mine")
+    put(tmp_path, "hi/NTREX-128/hin.txt", "held out")
+    put(tmp_path, "hi/sib200.jsonl", "no JSON, nor read")
+    put(tmp_path, "hi/fleudhra.txt", "not UDHR")
     manifest, said = built(tmp_path)
     assert manifest["passed_over"] == {
         "klingon, whose name is no language's code": [1, 6],
         "notes.txt, whose name is no language's code": [1, 4],
         "no ending": [1, 7],
         ".pdf": [2, 1234],
+        "NTREX, by its name text that models are measured with": [1, 8],
+        "sib200, by its name text that models are measured with": [1, 17],
     }
     assert "passed over, 2 files of 1,234 bytes: .pdf" in said
     assert "270 documents have been before and are dropped" in said
     entry = manifest["sources"]["hi"]
     assert entry["duplicates"] == 270
-    assert entry["train"]["documents"] + entry["valid"]["documents"] == 30
+    assert entry["train"]["documents"] + entry["valid"]["documents"] == 31
 
 
 def test_bad_lines_are_skipped_and_counted_where_one_may(tmp_path):

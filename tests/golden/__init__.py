@@ -1,5 +1,6 @@
 """Reference outputs that others' code made; each has beside it the script that made it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,10 @@ def select(content: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
 def size_in(content: dict[str, np.ndarray]) -> Size:
     """The size that a golden file's config/ entries describe."""
     return size_of({name: int(v) for name, v in select(content, "config/").items()}, "golden")
+
+
+def lm_eval() -> tuple[dict[str, list], dict[str, np.ndarray]]:
+    """(what lm-eval made of release.npz's model by kind, everything else in lm_eval.npz)."""
+    with np.load(Path(__file__).parent / "lm_eval.npz") as file:
+        content = dict(file)
+    return json.loads(content.pop("cases").tobytes()), content

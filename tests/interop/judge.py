@@ -84,6 +84,23 @@ def pickles(folder, parameters, nested):
     torch.save({"epoch": 3, "model": model.state_dict()}, nested)
 
 
+def lm_eval(folder, pairs, texts, asked):
+    """What lm-eval's model for transformers answers to its three calls."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=1)
+
+    def call(name, arguments):
+        return getattr(model, name)([Instance(name, {}, tuple(one), 0) for one in arguments])
+
+    return {
+        "pairs": call("loglikelihood", pairs),
+        "texts": call("loglikelihood_rolling", [[text] for text in texts]),
+        "answers": [call("generate_until", [one])[0] for one in asked],
+    }
+
+
 def llama(file, texts, prompts, new_tokens):
     """A GGUF file as llama.cpp's server has it."""
     import xllamacpp

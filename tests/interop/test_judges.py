@@ -19,6 +19,7 @@ from polylm_jax.__main__ import main
 from polylm_jax.data import tokenizer
 from polylm_jax.decode.search import Sampling, generate
 from polylm_jax.decode.weights import for_decoding
+from polylm_jax.evaluation import harness
 from polylm_jax.interop.convert import read_size
 from polylm_jax.interop.fast_tokenizer import differing, tokenizer_json
 from polylm_jax.interop.hard_texts import HARD_TEXTS
@@ -26,7 +27,7 @@ from polylm_jax.interop.hugging_face import EMBEDDING, HEAD, params_from
 from polylm_jax.model.decoder import Compute, Decoder, logits
 from polylm_jax.model.parameters import layer_parameters, outer_parameters
 from polylm_jax.sizes import Size
-from tests import golden
+from tests import golden, scripted
 from tests.data.sentences import SENTENCES
 from tests.interop.conftest import params_of
 
@@ -210,6 +211,37 @@ def test_ids_beyond_the_tokenizer_are_left_out_as_by_suppress_tokens(
         ours = continued(size, params, prompts, vocabulary.size, beams=beams)
         assert ended(theirs[str(beams)]) == ours
     assert continued(size, params, prompts) != continued(size, params, prompts, vocabulary.size)
+
+
+@pytest.mark.parametrize("flags", [{}, scripted.SPACED])
+def test_lm_eval_has_our_numbers_and_answers(ask, hugging_face, vocabulary, tmp_path, flags):
+    """Of a tokenizer as ours are, and of one that puts a space before a text."""
+    model = vocabulary.model
+    if flags:
+        text = [line for lines in SENTENCES.values() for line in lines] * 4
+        model, _ = scripted.tokenizer(**flags, sentence_iterator=iter(text), vocab_size=1000)
+    spoken = tokenizer.Tokenizer(model)
+    weights, changes, _ = random_model(spoken, spoken.size)
+    folder, run = hugging_face(weights, **changes), tmp_path / "run"
+    (folder / "tokenizer.model").write_bytes(model)
+    size, params = imported(folder, run)
+    cases, _ = golden.lm_eval()
+    pairs = [[a, b] for a, b, *_ in cases["pairs"] if a.strip() and len(b) > 5]
+    texts = [text for text, _ in cases["texts"]]
+    asked = [[prompt, settings] for prompt, settings, _ in cases["answers"]]
+    theirs = ask(
+        "lm_eval", folder=exported(run, tmp_path / "out", "--dtype=float32"), pairs=pairs,
+        texts=texts, asked=asked,
+    )  # fmt: skip
+    subject = harness.Subject(Decoder(size, FLOAT32), params, spoken, 1)
+    found = harness.log_likelihoods(subject, pairs)
+    np.testing.assert_allclose([a for a, _ in found], [a for a, _ in theirs["pairs"]], atol=2e-3)
+    sums = harness.rolling_log_likelihoods(subject, texts)
+    np.testing.assert_allclose(sums, theirs["texts"], atol=5e-3)
+    # where two tokens are as good, rounding decides
+    answers = harness.answers_until(subject, asked)
+    same = sum(a == b for a, b in zip(answers, theirs["answers"], strict=True))
+    assert same >= len(asked) - 2, list(zip(answers, theirs["answers"], strict=True))
 
 
 def test_llama_cpp_loads_a_gguf_and_finds_the_same_tokens(ask, hugging_face, vocabulary, tmp_path):
