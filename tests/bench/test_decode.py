@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from polylm_jax.__main__ import main
-from polylm_jax.bench import decode
+from polylm_jax.bench import decode, gpu
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute
 from polylm_jax.sizes import Size
@@ -42,6 +42,9 @@ def test_the_bench_tells_every_figure(tmp_path, capsys, monkeypatch):
         assert speeds["transformers"] == pytest.approx({"prefill": 100, "decode": 50})
         assert all(math.isfinite(s) and s > 0 for speed in speeds.values() for s in speed.values())
         assert figures["share of bound"] > 0
+    told = gpu.FIGURES["decode"](result)
+    assert told["batch 3, transformers, tokens/s added"] == pytest.approx(50)
+    assert {name.replace("batch 1,", "batch 3,") for name in gpu.DECODING} <= told.keys()
 
 
 def test_the_bound_counts_every_weight_once_and_the_caches():
