@@ -51,6 +51,7 @@ HOMES = {
     "torch": ("bench/",),
     "transformers": ("bench/",),
     "rouge_score": ("bench/",),
+    "xllamacpp": ("bench/",),
     "gin": ("config.py",),
     "huggingface_hub": ("interop/hub.py",),
     "gguf": ("interop/gguf_file.py",),

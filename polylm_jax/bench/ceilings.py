@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,8 +43,8 @@ def run(size: Size, compute: Compute, rows: int, length: int) -> dict:
     device = jax.devices()[0]
     found = [
         Ceiling(name, unit, amount / 1e12 / seconds, seconds)
-        for name, unit, amount, function, arguments in _work(size, compute, rows, length)
-        for seconds in [seconds_of(function, *arguments())]
+        for name, unit, amount, function, shapes, first in _work(size, compute, rows, length)
+        for seconds in [seconds_of(jax.jit(function), *_operands(shapes, first, compute))]
     ]
     return {
         "device": device.device_kind,
@@ -54,57 +55,57 @@ def run(size: Size, compute: Compute, rows: int, length: int) -> dict:
     }
 
 
+Shape = tuple[int, ...]
+
+
 def _work(
     size: Size, compute: Compute, rows: int, length: int
-) -> Iterator[tuple[str, str, float, Callable, Callable[[], tuple]]]:
-    """Of each shape: its name, the unit, how much one call does, and what is called with what."""
+) -> Iterator[tuple[str, str, float, Callable, list[Shape], Any]]:
+    """Of each ceiling: its name and unit, how much a call does, what is called, and with arrays of
+    which shapes; the first one's dtype, the others' is that of the products."""
     kind = COMPUTE_DTYPES[compute.dtype]
     tokens, d, ff, v = rows * length, size.d_model, size.d_ff, size.vocabulary
+    moved = 2.0 * tokens * ff * kind.itemsize
+    yield "copy", "TB/s", moved, jnp.negative, [(tokens, ff)], kind
 
-    def random(*shape: int, dtype: Any = kind) -> jax.Array:
-        draw = jax.jit(lambda: jax.random.normal(jax.random.key(len(shape)), shape, dtype))
-        return draw()
-
-    moved = 2 * tokens * ff * kind.itemsize
-    yield "copy", "TB/s", moved, jax.jit(jnp.negative), lambda: (random(tokens, ff),)
-
-    forward = jax.jit(lambda x, w: dot("td,df->tf", x, w, kind))
-    shapes = {"qkv": (d, 3 * d), "attention out": (d, d), "MLP in": (d, ff), "MLP out": (ff, d)}
-    for name, (a, b) in shapes.items():
+    kernels = {"qkv": (d, 3 * d), "attention out": (d, d), "MLP in": (d, ff), "MLP out": (ff, d)}
+    for name, (a, b) in kernels.items():
         flops = 2.0 * tokens * a * b
-        yield name, "TFLOP/s", flops, forward, lambda a=a, b=b: (random(tokens, a), random(a, b))
-    slope = jax.jit(lambda x, y: dot("td,tf->df", x, y, FLOAT32))
-    for name, (a, b) in shapes.items():
-        operands = lambda a=a, b=b: (random(tokens, a), random(tokens, b))  # noqa: E731
-        yield f"{name}, weights' gradient", "TFLOP/s", 2.0 * tokens * a * b, slope, operands
+        forward = partial(dot, "td,df->tf", dtype=kind)
+        yield name, "TFLOP/s", flops, forward, [(tokens, a), (a, b)], kind
+        slope = partial(dot, "td,tf->df", dtype=FLOAT32)
+        name = f"{name}, weights' gradient"
+        yield name, "TFLOP/s", flops, slope, [(tokens, a), (tokens, b)], kind
 
-    head = jax.jit(lambda x, w: dot("td,vd->tv", x, w, FLOAT32))
-    table_slope = jax.jit(lambda total, y, x: total + dot("tv,td->vd", y, x, FLOAT32))
+    def added(total: jax.Array, slope: jax.Array, x: jax.Array) -> jax.Array:
+        return total + dot("tv,td->vd", slope, x, FLOAT32)
+
     for block in sorted({min(block, tokens) for block in BLOCKS}):
         flops = 2.0 * block * v * d
-        operands = lambda block=block: (random(block, d), random(v, d))  # noqa: E731
-        yield f"logits of {block} tokens", "TFLOP/s", flops, head, operands
-        operands = lambda block=block: (  # noqa: E731
-            random(v, d, dtype=FLOAT32),
-            random(block, v),
-            random(block, d),
-        )
-        yield f"table's gradient of {block} tokens", "TFLOP/s", flops, table_slope, operands
+        head = partial(dot, "td,vd->tv", dtype=FLOAT32)
+        yield f"logits of {block} tokens", "TFLOP/s", flops, head, [(block, d), (v, d)], kind
+        shapes = [(v, d), (block, v), (block, d)]
+        yield f"table's gradient of {block} tokens", "TFLOP/s", flops, added, shapes, FLOAT32
 
     attend = attender(compute, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])) or staircase
 
-    def both(*operands: jax.Array) -> Any:
-        mixed, back = jax.vjp(lambda *three: attend(*three, None), *operands[:3])
-        return mixed, back(operands[3])
+    def alone(*three: jax.Array) -> jax.Array:
+        return attend(*three, None)
 
-    def heads(arrays: int) -> tuple:
-        return (random(rows, length, size.heads, size.head_size),) * arrays
+    def both(slope: jax.Array, *three: jax.Array) -> Any:
+        mixed, back = jax.vjp(alone, *three)
+        return mixed, back(slope)
 
     # of two products forward and five backward, the half that is not masked
-    flops = 2.0 * rows * length**2 * d
-    alone = jax.jit(lambda *three: attend(*three, None))
-    yield "attention", "TFLOP/s", flops, alone, lambda: heads(3)
-    yield "attention with its gradient", "TFLOP/s", 3.5 * flops, jax.jit(both), lambda: heads(4)
+    flops, heads = 2.0 * rows * length**2 * d, (rows, length, size.heads, size.head_size)
+    yield "attention", "TFLOP/s", flops, alone, [heads] * 3, kind
+    yield "attention with its gradient", "TFLOP/s", 3.5 * flops, both, [heads] * 4, kind
+
+
+def _operands(shapes: list[Shape], first: Any, compute: Compute) -> list[jax.Array]:
+    dtypes = [first, *[COMPUTE_DTYPES[compute.dtype]] * (len(shapes) - 1)]
+    draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
+    return [draw(jax.random.key(0), *each) for each in zip(shapes, dtypes, strict=True)]
 
 
 def seconds_of(function: Callable, *arguments: Any) -> float:

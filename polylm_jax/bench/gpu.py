@@ -35,6 +35,7 @@ AGAIN, NO_GRAPHS = "--xla_disable_hlo_passes=", "--xla_gpu_enable_command_buffer
 RESULTS, REPORT, LOG, SETTINGS = "results.json", "report.md", "log.txt", "settings.gin"
 
 Figures = dict[str, float]
+Settings = dict[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,35 @@ def stages(batch: int) -> list[Stage]:
     """The table of stages for a run with so many rows a step, in order of worth."""
 
     def step(
-        name: str, limit: float, predicted: tuple[float, float], compiler: str = "", **settings: Any
+        name: str, limit: float, predicted: tuple[float, float], settings: Settings, compiler=""
     ) -> Stage:
-        flags = (f"--steps={STEPS}", *(f"--gin.{k}={v}" for k, v in settings.items()))
+        flags = (f"--steps={STEPS}", *_gin(settings))
         return Stage(name, "train", limit, flags, compiler, predicted={STEP: predicted})
 
-    looped = {"compute.unroll": 1, "compute.loss_block": 2048}
-    double = {**looped, "train.batch": 2 * batch}
+    looped: Settings = {"compute.unroll": 1, "compute.loss_block": 2048}
+    was: Settings = {"compute.unroll": 1, "compute.loss_block": 1024}
+    wide: Settings = {**looped, "compute.loss_block": 4096}
+    full: Settings = {**looped, "train.batch": 2 * batch, "compute.remat": "full"}
+    halves: Settings = {**looped, "train.batch": 2 * batch, "train.microbatches": 2}
     torch = (f"--steps={STEPS}", f"--peer_rows={PEER_ROWS}")
-    traced = ("--steps=3", "--profile", *(f"--gin.{k}={v}" for k, v in looped.items()))
-    was = {"compute.unroll": 1, "compute.loss_block": 1024}
-    full, halves = {"compute.remat": "full"}, {"train.microbatches": 2}
+    traced = ("--steps=3", "--profile", *_gin(looped))
     return [
         Stage("ceilings", "ceilings", 90, predicted=CEILINGS),
-        step("step, layers in a loop", 120, (690, 800), **looped),
+        step("step, layers in a loop", 120, (690, 800), looped),
         Stage("torch", "torch", 150, torch, predicted={"MFU, %": (38, 45)}),
         Stage("decode", "decode", 180, vs=True, predicted=DECODING),
-        step("step", 240, (660, 760)),
-        step("step, as it was", 120, (740, 850), AGAIN, **was),
+        step("step", 240, (660, 760), {}),
+        step("step, as it was", 120, (740, 850), was, AGAIN),
         Stage("step, traced", "train", 120, traced),
-        step("twice the rows, all computed again", 120, (1600, 1900), **double, **full),
-        step("twice the rows, in two parts", 120, (1400, 1650), **double, **halves),
-        step("step, no graphs", 120, (690, 800), NO_GRAPHS, **looped),
-        step(
-            "step, largest loss blocks", 120, (690, 800), **{**looped, "compute.loss_block": 4096}
-        ),
+        step("twice the rows, all computed again", 120, (1600, 1900), full),
+        step("twice the rows, in two parts", 120, (1400, 1650), halves),
+        step("step, no graphs", 120, (690, 800), looped, NO_GRAPHS),
+        step("step, largest loss blocks", 120, (690, 800), wide),
     ]
+
+
+def _gin(settings: Settings) -> list[str]:
+    return [f"--gin.{name}={value}" for name, value in settings.items()]
 
 
 STEP = "ms a step"

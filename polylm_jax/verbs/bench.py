@@ -51,6 +51,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--run", type=partial(existing, name="--run"), help="what int8 costs this run in perplexity"
     )
+    decode.add_argument(
+        "--gguf",
+        type=partial(local, name="--gguf"),
+        help="a file of the same size: llama.cpp decodes with it beside ours",
+    )
     step = parser.add_argument_group("for bench train, bench tune, bench torch and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
@@ -192,10 +197,18 @@ def _decode(given: argparse.Namespace) -> dict:
         return _int8(given)
     platform.keep("")
     size, compute = config.get("model"), config.get("compute")
-    beside = f", beside {given.vs}" if given.vs else ""
+    peers = [*([given.vs] if given.vs else []), *(["llama.cpp"] if given.gguf else [])]
+    beside = f", beside {' and '.join(peers)}" if peers else ""
+    if given.gguf and not Path(given.gguf).is_file():
+        raise UserError(f"--gguf={given.gguf}: there is no such file; write one with export.")
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
     result = bench_decode.run(
-        size, config.get("init"), compute, bool(given.vs), given.peer_python or ""
+        size,
+        config.get("init"),
+        compute,
+        bool(given.vs),
+        given.peer_python or "",
+        given.gguf or "",
     )
     bench_decode.show(result, Console())
     return result
