@@ -84,13 +84,13 @@ def _work(
         flops = 2.0 * block * v * d
         head = partial(dot, "td,vd->tv", dtype=FLOAT32)
         yield f"logits of {block} tokens", "TFLOP/s", flops, head, [(block, d), (v, d)], kind
-        shapes = [(v, d), (block, v), (block, d)]
+        shapes: list[Shape] = [(v, d), (block, v), (block, d)]
         yield f"table's gradient of {block} tokens", "TFLOP/s", flops, added, shapes, FLOAT32
 
     attend = attender(compute, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])) or staircase
 
-    def alone(*three: jax.Array) -> jax.Array:
-        return attend(*three, None)
+    def alone(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return attend(query, key, value, None)
 
     def both(slope: jax.Array, *three: jax.Array) -> Any:
         mixed, back = jax.vjp(alone, *three)

@@ -69,7 +69,11 @@ def stages(batch: int) -> list[Stage]:
     """The table of stages for a run with so many rows a step, in order of worth."""
 
     def step(
-        name: str, limit: float, predicted: tuple[float, float], settings: Settings, compiler=""
+        name: str,
+        limit: float,
+        predicted: tuple[float, float],
+        settings: Settings,
+        compiler: str = "",
     ) -> Stage:
         flags = (f"--steps={STEPS}", *_gin(settings))
         return Stage(name, "train", limit, flags, compiler, predicted={STEP: predicted})
