@@ -79,7 +79,7 @@ def stages(batch: int) -> list[Stage]:
         return Stage(name, "train", limit, flags, compiler, predicted={STEP: predicted})
 
     looped: Settings = {"compute.unroll": 1, "compute.loss_block": 2048}
-    was: Settings = {"compute.unroll": 1, "compute.loss_block": 1024}
+    old: Settings = {"compute.unroll": 1, "compute.loss_block": 1024}
     wide: Settings = {**looped, "compute.loss_block": 4096}
     full: Settings = {**looped, "train.batch": 2 * batch, "compute.remat": "full"}
     halves: Settings = {**looped, "train.batch": 2 * batch, "train.microbatches": 2}
@@ -91,7 +91,7 @@ def stages(batch: int) -> list[Stage]:
         Stage("torch", "torch", 150, torch, predicted={"MFU, %": (38, 45)}),
         Stage("decode", "decode", 180, vs=True, predicted=DECODING),
         step("step", 240, (660, 760), {}),
-        step("step, as it was", 120, (740, 850), was, AGAIN),
+        step("step, the old choices", 120, (740, 850), old, AGAIN),
         Stage("step, traced", "train", 120, traced),
         step("twice the rows, all computed again", 120, (1600, 1900), full),
         step("twice the rows, in two parts", 120, (1400, 1650), halves),
