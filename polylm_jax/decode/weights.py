@@ -6,8 +6,7 @@ bfloat16. Int8 halves the bytes of bfloat16: a weight is an integer from -127 to
 scale of its output channel (of its row, in the embedding and position tables).
 
 A CPU multiplies bfloat16 as it lies in memory only where there are FEW rows or more; else its
-compiler makes all weights float32 at every call. There a small model has both, and a large one
-weights to whose products rows are added, see OutputsFirst.
+compiler makes all weights float32 at every call. There a small model has both.
 """
 
 import math
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.model.parameters import Parameter, count, layer_parameters, outer_parameters
-from polylm_jax.model.products import Int8, OutputsFirst
+from polylm_jax.model.products import Int8
 from polylm_jax.sizes import Size
 
 SMALL = 100_000_000  # parameters of a model whose weights a CPU may hold in both dtypes
@@ -55,8 +54,8 @@ def for_decoding(
     stacked arrays become "layer_0", "layer_1", … cpu: they are for a CPU.
     """
     keep = "int8" if int8 else dtype
-    if cpu and keep == "bfloat16":
-        keep = "both" if count(size) < SMALL else "outputs first"
+    if cpu and keep == "bfloat16" and count(size) < SMALL:
+        keep = "both"
     return _convert(size, keep, params)
 
 
@@ -104,16 +103,10 @@ def _both(weight: jax.Array, inputs: tuple[int, ...]) -> Both:
     return Both(weight.astype(jnp.bfloat16), weight)
 
 
-def _outputs_first(weight: jax.Array, inputs: tuple[int, ...]) -> OutputsFirst:
-    last = tuple(range(-len(inputs), 0))
-    return OutputsFirst(jnp.moveaxis(weight.astype(jnp.bfloat16), inputs, last))
-
-
 # What becomes of a weight, by how it is kept: function (weight, the axes that are summed over).
 KINDS: dict[str, Callable[[jax.Array, tuple[int, ...]], Any]] = {
     "float32": lambda weight, inputs: weight,
     "bfloat16": lambda weight, inputs: weight.astype(jnp.bfloat16),
     "int8": quantise,
     "both": _both,
-    "outputs first": _outputs_first,
 }

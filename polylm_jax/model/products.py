@@ -1,6 +1,5 @@
 """Matrix products of activations and weights: narrow operands, sums in float32."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,26 +27,6 @@ class Int8:
         return self.weights[rows] * self.scales[rows]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class OutputsFirst:
-    """A weight for a CPU's decoding, bfloat16, its input axes behind those of the outputs.
-
-    So the CPU's kernels read it along its rows, as it lies in memory; but they take ROWS rows of
-    activations or more, and fewer would make float32 of the weight before.
-    """
-
-    weights: jax.Array
-
-    def __getitem__(self, rows: jax.Array) -> jax.Array:
-        """Rows of a table. As integers: a CPU makes float32 of all of it to look up bfloat16."""
-        bits = jax.lax.bitcast_convert_type(self.weights, jnp.uint16)[rows]
-        return jax.lax.bitcast_convert_type(bits, self.weights.dtype)
-
-
-ROWS = 8
-
-
 def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """einsum that sums in float32 and returns dtype.
 
@@ -64,16 +43,12 @@ def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Arra
     return jax.lax.platform_dependent(x, y, cpu=wide, default=narrow)
 
 
-def weighed(
-    equation: str, x: jax.Array, weight: jax.Array | Int8 | OutputsFirst, dtype: jnp.dtype
-) -> jax.Array:
+def weighed(equation: str, x: jax.Array, weight: jax.Array | Int8, dtype: jnp.dtype) -> jax.Array:
     """dot with a weight, cast to the dtype of x; the scales of int8 multiply the result.
 
     An integer is exact in bfloat16, and a product reads it as it lies in memory; the weight times
     its scales would have to be written there first, at every token.
     """
-    if isinstance(weight, OutputsFirst):
-        return _padded(equation, x, weight, dtype)
     if not isinstance(weight, Int8):
         return dot(equation, x, weight.astype(x.dtype), dtype)
     operands, result = equation.split("->")
@@ -81,18 +56,6 @@ def weighed(
     inputs = [place for place, axis in enumerate(axes) if axis not in result]
     product = dot(equation, x, weight.weights.astype(x.dtype), FLOAT32)
     return (product * weight.scales.squeeze(inputs)).astype(dtype)
-
-
-def _padded(equation: str, x: jax.Array, weight: OutputsFirst, dtype: jnp.dtype) -> jax.Array:
-    """The product of ROWS rows or more: x, [batch, …, inputs], with rows of zeros behind it."""
-    operands, result = equation.split("->")
-    left, axes = operands.split(",")
-    inputs = "".join(axis for axis in axes if axis not in result)
-    outputs = "".join(axis for axis in axes if axis in result)
-    rows = x.size // len(x) // math.prod(weight.weights.shape[-len(inputs) :])
-    more = max(0, -(-ROWS // rows) - len(x))
-    wide = jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)])
-    return dot(f"{left},{outputs}{inputs}->{result}", wide, weight.weights, dtype)[: len(x)]
 
 
 def _over_tokens(x: jax.Array) -> jax.Array:
@@ -110,8 +73,7 @@ def _over_tokens(x: jax.Array) -> jax.Array:
 def linear(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
-    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight as decoding
-    has it.
+    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight Int8.
     The gradient of x is in its dtype; those of weight and bias are float32, never rounded to less.
     """
     return weighed(equation, x, weight, x.dtype) + bias.astype(x.dtype)

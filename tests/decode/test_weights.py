@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polylm_jax.decode import weights
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import _decode, decode_some, generate, rules
-from polylm_jax.decode.weights import Both, _convert, for_decoding
+from polylm_jax.decode.weights import Both, for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
-from polylm_jax.model.products import FLOAT32, Int8, OutputsFirst, weighed
+from polylm_jax.model.products import Int8
 from polylm_jax.sizes import Size
 from tests import golden
 
@@ -78,12 +77,10 @@ def largest_cast(size, tree, rows):
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
 
-@pytest.mark.parametrize(("small", "kind"), [(10**8, Both), (0, OutputsFirst)])
-def test_a_cpu_reads_weights_as_they_are_kept(model, small, kind, monkeypatch):
+def test_a_cpu_reads_weights_as_they_are_kept(model):
     size, params = model
-    monkeypatch.setattr(weights, "SMALL", small)
     tree = for_decoding(params, size, "bfloat16", cpu=True)
-    assert isinstance(tree["layer_0"]["mlp_in"], kind)
+    assert isinstance(tree["layer_0"]["mlp_in"], Both)
     least = size.d_model**2  # of the smallest kernel
     assert largest_cast(size, tree, 1) < least
     # what this is for: plain ones are all cast anew, at every call
@@ -100,25 +97,3 @@ def test_a_cpu_reads_weights_as_they_are_kept(model, small, kind, monkeypatch):
     (scores, new), (narrow, same) = found
     np.testing.assert_array_equal(new, same)
     np.testing.assert_allclose(narrow, scores, atol=0.03 * float(jnp.abs(scores).max()))
-
-
-def test_a_weight_with_its_outputs_first_is_the_same_weight(model):
-    size, params = model
-    whole = for_decoding(params, size, "bfloat16")["layer_0"]
-    tree = _convert(size, "outputs first", params)
-    equations = {
-        "qkv": ("bld,dkhe->blkhe", (size.d_model,)),
-        "attention_out": ("blhe,hed->bld", (size.heads, size.head_size)),
-        "mlp_in": ("bld,df->blf", (size.d_model,)),
-        "mlp_out": ("blf,fd->bld", (size.d_ff,)),
-    }
-    for name, (equation, inputs) in equations.items():
-        for batch, length in ((1, 1), (3, 1), (2, 5), (1, 16)):
-            x = jax.random.normal(jax.random.key(1), (batch, length, *inputs), jnp.bfloat16)
-            expected = weighed(equation, x, whole[name], FLOAT32)
-            found = weighed(equation, x, tree["layer_0"][name], FLOAT32)
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    rows = jnp.array([[3, 1], [500, 0]])
-    np.testing.assert_array_equal(
-        tree["embedding"][rows], params["embedding"].astype(jnp.bfloat16)[rows]
-    )
