@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import logging
 import os
 import select
@@ -52,6 +53,13 @@ results takes the place of an older one when it is whole; a folder must be new, 
 
 INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
 NO_READER = 128 + signal.SIGPIPE
+# What pip calls the packages that are imported by another name.
+DISTRIBUTIONS = {
+    "gin": "gin-config",
+    "iso639": "python-iso639",
+    "orbax": "orbax-checkpoint",
+    "tensorflow_text": "tensorflow-text",
+}
 # Packages that reach storage elsewhere, whose errors are often no OSError.
 STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub")
 
@@ -74,6 +82,16 @@ def main(arguments: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt as interrupt:
         return _interrupted(verb, alone, str(interrupt))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or importlib.util.find_spec(package):
+            raise  # a part is missing of what is there
+        wanted = DISTRIBUTIONS.get(package, package)
+        _say(
+            f"polylm {verb}: the package {wanted} is not installed here; `pip install {wanted}`, "
+            "or all of them with `pip install -r requirements.txt`."
+        )
+        return 1
     except OSError as error:
         if _without_reader(sys.stdout) or _without_reader(sys.stderr):
             return NO_READER

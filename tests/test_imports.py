@@ -53,6 +53,7 @@ HOMES = {
     "transformers": ("bench/",),
     "rouge_score": ("bench/", "evaluation/metrics.py"),
     "sacrebleu": ("evaluation/metrics.py",),
+    "xllamacpp": ("bench/",),
     "gin": ("config.py",),
     "huggingface_hub": ("interop/hub.py",),
     "gguf": ("interop/gguf_file.py",),

@@ -92,6 +92,18 @@ def test_what_cannot_work_is_one_sentence(arguments, sentence, capsys, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("module", "package"), [("gin", "gin-config"), ("tensorboardX", "tensorboardX")]
+)
+def test_a_package_that_is_not_installed_is_one_sentence(module, package):
+    without = f"import sys; sys.modules[{module!r}] = None; {SCRIPT}"
+    child = started("config", script=without)
+    out, said = child.communicate(timeout=300)
+    assert (child.returncode, out) == (1, "")
+    assert said.startswith(f"polylm config: the package {package} is not installed here; `pip ")
+    assert said.count("\n") == 1
+
+
 def test_a_prompt_longer_than_the_context_is_one_sentence(run, capsys):
     assert main(["generate", f"--run={run}", f"--prompt={'Wort ' * 100}"]) == 1
     assert "the model's context is 32; shorten it" in capsys.readouterr().err

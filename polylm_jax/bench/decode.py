@@ -1,12 +1,17 @@
-"""Decoding beside Hugging Face's generate and beside the bandwidth of memory.
+"""Decoding beside Hugging Face's generate, llama.cpp, and the bandwidth of memory.
 
 To try: polylm bench decode --gin_file=gin_configs/runs/demo.gin --vs=torch
+Beside llama.cpp: polylm export --run=RUN --to=F16.gguf --format=gguf --dtype=f16, then
+polylm bench decode --gguf=F16.gguf with the settings of that run.
 And what int8 costs a run in perplexity: polylm bench decode --run=runs/demo
 """
 
+import contextlib
+import importlib.util
 import json
 import math
 import statistics
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -23,8 +28,9 @@ from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import decode_some
 from polylm_jax.decode.weights import for_decoding
+from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder, empty_cache, logits
-from polylm_jax.model.parameters import Init
+from polylm_jax.model.parameters import Init, count
 from polylm_jax.sizes import Size
 
 BATCHES = (1, 8, 64)
@@ -33,36 +39,48 @@ ROUNDS = 4  # of ours and the peer in turn; the first is not counted
 SUMMED = 2**28  # bytes, to measure bandwidth where no data sheet tells it
 
 
-def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -> dict:
-    """Measures one device; every figure is a median of rounds in which the peer took turns.
+def run(
+    size: Size, init: Init, compute: Compute, vs_torch: bool, python: str, gguf: str = ""
+) -> dict:
+    """Measures one device; every figure is a median of rounds in which the peers took turns.
 
-    The weights are random. python: interpreter of the peer. Returns, by batch, tokens per second of
-    reading prompts and of adding tokens, ours, int8's and the peer's, with the share of the
-    bandwidth bound that ours reach.
+    The weights are random. python: interpreter of the peers. gguf: a model of this size for
+    llama.cpp, "" for none. Returns, by batch, tokens per second of reading prompts and of adding
+    tokens, ours, int8's and the peers', with the share of the bandwidth bound that ours reach.
+    UserError for a peer that is not there, and for a file of another size.
     """
     decoder = Decoder(size, compute)
     start = jax.jit(Decoder(size, compute, init).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    cpu = jax.default_backend() == "cpu"
     weights = {
-        "polylm_jax": for_decoding(params, size, compute.dtype),
-        "polylm_jax int8": for_decoding(params, size, compute.dtype, int8=True),
+        "polylm_jax": for_decoding(params, size, compute.dtype, cpu=cpu),
+        "polylm_jax int8": for_decoding(params, size, compute.dtype, int8=True, cpu=cpu),
     }
+    plain = jax.eval_shape(lambda params: for_decoding(params, size, compute.dtype), params)
     prompt, new = size.context // 4, min(NEW, size.context // 2)
     bandwidth = bandwidth_here()
-    peer = None
-    if vs_torch:
-        told = {"dtype": compute.dtype, "device": torch_device(jax.default_backend())}
-        peer = PeerProcess(peer_python(python), "decode_peer.py", asdict(size) | told)
     batches = {}
-    try:
+    with contextlib.ExitStack() as stack:
+        peers = {}
+        if vs_torch:
+            told = {"dtype": compute.dtype, "device": torch_device(jax.default_backend())}
+            peers["transformers"] = PeerProcess(
+                peer_python(python), "decode_peer.py", asdict(size) | told
+            )
+            stack.callback(peers["transformers"].close)
+        if gguf:
+            llama = llama_peer(gguf, python, max(BATCHES), prompt + new + 1)
+            stack.callback(llama.close)
+            check_size(size, llama.about, gguf)
+            peers[f"llama.cpp {llama.about['ftype']}"] = llama
         for batch in BATCHES:
-            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in weights}
-            rounds |= {"transformers": []} if peer else {}
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in [*weights, *peers]}
             for _ in range(ROUNDS):
                 for name, tree in weights.items():
                     rounds[name].append(ours(decoder, tree, batch, prompt, new))
-                if peer:
-                    rounds["transformers"].append(peer.ask(batch, prompt, new))
+                for name, peer in peers.items():
+                    rounds[name].append(peer.ask(batch, prompt, new))
             speeds = {}
             for name, taken in rounds.items():
                 seconds = {key: statistics.median(t[key] for t in taken[1:]) for key in taken[0]}
@@ -70,19 +88,13 @@ def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -
                     "prefill": batch * prompt / seconds["prefill"],
                     "decode": batch * new / seconds["decode"],
                 }
-            bound = (
-                batch
-                * bandwidth
-                / bytes_read(weights["polylm_jax"], size, compute, batch, prompt + new // 2)
-            )
+            least = bytes_read(plain, size, compute, batch, prompt + new // 2)
+            bound = batch * bandwidth / least
             batches[str(batch)] = {
                 "speeds": speeds,
                 "bound": bound,
                 "share of bound": speeds["polylm_jax"]["decode"] / bound,
             }
-    finally:
-        if peer:
-            peer.close()
     return {
         "device": jax.devices()[0].device_kind,
         "dtype": compute.dtype,
@@ -91,6 +103,38 @@ def run(size: Size, init: Init, compute: Compute, vs_torch: bool, python: str) -
         "new": new,
         "batches": batches,
     }
+
+
+def llama_peer(gguf: str, python: str, rows: int, tokens: int) -> PeerProcess:
+    """llama.cpp with a file, ready for so many texts of so many tokens at once."""
+    if jax.default_backend() != "cpu":
+        raise UserError("--gguf compares on a CPU, where llama.cpp runs; leave it out here.")
+    if not python and not importlib.util.find_spec("xllamacpp"):
+        raise UserError(
+            "--gguf needs xllamacpp; pip install xllamacpp, or name an interpreter that has it "
+            "with --peer_python=PATH."
+        )
+    told = {"file": gguf, "rows": rows, "tokens": tokens, "device": "cpu"}
+    return PeerProcess(python or sys.executable, "llama_peer.py", told)
+
+
+def check_size(size: Size, meta: dict[str, Any], gguf: str) -> None:
+    """UserError where a GGUF file, told as llama.cpp's server does, is of another size.
+
+    Rows of the embedding that are no tokenizer's ids are not in the file.
+    """
+    absent = (size.vocabulary - meta["n_vocab"]) * size.d_model
+    expected = {
+        "n_params": count(size) - absent,
+        "n_embd": size.d_model,
+        "n_ctx_train": size.context,
+    }
+    for name, number in expected.items():
+        if meta[name] != number:
+            raise UserError(
+                f"--gguf={gguf} is of another size than these settings: its {name} is "
+                f"{meta[name]:,}, not {number:,}; give the gin file of the run that it is from."
+            )
 
 
 def ours(decoder: Decoder, params: Any, batch: int, prompt: int, new: int) -> dict[str, float]:
@@ -107,11 +151,10 @@ def ours(decoder: Decoder, params: Any, batch: int, prompt: int, new: int) -> di
 
 def bytes_read(params: Any, size: Size, compute: Compute, batch: int, length: int) -> int:
     """Bytes that one step must read: all weights but the positions, and the caches."""
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    weights -= sum(leaf.nbytes for leaf in jax.tree.leaves(params["positions"]))
     dtype = compute.cache_dtype or compute.dtype
     cache = jax.eval_shape(lambda: empty_cache(size, batch, length, dtype))
-    return weights + sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    read = {name: tree for name, tree in params.items() if name != "positions"}
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((read, cache)))
 
 
 def bandwidth_here() -> float:

@@ -25,6 +25,7 @@ class PeerProcess:
         if told.get("device") == "cpu":
             tunables = [os.environ.get("GLIBC_TUNABLES"), malloc_tunables()]
             environment["GLIBC_TUNABLES"] = ":".join(filter(None, tunables))
+        self._script = script
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name(script)), json.dumps(told)],
@@ -55,7 +56,9 @@ class PeerProcess:
             self.close()
             self._said.seek(0)
             last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"the torch peer ended early ({last}); mend that or leave out --vs.")
+            raise UserError(
+                f"the peer, {self._script}, ended early ({last}); mend that or leave it out."
+            )
         return json.loads(line)
 
 

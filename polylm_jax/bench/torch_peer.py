@@ -5,8 +5,8 @@ A script for an interpreter that has torch and transformers and need not have th
 for every number that it reads from stdin it trains that many steps and prints their seconds.
 
 The peer at its best: torch.compile (eager where there is no C++ compiler), SDPA, fused AdamW,
-float32 master weights. Products are in the dtype that it is told, bfloat16 by autocast. Where a
-batch does not fit the memory, it is halved into microbatches.
+float32 master weights. Products are in the dtype that it is told, bfloat16 by autocast. It takes
+the rows of a batch that it is told at a time, and fewer where they do not fit the memory.
 """
 
 import json
@@ -90,7 +90,8 @@ class Run:
 
 def warm(given: dict[str, Any], compiled: bool) -> tuple[Run, float]:
     """A run that fits the memory, and the seconds of its first step."""
-    rows = given["batch"]
+    batch = given["batch"]
+    rows = next(n for n in range(min(given["rows"], batch), 0, -1) if batch % n == 0)
     while True:
         run: Run | None = None
         try:
@@ -102,7 +103,7 @@ def warm(given: dict[str, Any], compiled: bool) -> tuple[Run, float]:
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-        rows = next(n for n in range(rows // 2, 0, -1) if given["batch"] % n == 0)
+        rows = next(n for n in range(rows // 2, 0, -1) if batch % n == 0)
         run = None  # its memory, before the next one asks for some
         torch.compiler.reset()
         torch.cuda.empty_cache()

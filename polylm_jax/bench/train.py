@@ -31,6 +31,7 @@ from polylm_jax.bench.step import (
     pace_of,
     rounds_of,
 )
+from polylm_jax.chips import chip_of
 from polylm_jax.data.curriculum import make_curriculum
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import open_store
@@ -100,13 +101,17 @@ class Result:
     roofline: list[roofline.Part] | None
 
 
-def peer_arguments(work: Work, platform: str) -> dict[str, Any]:
-    """What torch_peer.py is told: the same size, batch and optimizer, on the same device."""
+def peer_arguments(work: Work, platform: str, rows: int) -> dict[str, Any]:
+    """What torch_peer.py is told: the same size, batch and optimizer, on the same device.
+
+    rows: of a batch that it takes at a time, to begin with.
+    """
     settings = asdict(work.optimizer)
     return {
         **asdict(work.size),
         **{name: settings[name] for name in ("beta1", "beta2", "eps", "weight_decay", "clip")},
         "batch": work.batch,
+        "rows": rows,
         "length": work.length,
         "dtype": work.compute.dtype,
         "device": torch_device(platform),
@@ -139,10 +144,12 @@ def run(
     python: str = "",
     trace: str = "",
     with_roofline: bool = False,
+    peer_rows: int | None = None,
 ) -> Result:
     """Measures a run's step; see Result.
 
-    python: interpreter of the peer. trace: folder for a trace of some steps; empty for none.
+    python: interpreter of the peer. peer_rows: of a batch that the peer takes at a time, to begin
+    with; all if None. trace: folder for a trace of some steps; empty for none.
     Raises UserError for a batch that the mesh cannot split, or a peer that is not there.
     """
     rounds = rounds_of(steps)
@@ -151,7 +158,8 @@ def run(
     with contextlib.ExitStack() as stack:
         if vs_torch:
             python, platform = peer_python(python), platform_here()
-            peer = PeerProcess(python, "torch_peer.py", peer_arguments(work, platform))
+            told = peer_arguments(work, platform, peer_rows or work.batch)
+            peer = PeerProcess(python, "torch_peer.py", told)
             stack.callback(peer.close)
             if alone := platform == "gpu":
                 # two frameworks do not fit one GPU: the peer is done before JAX takes its memory
@@ -223,6 +231,27 @@ def run(
         operations=costs[:SHOWN] if costs and trace else None,
         roofline=parts,
     )
+
+
+def peer_alone(work: Work, steps: int, python: str, rows: int | None) -> dict[str, Any]:
+    """What the peer says of itself, its pace, peak of memory and MFU, with nobody beside it.
+
+    mfu: None where no data sheet knows the device. The arguments and errors are those of `run`.
+    """
+    python, platform = peer_python(python), platform_here()
+    peer = PeerProcess(python, "torch_peer.py", peer_arguments(work, platform, rows or work.batch))
+    with contextlib.closing(peer):
+        said = peer.ask(steps)
+    pace = pace_of(said["seconds"], work.batch * work.length)
+    chip = chip_of(peer.about["device"])
+    rate = pace.tokens_per_second * flops_per_token(work.size, work.length)
+    return {
+        "device": peer.about["device"],
+        "about": peer.about,
+        "pace": asdict(pace),
+        "peak_bytes": said["peak_bytes"],
+        "mfu": rate / chip.flops if chip else None,
+    }
 
 
 def open_feed(work: Work, mesh: Mesh) -> tuple[Generator | None, int, str]:

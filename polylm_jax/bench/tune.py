@@ -113,7 +113,7 @@ def _peers(
         raise UserError("bench tune compares on a CPU; set JAX_PLATFORMS=cpu or leave out --vs.")
     data = Path(stack.enter_context(tempfile.TemporaryDirectory()), "rows.npz")
     np.savez(data, tokens=tokens, marks=marks)
-    told = peer_arguments(work, platform) | {"data": str(data)}
+    told = peer_arguments(work, platform, work.batch) | {"data": str(data)}
     peers = [PeerProcess(python, "tune_peer.py", told | {"way": way}) for way in WAYS]
     for peer in peers:
         stack.callback(peer.close)

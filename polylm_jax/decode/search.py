@@ -12,6 +12,7 @@ import numpy as np
 from polylm_jax.decode.beam import beam_search
 from polylm_jax.decode.prefill import State, power_of_two, prefill
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
+from polylm_jax.decode.weights import with_few
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
 TOKENS_AT_ONCE = 16  # between two looks at the texts, where one may end by what it says
@@ -98,6 +99,7 @@ def _decode(
     decoder: Decoder, sampling: Sampling, tokens: int, params: Any, state: State
 ) -> tuple[State, jax.Array, jax.Array]:
     rows = jnp.arange(state.lengths.shape[0])
+    decoder = with_few(decoder, params, len(rows))
     before = state.drawn
 
     def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:

@@ -5,16 +5,19 @@ import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 from rich.console import Console
 
 from polylm_jax import config
+from polylm_jax.bench import ceilings as bench_ceilings
 from polylm_jax.bench import choices as bench_choices
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import evaluate as bench_evaluate
+from polylm_jax.bench import gpu as bench_gpu
 from polylm_jax.bench import rouge as bench_rouge
 from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
@@ -22,11 +25,15 @@ from polylm_jax.bench import tune as bench_tune
 from polylm_jax.bench.step import Work
 from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import open_store
-from polylm_jax.files import destination, existing, local, output
+from polylm_jax.errors import UserError
+from polylm_jax.files import destination, existing, local, new_place, output
 from polylm_jax.parallel import platform
+from polylm_jax.ranges import Range
 from polylm_jax.sizes import Count
 from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import model_of
+
+Minutes = Annotated[float, Range(0.01, 1440)]
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +52,29 @@ def flags(parser: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--run", type=partial(existing, name="--run"), help="what int8 costs this run in perplexity"
     )
-    step = parser.add_argument_group("for bench train, bench tune and bench choices")
+    decode.add_argument(
+        "--gguf",
+        type=partial(local, name="--gguf"),
+        help="a file of the same size: llama.cpp decodes with it beside ours",
+    )
+    step = parser.add_argument_group("for bench train, bench tune, bench torch and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
     train.add_argument("--profile", action="store_true", help="trace; the costliest operations")
     train.add_argument("--roofline", action="store_true", help="where the time goes, by part")
+    train.add_argument(
+        "--peer_rows",
+        type=number("--peer_rows", Count),
+        help="rows that torch takes at a time, to begin with (bench torch, too); all of a batch",
+    )
+    gpu = parser.add_argument_group("for bench gpu")
+    gpu.add_argument(
+        "--out", type=partial(new_place, name="--out"), help="folder for the report and results"
+    )
+    gpu.add_argument(
+        "--minutes", type=number("--minutes", Minutes), default=8, help="for all stages together"
+    )
+    gpu.add_argument("--stages", default="", help="numbers of stages, as 2,6; all of them")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -101,12 +126,55 @@ def _train(given: argparse.Namespace) -> dict:
     beside = f", beside {given.vs}" if given.vs else ""
     print(f"Timing {given.steps} steps of {work.batch} rows of {work.length} tokens{beside}.")
     result = bench_train.run(
-        work, given.steps, bool(given.vs), given.peer_python or "", trace, given.roofline
+        work,
+        given.steps,
+        bool(given.vs),
+        given.peer_python or "",
+        trace,
+        given.roofline,
+        given.peer_rows,
     )
     if trace:
         print(f"The trace is in {trace}.")
     tables.show(result, Console())
     return asdict(result)
+
+
+def _torch(given: argparse.Namespace) -> dict:
+    work = _work()
+    print(f"Timing {given.steps} steps of torch, {work.batch} rows of {work.length} tokens.")
+    result = bench_train.peer_alone(work, given.steps, given.peer_python or "", given.peer_rows)
+    print(json.dumps(result))
+    return result
+
+
+def _ceilings(given: argparse.Namespace) -> dict:
+    work = _work()
+    rows = work.batch // work.microbatches
+    result = bench_ceilings.run(work.size, work.compute, rows, work.length)
+    bench_ceilings.show(result, Console())
+    print(json.dumps(result))
+    return result
+
+
+def _gpu(given: argparse.Namespace) -> dict:
+    if not given.out:
+        raise UserError("bench gpu writes a folder of results; name it with --out=DIR.")
+    config.parse(given.gin_file, given.overrides, bench_gpu.START)
+    table = bench_gpu.chosen(bench_gpu.stages(config.get("train").batch), given.stages)
+    folder = Path(given.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{len(table)} stages in {given.minutes:g} minutes at most, into {folder}.")
+    found = []
+    for outcome in bench_gpu.run(
+        table, config.resolved(), 60 * given.minutes, folder, given.peer_python or ""
+    ):
+        print(f"{outcome.seconds:5.0f} s  {outcome.stage}: {outcome.why or 'done'}", flush=True)
+        found.append(outcome)
+    print((folder / bench_gpu.REPORT).read_text(encoding="utf-8"))
+    if not any(outcome.figures for outcome in found):
+        raise UserError(f"no stage gave a figure; {folder / bench_gpu.LOG} says why.")
+    return {"outcomes": [asdict(outcome) for outcome in found]}
 
 
 def _tune(given: argparse.Namespace) -> dict:
@@ -130,10 +198,18 @@ def _decode(given: argparse.Namespace) -> dict:
         return _int8(given)
     platform.keep("")
     size, compute = config.get("model"), config.get("compute")
-    beside = f", beside {given.vs}" if given.vs else ""
+    peers = [*([given.vs] if given.vs else []), *(["llama.cpp"] if given.gguf else [])]
+    beside = f", beside {' and '.join(peers)}" if peers else ""
+    if given.gguf and not Path(given.gguf).is_file():
+        raise UserError(f"--gguf={given.gguf}: there is no such file; write one with export.")
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
     result = bench_decode.run(
-        size, config.get("init"), compute, bool(given.vs), given.peer_python or ""
+        size,
+        config.get("init"),
+        compute,
+        bool(given.vs),
+        given.peer_python or "",
+        given.gguf or "",
     )
     bench_decode.show(result, Console())
     return result
@@ -189,5 +265,8 @@ PARTS = {
     "choices": _choices,
     "decode": _decode,
     "evaluate": _evaluate,
+    "torch": _torch,
+    "ceilings": _ceilings,
+    "gpu": _gpu,
     "rouge": _rouge,
 }

@@ -76,5 +76,6 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
 def for_decoding(model: Model, int8: bool) -> Model:
     """The same with its weights as decoding wants them, of one byte if asked."""
     decoder = model.decoder
-    params = weights.for_decoding(model.params, decoder.size, decoder.compute.dtype, int8)
+    cpu = jax.default_backend() == "cpu"
+    params = weights.for_decoding(model.params, decoder.size, decoder.compute.dtype, int8, cpu)
     return replace(model, params=params)

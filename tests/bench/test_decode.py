@@ -6,16 +6,20 @@ import jax.numpy as jnp
 import pytest
 
 from polylm_jax.__main__ import main
-from polylm_jax.bench import decode
+from polylm_jax.bench import decode, gpu
 from polylm_jax.decode.weights import for_decoding
+from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
+from polylm_jax.model.parameters import count
 from polylm_jax.sizes import Size
 from tests import golden
 from tests.conftest import TINY, gin_flags
 
 PEER = """#!{python}
 import json
-print(json.dumps({{"torch": "none"}}), flush=True)
+meta = {{"ftype": "F16", "n_vocab": 1000, "n_embd": 16, "n_ctx_train": 32}}
+meta["n_params"] = {parameters}
+print(json.dumps(meta), flush=True)
 while True:
     batch, prompt, new = map(int, input().split())
     print(json.dumps({{"prefill": batch * prompt / 100, "decode": batch * new / 50}}), flush=True)
@@ -27,21 +31,43 @@ def test_the_bench_tells_every_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(decode, "BATCHES", (3,))
     monkeypatch.setattr(decode, "SUMMED", 2**20)
     python = tmp_path / "python"
-    python.write_text(PEER.format(python=sys.executable))
+    parameters = count(Size(1000, 32, 2, 2, 16, 32))
+    python.write_text(PEER.format(python=sys.executable, parameters=parameters))
     python.chmod(0o755)
+    gguf = tmp_path / "f16.gguf"
+    gguf.touch()
     model = {name: value for name, value in TINY.items() if name.startswith(("model", "compute"))}
     file = tmp_path / "figures.json"
-    flags = [f"--json={file}", "--vs=torch", f"--peer_python={python}", *gin_flags(model)]
+    peer = [f"--gguf={gguf}", f"--peer_python={python}"]
+    flags = [f"--json={file}", "--vs=torch", *peer, *gin_flags(model)]
     assert main(["bench", "decode", *flags]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads(file.read_text()) == result
     assert set(result["batches"]) == {"3"}
     for figures in result["batches"].values():
         speeds = figures["speeds"]
-        assert set(speeds) == {"polylm_jax", "polylm_jax int8", "transformers"}
+        assert set(speeds) == {*("polylm_jax", "polylm_jax int8", "transformers", "llama.cpp F16")}
+        assert speeds["llama.cpp F16"] == speeds["transformers"]
         assert speeds["transformers"] == pytest.approx({"prefill": 100, "decode": 50})
         assert all(math.isfinite(s) and s > 0 for speed in speeds.values() for s in speed.values())
         assert figures["share of bound"] > 0
+    told = gpu.FIGURES["decode"](result)
+    assert told["batch 3, transformers, tokens/s added"] == pytest.approx(50)
+    assert {name.replace("batch 1,", "batch 3,") for name in gpu.DECODING} <= told.keys()
+
+
+def test_a_file_of_another_size_or_none_is_one_sentence(tmp_path, capsys, monkeypatch):
+    size = Size(1024, 32, 2, 2, 16, 32)
+    meta = {"n_vocab": 1000, "n_params": count(size) - 24 * 16, "n_embd": 16, "n_ctx_train": 32}
+    decode.check_size(size, meta, "x.gguf")
+    for name in ("n_params", "n_embd", "n_ctx_train"):
+        with pytest.raises(UserError, match=f"x.gguf is of another size .* its {name} is 9,"):
+            decode.check_size(size, meta | {name: 9}, "x.gguf")
+    assert main(["bench", "decode", f"--gguf={tmp_path}/none"]) == 1
+    assert "/none: there is no such file; write one" in capsys.readouterr().err
+    monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--gguf needs xllamacpp; pip install"):
+        decode.llama_peer("x.gguf", "", 1, 8)
 
 
 def test_the_bound_counts_every_weight_once_and_the_caches():

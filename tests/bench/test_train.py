@@ -11,8 +11,8 @@ import pytest
 
 from polylm_jax import config
 from polylm_jax.__main__ import main
+from polylm_jax.bench import gpu, roofline, tracing, train
 from polylm_jax.bench import peer as peers
-from polylm_jax.bench import roofline, tracing, train
 from polylm_jax.bench.step import Work
 from polylm_jax.data.curriculum import Schedule
 from polylm_jax.errors import UserError
@@ -32,7 +32,8 @@ PEER = """#!{python}
 import json, pathlib, sys
 assert sys.argv[1].endswith("torch_peer.py")
 pathlib.Path("{asked}").write_text(sys.argv[2])
-print(json.dumps({{"who": "stand-in", "dtype": "float32", "compiled": False, "microbatches": 1}}))
+print(json.dumps({{"who": "stand-in", "dtype": "float32", "device": "cpu",
+                  "compiled": False, "microbatches": 1}}))
 sys.stdout.flush()
 for line in sys.stdin:
     print(json.dumps({{"seconds": [2.0] * int(line), "peak_bytes": 7}}), flush=True)
@@ -78,7 +79,7 @@ def test_every_figure_is_told_and_they_agree(tiny, tmp_path, capsys):
     told = json.loads(asked.read_text())
     same = {"vocabulary": 1024, "layers": 2, "heads": 2, "d_model": 16, "d_ff": 32, "context": 32}
     assert told.items() >= (same | {"batch": 16, "length": 16, "device": "cpu"}).items()
-    assert (told["beta2"], told["dtype"]) == (0.95, "float32")
+    assert (told["beta2"], told["dtype"], told["rows"]) == (0.95, "float32", 16)
 
     assert len(result["operations"]) == 10
     shares = [operation["share"] for operation in result["operations"]]
@@ -94,8 +95,28 @@ def test_every_figure_is_told_and_they_agree(tiny, tmp_path, capsys):
     alone = sum(parts[name]["share"] for name in names if name != "collectives")
     assert alone == pytest.approx(1)
     assert parts["collectives"]["share"] > 0  # eight devices do talk
+    figures = gpu.FIGURES["train"](result)
+    assert figures[gpu.STEP] == pytest.approx(1e3 * pace["median"])
+    assert sum(name.endswith(", ms") for name in figures) == 10
     for word in ("stand-in", "eager", "6N + 12·layers·d_model·length", "not halved", "Roofline"):
         assert word in " ".join(shown.split())
+
+
+def test_the_peer_alone_begins_with_the_rows_that_it_is_told(tiny, tmp_path, capsys):
+    asked = tmp_path / "asked.json"
+    peer = script(tmp_path / "python", PEER.format(python=sys.executable, asked=asked))
+    flags = ["--steps=3", "--peer_rows=4", f"--peer_python={peer}"]
+    assert main(["bench", "torch", *flags, *gin_flags(tiny)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads(asked.read_text())["rows"] == 4
+    assert (result["pace"]["steps"], result["pace"]["tokens_per_second"]) == (3, 16 * 16 / 2)
+    figures = gpu.FIGURES["torch"](result)
+    assert figures == {
+        gpu.STEP: 2000,
+        "tokens/s": 128,
+        "memory, GiB": 7 / 2**30,
+        "parts of a batch": 1,
+    }
 
 
 def test_without_rows_of_this_length_there_is_no_feed_and_why_is_told(tiny, tmp_path):

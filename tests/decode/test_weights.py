@@ -1,13 +1,21 @@
-"""Int8 against its definition, on kernels of every shape."""
+"""Int8 against its definition, on kernels of every shape; what a CPU casts while it decodes."""
+
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import Sampling
-from polylm_jax.decode.search import generate
-from polylm_jax.decode.weights import Int8, for_decoding
+from polylm_jax.decode.search import _decode, decode_some, generate, rules
+from polylm_jax.decode.weights import Both, for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.parameters import Init
+from polylm_jax.model.products import Int8
+from polylm_jax.sizes import Size
 from tests import golden
 
 
@@ -46,3 +54,46 @@ def test_int8_and_bfloat16_generate_through_the_same_decoder():
         assert any(isinstance(kind, Int8) for kind in kinds) == int8
         found = generate(Decoder(size, Compute(dtype)), tree, prompts, Sampling(new_tokens=4))
         assert all(0 < len(ids) <= 4 for ids in found)
+
+
+def decoding(size, dtype="bfloat16"):
+    """A decoder for a CPU, with the cache in float32: so all that is cast is weights."""
+    return Decoder(size, Compute(dtype, cache_dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    size = Size(vocabulary=512, context=64, layers=1, heads=2, d_model=64, d_ff=256)
+    start = jax.jit(Decoder(size, Compute(), Init(std=0.1)).init)
+    return size, start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def largest_cast(size, tree, rows):
+    """Elements of the largest array that the program which adds tokens makes float32."""
+    decoder, greedy = decoding(size), Sampling(new_tokens=4)
+    state = jax.eval_shape(lambda tree: prefill(decoder, greedy, tree, [[5]] * rows), tree)
+    text = _decode.lower(decoder, rules(greedy), 4, tree, state).compile().as_text()
+    shapes = re.findall(r"= f32\[([\d,]+)\]\S* convert\(", text)
+    return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
+
+
+def test_a_cpu_reads_weights_as_they_are_kept(model):
+    size, params = model
+    tree = for_decoding(params, size, "bfloat16", cpu=True)
+    assert isinstance(tree["layer_0"]["mlp_in"], Both)
+    least = size.d_model**2  # of the smallest kernel
+    assert largest_cast(size, tree, 1) < least
+    # what this is for: plain ones are all cast anew, at every call
+    assert largest_cast(size, for_decoding(params, size, "bfloat16"), 1) >= least
+
+    prompts, exact = [[5, 6, 7], [9]], for_decoding(params, size, "float32")
+    sampling, found = Sampling(new_tokens=4), []
+    for name, some in (("float32", exact), ("bfloat16", tree)):
+        decoder = decoding(size, name)
+        state, new, _ = decode_some(
+            decoder, sampling, some, prefill(decoder, sampling, some, prompts), 4
+        )
+        found.append((state.scores, new))
+    (scores, new), (narrow, same) = found
+    np.testing.assert_array_equal(new, same)
+    np.testing.assert_allclose(narrow, scores, atol=0.03 * float(jnp.abs(scores).max()))
