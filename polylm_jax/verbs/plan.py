@@ -114,6 +114,8 @@ def settings() -> Run:
         mesh=config.get("mesh"),
         optimizer=config.get("optimizer"),
         length=config.get("rows").length,
+        lora=config.get("lora"),
+        marked=bool(config.get("tune").data),
     )
 
 
