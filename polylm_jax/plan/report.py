@@ -225,7 +225,7 @@ def row(plan: Plan) -> str:
         "not tried" if compiled is None else "yes" if compiled.fits else "too large",
         f"{most / GIB:.1f} of {memory:.1f}",
         f"{plan.bound.seconds:.2f} s, {BINDS[plan.bound.binds]}",
-        f"{plan.days:.1f}",
+        f"{plan.days:.1f}" if plan.days >= 0.1 else f"{plan.days:.1g}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -6,7 +6,6 @@ whoever reads a run opens it here, where checksums and fingerprints are compared
 (LoRA) opens the run that it began with, too, and is read as the two merged: added in float32.
 """
 
-import contextlib
 import itertools
 import os
 import sys
@@ -80,13 +79,21 @@ def open_run(folder: str) -> Run:
 
 
 def find_run(folder: str, identity: str) -> Run | None:
-    """A run at its newest checkpoint with these parameters, None where none has them."""
-    manager = checkpoint.open_existing(folder)
+    """A run at its newest checkpoint with these parameters, None where none has them.
+
+    UserError where one cannot be read and no other has them.
+    """
+    manager, unread = checkpoint.open_existing(folder), None
     for step in sorted(manager.all_steps(), reverse=True):
-        with contextlib.suppress(*checkpoint.DAMAGE):
+        try:
             meta = checkpoint.read_meta(manager, step)
-            if identity_of(meta) == identity:
-                return _opened(folder, manager, step, meta)
+        except checkpoint.DAMAGE as error:
+            unread = unread or checkpoint.damaged(manager, step, error)
+            continue
+        if identity_of(meta) == identity:
+            return _opened(folder, manager, step, meta)
+    if unread:
+        raise unread
     return None
 
 

@@ -218,9 +218,9 @@ def train(
         ):
             base: tuple[Any, ...] = ()  # what stays frozen, if anything
             if lora.rank:
-                former = open_base(training.start, size, tokenizer.fingerprint, manager)
-                base = (door.read_params(former, mesh, compute.dtype),)
-                fingerprints["base"] = door.identity_of(former.meta)
+                beside = open_base(training.start, size, tokenizer.fingerprint, manager)
+                base = (door.read_params(beside, mesh, compute.dtype),)
+                fingerprints["base"] = door.identity_of(beside.meta)
             retention.saved = checkpoint.saved(manager)
             where = (manager, load, metrics)
             start = newest_of(manager.all_steps(), *where) or fresh()

@@ -197,16 +197,16 @@ def test_the_gradient_is_that_of_all_answers_whatever_the_microbatches(
 
 
 def test_microbatches_of_very_uneven_learned_tokens_give_one_gradient(tuned, packed):
-    """From all of a row over one token of it to none; of eight microbatches, some learn nothing."""
+    """Of eight, one learns from whole rows, two from a token or three of each, five nothing."""
     batch = spaced(packed[0])
     learned = batch["marks"] & LEARNED > 0
-    most = np.array([0, 1, 10_000, 0, 3, 10_000, 0, 40])[np.arange(BATCH) // 2 % 8]
+    most = np.array([1, 0, 10_000, 0, 0, 0, 3, 0])[np.arange(BATCH) % 8]
     kept = learned & (np.cumsum(learned, axis=1) <= most[:, None])
     batch["marks"] = np.where(kept, batch["marks"], batch["marks"] & ~np.uint8(LEARNED))
     counts = kept[:, 1:].sum(axis=1)
     of_eight = counts.reshape(-1, 8).sum(axis=0)
-    assert of_eight.min() == 0
-    assert 0 < 30 * of_eight[of_eight > 0].min() < of_eight.max()
+    assert (of_eight > 0).tolist() == [1, 0, 1, 0, 0, 0, 1, 0]
+    assert of_eight.max() > 20 * of_eight[0]
     found = {}
     for ways, microbatches in [((1, 1, 1), 1), ((2, 2, 2), 2), ((2, 2, 2), 4), ((1, 1, 1), 8)]:
         mesh = mesh_of(*ways)
