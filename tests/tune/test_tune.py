@@ -18,6 +18,7 @@ from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.errors import UserError
 from polylm_jax.model.lora import Lora, adapter_shapes
+from polylm_jax.runs import of_kind, read_metrics
 from polylm_jax.train import checkpoint
 from polylm_jax.train.loop import train
 from polylm_jax.tune.instruct import build, schedule_of
@@ -151,8 +152,7 @@ def run_to(steps, folder, flags_of_rows, *more):
 
 
 def losses_in(folder):
-    log = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record["loss"] for record in map(json.loads, log) if record["kind"] == "train"]
+    return [record["loss"] for record in of_kind(read_metrics(str(folder)), "train")]
 
 
 def arrays_in(folder):
