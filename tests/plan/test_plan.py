@@ -160,7 +160,8 @@ def test_a_step_of_adapters_is_compiled_with_what_it_takes(tmp_path, capsys):
     assert main([*command, "--slice=v5e-4", *gin_flags(changes)]) == 0
     plan, words = json.loads(record.read_text()), capsys.readouterr().out
     size = Size(**{name[6:]: n for name, n in SMALL.items() if name.startswith("model.")})
-    adapters = size.layers * 16 * 16 * size.d_model
+    d, ff = size.d_model, size.d_ff
+    adapters = size.layers * 16 * (4 * d + 2 * d + 2 * (d + ff))
     assert f"{count(size):,} parameters, frozen beside {adapters:,} of adapters" in words
     # the frozen weights in bfloat16, adapters and two moments in float32, tokens and marks
     wanted = (2 * count(size) + 12 * adapters) / 4 + 2 * 129 * 5
