@@ -163,9 +163,10 @@ def test_a_step_of_adapters_is_compiled_with_what_it_takes(tmp_path, capsys):
     d, ff = size.d_model, size.d_ff
     adapters = size.layers * 16 * (4 * d + 2 * d + 2 * (d + ff))
     assert f"{count(size):,} parameters, frozen beside {adapters:,} of adapters" in words
-    # the frozen weights in bfloat16, adapters and two moments in float32, tokens and marks
-    wanted = (2 * count(size) + 12 * adapters) / 4 + 2 * 129 * 5
-    assert plan["compiled"]["arguments"] == pytest.approx(wanted, rel=0.25)
+    # the frozen weights in bfloat16, adapters and two moments in float32, tokens and marks; what is
+    # so narrow is padded, but not to the twelve bytes of a weight that is trained
+    least = (2 * count(size) + 12 * adapters) / 4 + 2 * 129 * 5
+    assert least <= plan["compiled"]["arguments"] < 0.6 * 12 * count(size) / 4
 
 
 def test_a_slice_is_named_as_its_cloud_names_it():
