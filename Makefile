@@ -8,7 +8,7 @@ TUNED := runs/demo_tune
 
 export JAX_PLATFORMS ?= cpu
 
-# transformers, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart from the rest
+# transformers, peft, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart
 JUDGES := .venv-judges
 
 .PHONY: demo test faults fuzz judges lint certify clean
@@ -60,7 +60,7 @@ $(JUDGES)/ready: Makefile
 	$(PYTHON) -m venv $(JUDGES)
 	$(JUDGES)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 \
 		transformers==5.24.0 tokenizers==0.23.3 safetensors==0.8.0 xllamacpp==2026.10.11549 \
-		lm-eval==0.4.13
+		lm-eval==0.4.13 peft==0.21.2
 	touch $@
 
 # our folders and GGUF files in others' hands, and theirs in ours

@@ -6,7 +6,8 @@ product x A B is taken, never A B itself, so that no gradient of W's size is mad
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import layer_parameters
 from polylm_jax.ranges import HUGE, TINY, OneOf, Range, check
-from polylm_jax.sizes import Size
+from polylm_jax.sizes import Size, flops_per_token
 
 # A layer's kernels, and how many of their axes are inputs.
 TARGETS = {"qkv": 1, "attention_out": 2, "mlp_in": 1, "mlp_out": 1}
@@ -97,17 +98,19 @@ def adapted(equation: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: floa
     return scale * wide
 
 
-def merged(params: dict[str, Any], adapters: dict[str, Any], lora: Lora) -> dict[str, Any]:
-    """Parameters, float32, with the adapters added to their kernels."""
-    layers = dict(params["layers"])
-    for name in lora.targets:
-        a, b = adapters[f"{name}_a"], adapters[f"{name}_b"]
-        flat = jnp.einsum(
-            "lir,lro->lio",
-            a.reshape(a.shape[0], -1, a.shape[-1]),
-            b.reshape(b.shape[0], b.shape[1], -1),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        kernel = layers[name].astype(jnp.float32)
-        layers[name] = kernel + lora.scale * flat.reshape(kernel.shape)
-    return params | {"layers": layers}
+def merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """A kernel of all layers, [layers, in…, out…], with its adapter added, float32."""
+    product = partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return kernel.astype(jnp.float32) + scale * jax.vmap(product)(a, b)
+
+
+def adapter_count(size: Size, lora: Lora) -> int:
+    """Number of the adapters' parameters, 0 where there are none."""
+    shapes = adapter_shapes(size, lora) if lora.rank else {}
+    return sum(math.prod(shape.shape) for shape in shapes.values())
+
+
+def trained_flops(size: Size, length: int, lora: Lora) -> float:
+    """FLOPs of one trained token, as flops_per_token: of frozen weights no gradient is made."""
+    spared = flops_per_token(size, 0) / 3 if lora.rank else 0.0
+    return flops_per_token(size, length) - spared + 6.0 * adapter_count(size, lora)

@@ -58,7 +58,7 @@ def any_slice_of(name: str) -> Slice:
 def refuse(run: Run, where: Slice) -> None:
     """UserError if the run cannot be split over the slice, or its state alone is too large."""
     check(run, where)
-    state = sum(state_on_chip(run.size, run.init, run.optimizer, whole_mesh(run, where)))
+    state = sum(state_on_chip(run, where))
     if state > where.chip.memory:
         raise UserError(
             f"parameters and moments alone are {state / GIB:.1f} of {where.chip.memory / GIB:.1f} "
@@ -75,6 +75,8 @@ def _memory_of(run: Run, where: Slice) -> tuple:
     training = run.training
     return (
         run.size,
+        run.lora,
+        run.marked,
         run.length,
         training.batch,
         training.microbatches,

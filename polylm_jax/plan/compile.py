@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
+from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import AXES, MeshShape, make_mesh, resolve
 from polylm_jax.parallel.platform import compiler_options
@@ -26,7 +27,7 @@ from polylm_jax.plan.text import RATES, Part, kernels, parts
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
-from polylm_jax.train.step import abstract_state, make_update
+from polylm_jax.train.step import WHOLE, abstract_base, abstract_state, make_update
 
 SOURCES = 36  # of which the step keeps the losses apart: 18 languages, 17 pairs, code
 PACKAGE = Path(__file__).parent.parent
@@ -35,7 +36,10 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run's settings makes its step. length: tokens of a row."""
+    """What of a run's settings makes its step.
+
+    length: tokens of a row. marked: whether rows hold examples, with marks of what is learned.
+    """
 
     training: Training
     size: Size
@@ -44,6 +48,8 @@ class Run:
     mesh: MeshShape
     optimizer: OptimizerSettings
     length: int
+    lora: Lora = WHOLE
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Compiled:
     """What the compiler says of a step. Bytes are of one chip.
 
     fits: whether it found room for the step. needed, available: bytes it names where it did
-    not. peak: most bytes in use at once, arguments among them. arguments: state and batch.
-    seconds: it took. parts: where the step's time goes, by its text.
+    not. peak: most bytes in use at once, arguments among them. arguments: state, frozen
+    parameters and batch. seconds: it took. parts: where the step's time goes, by its text.
     """
 
     fits: bool
@@ -167,18 +173,22 @@ def parts_here(run: Run) -> list[Part]:
 
 def _lower(run: Run, mesh: jax.sharding.Mesh) -> Any:
     # outside the mesh's context: constants made here would go to devices that are not there
-    state = abstract_state(run.size, run.init, run.optimizer, mesh)
+    state = abstract_state(run.size, run.init, run.optimizer, mesh, run.lora)
+    base = abstract_base(run.size, run.compute, mesh, run.lora)
     update = make_update(
-        run.size, run.compute, run.optimizer, mesh, run.training.microbatches, SOURCES
+        run.size, run.compute, run.optimizer, mesh, run.training.microbatches, SOURCES, run.lora
     )
     rows, sharding = run.training.batch, batch_sharding(mesh)
+    row = (rows, run.length + 1)
     batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, run.length + 1), jnp.int32, sharding=sharding),
+        "tokens": jax.ShapeDtypeStruct(row, jnp.int32, sharding=sharding),
         "source": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
     }
+    if run.marked:
+        batch["marks"] = jax.ShapeDtypeStruct(row, jnp.uint8, sharding=sharding)
     # the precision of a run, whatever this process has: Mosaic refuses a higher one in bfloat16
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
-        return update.trace(state, batch).lower()  # type: ignore[attr-defined]
+        return update.trace(state, batch, *base).lower()  # type: ignore[attr-defined]
 
 
 def _key(run: Run, where: Slice) -> str:

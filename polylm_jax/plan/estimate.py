@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
+from polylm_jax.model.lora import Lora, adapter_count, adapter_shapes, trained_flops
 from polylm_jax.model.loss import positions_per_block
 from polylm_jax.model.parameters import Init, count, shapes
 from polylm_jax.parallel.mesh import AXES
@@ -21,9 +22,9 @@ from polylm_jax.parallel.sharding import MESH_AXES
 from polylm_jax.plan.collectives import BETWEEN, Collective
 from polylm_jax.plan.compile import Run, whole_mesh
 from polylm_jax.plan.slices import Slice
-from polylm_jax.sizes import Size, flops_per_token
+from polylm_jax.sizes import Size
 from polylm_jax.train.optimizer import OptimizerSettings
-from polylm_jax.train.step import abstract_state
+from polylm_jax.train.step import WHOLE, abstract_base, abstract_state, variables_of
 
 
 @dataclass(frozen=True)
@@ -48,44 +49,63 @@ class Bound:
 def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
     """Bytes of one chip: parameters, optimizer, gradients, activations, logits and head.
 
-    Parameters and optimizer are exact, from their shardings. Gradients: one, float32, sharded as
-    the parameters. Activations: what the layers keep of one microbatch for the backward pass.
-    Logits and head: one block's float32 scores, the embedding gathered over fsdp in the compute
-    dtype, and its gradient in float32.
+    Parameters and optimizer are exact, from their shardings; frozen parameters are in the compute
+    dtype. Gradients: one of what is trained, float32, sharded alike. Activations: what the layers
+    keep of one microbatch for the backward pass. Logits and head: one block's float32 scores, the
+    embedding gathered over fsdp in the compute dtype, and its gradient in float32 unless frozen.
     """
     data, fsdp, tensor = whole_mesh(run, where)
-    parameters, optimizer = state_on_chip(run.size, run.init, run.optimizer, (data, fsdp, tensor))
+    frozen, trained, optimizer = state_on_chip(run, where)
     rows = run.training.batch // (data * fsdp * run.training.microbatches)
     positions = positions_per_block(run.length, rows, run.compute.loss_block)
     vocabulary = run.size.vocabulary // tensor
     table = vocabulary * run.size.d_model
     return {
-        "parameters": parameters,
+        "parameters": frozen + trained,
         "optimizer": optimizer,
-        "gradients": parameters,
-        "activations": rows * kept_by_layers(run.size, run.compute, run.length, tensor),
-        "logits and head": rows * positions * vocabulary * 4 + table * (_width(run.compute) + 4),
+        "gradients": trained,
+        "activations": rows * kept_by_layers(run.size, run.compute, run.length, tensor, run.lora),
+        "logits and head": rows * positions * vocabulary * 4 + table * _of_head(run),
     }
 
 
+def state_on_chip(run: Run, where: Slice) -> tuple[float, float, float]:
+    """Bytes of one chip's parts of frozen parameters, of trained ones and of their moments."""
+    mesh = whole_mesh(run, where)
+    return _state_on_chip(run.size, run.init, run.optimizer, run.compute, run.lora, mesh)
+
+
 @lru_cache
-def state_on_chip(
-    size: Size, init: Init, optimizer: OptimizerSettings, mesh: tuple[int, int, int]
-) -> tuple[float, float]:
-    """Bytes of one chip's parts of the parameters and of the optimizer's state."""
-    state = abstract_state(size, init, optimizer, AbstractMesh(mesh, AXES))  # type: ignore[arg-type]
-    parameters, moments = (
+def _state_on_chip(
+    size: Size,
+    init: Init,
+    optimizer: OptimizerSettings,
+    compute: Compute,
+    lora: Lora,
+    ways: tuple[int, int, int],
+) -> tuple[float, float, float]:
+    mesh: Any = AbstractMesh(ways, AXES)
+    state = abstract_state(size, init, optimizer, mesh, lora)
+    base = abstract_base(size, compute, mesh, lora)
+    frozen, trained, moments = (
         sum(
             prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(state[part])
+            for leaf in jax.tree.leaves(part)
         )
-        for part in ("params", "optimizer")
+        for part in (base, state["params"], state["optimizer"])
     )
-    return parameters, moments
+    return frozen, trained, moments
+
+
+def _of_head(run: Run) -> int:
+    """Bytes that the head holds for each number of the embedding."""
+    return _width(run.compute) + (0 if run.lora.rank else 4)
 
 
 @lru_cache
-def kept_by_layers(size: Size, compute: Compute, length: int, tensor: int) -> float:
+def kept_by_layers(
+    size: Size, compute: Compute, length: int, tensor: int, lora: Lora = WHOLE
+) -> float:
     """Bytes that all layers keep of one row under the remat policy, on a chip of `tensor`.
 
     Asked of JAX, for any policy: what the backward pass of a decoder closes over, for one and
@@ -93,7 +113,9 @@ def kept_by_layers(size: Size, compute: Compute, length: int, tensor: int) -> fl
     The stream, whose last dimension is d_model, is whole on every chip unless the table of
     logical axes splits its length; the rest is split over tensor.
     """
-    whole = {n: _residuals(replace(size, layers=n[0]), compute, length, n[1]) for n in _SQUARE}
+    whole = {
+        n: _residuals(replace(size, layers=n[0]), compute, length, n[1], lora) for n in _SQUARE
+    }
     stream, rest = (
         whole[2, 2][i] - whole[2, 1][i] - whole[1, 2][i] + whole[1, 1][i] for i in (0, 1)
     )
@@ -106,32 +128,45 @@ _SQUARE = ((1, 1), (1, 2), (2, 1), (2, 2))
 
 
 @lru_cache
-def _residuals(size: Size, compute: Compute, length: int, rows: int) -> tuple[float, float]:
+def _residuals(
+    size: Size, compute: Compute, length: int, rows: int, lora: Lora
+) -> tuple[float, float]:
     """Bytes kept by a decoder's forward pass: with d_model as last dimension, and others."""
-    decoder = Decoder(size, compute)
+    decoder = Decoder(size, compute, adapter_scale=lora.scale)
 
-    def keep(params: Any, tokens: jax.Array) -> Any:
-        return jax.vjp(lambda p: decoder.apply({"params": p}, tokens)[0], params)[1]
+    def keep(trained: Any, tokens: jax.Array, *base: Any) -> Any:
+        hidden = lambda x: decoder.apply(variables_of(x, lora, *base), tokens)[0]  # noqa: E731
+        return jax.vjp(hidden, trained)[1]
 
-    leaves = jax.tree.leaves(
-        jax.eval_shape(keep, shapes(size), jax.ShapeDtypeStruct((rows, length), jnp.int32))
-    )
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    leaves = jax.tree.leaves(jax.eval_shape(keep, *_arguments(size, compute, lora, tokens)))
     stream = sum(_bytes(leaf) for leaf in leaves if leaf.shape[-1:] == (size.d_model,))
     return stream, sum(_bytes(leaf) for leaf in leaves) - stream
 
 
+def _arguments(size: Size, compute: Compute, lora: Lora, tokens: Any) -> tuple[Any, ...]:
+    """Shapes of what is trained, of tokens, and of what is frozen, if anything is."""
+    if not lora.rank:
+        return shapes(size), tokens
+    dtype = COMPUTE_DTYPES[compute.dtype]
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes(size))
+    return adapter_shapes(size, lora), tokens, base
+
+
 @lru_cache
-def recomputed_flops(size: Size, compute: Compute, length: int) -> float:
+def recomputed_flops(size: Size, compute: Compute, length: int, lora: Lora = WHOLE) -> float:
     """FLOPs per token of matrix products that the backward pass does again, under the policy."""
 
     def products(remat: str) -> float:
-        decoder = Decoder(size, replace(compute, remat=remat))
+        decoder = Decoder(size, replace(compute, remat=remat), adapter_scale=lora.scale)
 
-        def total(params: Any, tokens: jax.Array) -> jax.Array:
-            return decoder.apply({"params": params}, tokens)[0].astype(jnp.float32).sum()
+        def total(trained: Any, tokens: jax.Array, *base: Any) -> jax.Array:
+            hidden, _ = decoder.apply(variables_of(trained, lora, *base), tokens)
+            return hidden.astype(jnp.float32).sum()
 
         tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        return _products(jax.make_jaxpr(jax.grad(total))(shapes(size), tokens).jaxpr)
+        arguments = _arguments(size, compute, lora, tokens)
+        return _products(jax.make_jaxpr(jax.grad(total))(*arguments).jaxpr)
 
     return (products(compute.remat) - products("none")) / length
 
@@ -157,11 +192,11 @@ def _products(jaxpr: Any) -> float:
 
 
 def flops_on_chip(run: Run, where: Slice) -> tuple[float, float]:
-    """FLOPs of one chip in a step: the model's (6N + 12·layers·d_model·length), and recomputed."""
+    """FLOPs of one chip in a step: the model's, as trained_flops counts them, and recomputed."""
     tokens = run.training.batch * run.length / where.chips
     return (
-        tokens * flops_per_token(run.size, run.length),
-        tokens * recomputed_flops(run.size, run.compute, run.length),
+        tokens * trained_flops(run.size, run.length, run.lora),
+        tokens * recomputed_flops(run.size, run.compute, run.length, run.lora),
     )
 
 
@@ -171,7 +206,7 @@ def memory_traffic(run: Run, where: Slice) -> float:
     The state and the gradient are read and written once; each microbatch writes and reads the
     gathered weights in the forward and in the backward pass (once more where that recomputes)
     and the kept activations; each block of the loss reads the embedding twice and updates its
-    gradient. What fusions cannot keep on the chip comes on top.
+    gradient, if there is one. What fusions cannot keep on the chip comes on top.
     """
     data, fsdp, tensor = whole_mesh(run, where)
     kinds = memory_by_kind(run, where)
@@ -179,10 +214,11 @@ def memory_traffic(run: Run, where: Slice) -> float:
     rows = run.training.batch // (data * fsdp * microbatches)
     blocks = run.length // positions_per_block(run.length, rows, run.compute.loss_block)
     table = run.size.vocabulary // tensor * run.size.d_model
-    passes = 2 + (recomputed_flops(run.size, run.compute, run.length) > 0)
+    passes = 2 + (recomputed_flops(run.size, run.compute, run.length, run.lora) > 0)
     weights = 2 * width * (count(run.size) / tensor - table) * passes
-    head = blocks * table * (2 * width + 2 * 4)
-    state = 2 * (kinds["parameters"] + kinds["optimizer"] + kinds["gradients"])
+    head = blocks * table * 2 * _of_head(run)
+    _, trained, optimizer = state_on_chip(run, where)
+    state = 2 * (trained + optimizer + kinds["gradients"])
     return state + microbatches * (weights + head + 2 * kinds["activations"])
 
 
@@ -213,25 +249,26 @@ def least_sent(run: Run, where: Slice) -> list[Collective]:
     """The collectives that a mesh needs at least, for ranking before anything is compiled.
 
     fsdp: each microbatch gathers the layers' weights for the forward and backward pass and
-    scatters their gradient, in the compute dtype. tensor: four sums of the stream a layer, two
-    of them again where the backward pass recomputes. data: one sum of the gradient, float32, of
-    which each chip of a slice sends its part to the other slices.
+    scatters the gradient of those that are trained, in the compute dtype. tensor: four sums of the
+    stream a layer, two of them again where the backward pass recomputes. data: one sum of the
+    gradient, float32, of which each chip of a slice sends its part to the other slices.
     """
     data, fsdp, tensor = whole_mesh(run, where)
     microbatches, width = run.training.microbatches, _width(run.compute)
     rows = run.training.batch // (data * fsdp * microbatches)
-    weights = count(run.size) / tensor * width
-    again = recomputed_flops(run.size, run.compute, run.length) > 0
+    trained = adapter_count(run.size, run.lora) or count(run.size)
+    gathered = 2 * count(run.size) + trained
+    again = recomputed_flops(run.size, run.compute, run.length, run.lora) > 0
     stream = rows * run.length * run.size.d_model * width
     copies = data // where.slices
     parts = zip((*AXES, BETWEEN), (copies, fsdp, tensor, where.slices), strict=True)
     share = {axis: (n - 1) / n for axis, n in parts}
     sums = (6 if again else 4) * run.size.layers
     sizes = {
-        "data": 2 * share["data"] * count(run.size) / tensor / fsdp * 4,
-        "fsdp": 3 * microbatches * share["fsdp"] * weights,
+        "data": 2 * share["data"] * trained / tensor / fsdp * 4,
+        "fsdp": microbatches * share["fsdp"] * gathered / tensor * width,
         "tensor": 2 * microbatches * share["tensor"] * sums * stream,
-        BETWEEN: 2 * share[BETWEEN] * count(run.size) / tensor / fsdp / copies * 4,
+        BETWEEN: 2 * share[BETWEEN] * trained / tensor / fsdp / copies * 4,
     }
     return [Collective("all-reduce", axis, 1, size) for axis, size in sizes.items() if size]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from polylm_jax.model.lora import adapter_count
 from polylm_jax.model.parameters import count
 from polylm_jax.parallel.mesh import AXES
 from polylm_jax.plan.compile import Compiled, Run, whole_mesh
@@ -103,7 +104,7 @@ def lines(plan: Plan) -> list[str]:
     training = run.training
     model, again = flops_on_chip(run, where)
     out = [
-        f"{plan.name}: {count(run.size):,} parameters, {where.name}, {where.chips} chips ({axes}); "
+        f"{plan.name}: {_parameters(run)}, {where.name}, {where.chips} chips ({axes}); "
         f"{training.batch} rows of {run.length} a step in {training.microbatches} "
         f"microbatch{'es' if training.microbatches > 1 else ''}, remat {run.compute.remat}.",
         _verdict(plan),
@@ -139,6 +140,11 @@ def lines(plan: Plan) -> list[str]:
         f"{training.steps:,} steps take {plan.days:.1f} days, {plan.chip_hours:,.0f} chip-hours.",
     ]
     return out
+
+
+def _parameters(run: Run) -> str:
+    whole, adapters = f"{count(run.size):,} parameters", adapter_count(run.size, run.lora)
+    return f"{whole}, frozen beside {adapters:,} of adapters" if adapters else whole
 
 
 def _network(plan: Plan) -> list[str]:
@@ -236,7 +242,7 @@ def row(plan: Plan) -> str:
         "not tried" if compiled is None else "yes" if compiled.fits else "too large",
         f"{most / GIB:.1f} of {memory:.1f}",
         f"{plan.bound.seconds:.2f} s, {BINDS[plan.bound.binds]}",
-        f"{plan.days:.1f}",
+        f"{plan.days:.1f}" if plan.days >= 0.1 else f"{plan.days:.1g}",
         *_sent(plan),
     ]
     return f"| {' | '.join(cells)} |"

@@ -31,7 +31,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
-from polylm_jax.train.checksum import state_checksum
+from polylm_jax.train.checksum import joined, state_checksum
 from polylm_jax.train.ends import RunEnded
 from polylm_jax.train.retention import Meta, Retention, Skipped, skipped_of, sound
 
@@ -342,24 +342,44 @@ def restore_params(manager: ocp.CheckpointManager, step: int, size: Size, mesh: 
     place = lambda shape, sharding: jax.ShapeDtypeStruct(  # noqa: E731
         shape.shape, shape.dtype, sharding=sharding
     )
-    item = {"params": jax.tree.map(place, shapes(size), parameter_shardings(size, mesh))}
-    arguments = ocp.checkpoint_utils.construct_restore_args(item)
-    path = manager.directory / str(step) / "state"
+    wanted = jax.tree.map(place, shapes(size), parameter_shardings(size, mesh))
+    found = [array for _, array in each_array(manager, step, size, wanted)]
+    return jax.tree.unflatten(jax.tree.structure(wanted), found)
+
+
+def each_array(
+    manager: ocp.CheckpointManager, step: int, size: Size, wanted: Any
+) -> Iterator[tuple[str, jax.Array]]:
+    """Name and values of each array of a step's parameters, one at a time, in the tree's order.
+
+    wanted: what was trained, as ShapeDtypeStructs with shardings. UserError where they are not as
+    they were saved, which shows only after the last: they are good for nothing before.
+    """
+    path, sums = manager.directory / str(step) / "state", []
+    leaves, structure = jax.tree_util.tree_flatten_with_path(wanted)
     try:
         meta = read_meta(manager, step)
         check_model(meta, size, str(manager.directory.parent))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader, plain_errors():
-            restored = reader.restore(
-                path,
-                ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
-            )
-        params = restored["params"]
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            for keys, leaf in leaves:
+                item = leaf
+                for key in reversed(keys):
+                    item = {key.key: item}
+                item = {"params": item}
+                arguments = ocp.checkpoint_utils.construct_restore_args(item)
+                how = ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                )
+                with plain_errors():
+                    (array,) = jax.tree.leaves(reader.restore(path, how))
+                sums.append(int(state_checksum(array)))
+                yield keys[-1].key, array
+                del array  # so that it need not be in memory beside the next one
         saved = params_checksum(meta)
-        if saved is not None and int(state_checksum(params)) != saved:
+        if saved is not None and joined(jax.tree.unflatten(structure, sums)) != saved:
             raise ValueError("the parameters were altered after they were saved")
     except DAMAGE as error:
         raise damaged(manager, step, error) from error
-    return params
 
 
 def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:

@@ -18,7 +18,7 @@ from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.files import MaybePlace, Place, put
 from polylm_jax.model.decoder import Compute
-from polylm_jax.model.lora import Lora
+from polylm_jax.model.lora import Lora, adapter_count, trained_flops
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -27,7 +27,7 @@ from polylm_jax.ranges import Range, Seed, check
 from polylm_jax.sizes import Count, Size
 from polylm_jax.train import checkpoint, door, ending
 from polylm_jax.train.agreement import check_data, check_settings
-from polylm_jax.train.base import check_base, frozen, open_start, read_moments, read_start
+from polylm_jax.train.base import check_base, open_base, open_start, read_moments
 from polylm_jax.train.claim import claimed
 from polylm_jax.train.course import Course, begun, going_on
 from polylm_jax.train.ends import RunEnded
@@ -114,6 +114,7 @@ class Run:
     training: Training
     patience: int
     size: Size
+    lora: Lora
     mesh: Mesh
     store: Store
     tokenizer: Tokenizer
@@ -181,7 +182,7 @@ def train(
         def load(step: int, meta: checkpoint.Meta) -> tuple[State, Course, list[str]]:
             checkpoint.check_model(meta, size, training.folder)
             checkpoint.check_tokenizer(meta, tokenizer.fingerprint, training.folder)
-            check_base(meta, fingerprints.get("base", ""), training.folder)
+            check_base(meta, fingerprints.get("base", ""), lora, training.folder)
             course, said = going_on(
                 meta, step, training.accept_changes, schedule, store, training.folder
             )
@@ -217,14 +218,14 @@ def train(
         ):
             base: tuple[Any, ...] = ()  # what stays frozen, if anything
             if lora.rank:
-                params = read_start(training.start, size, tokenizer.fingerprint, mesh)
-                whole, fingerprints["base"] = frozen(params, size, compute.dtype, mesh)
-                base = (whole,)
+                beside = open_base(training.start, size, tokenizer.fingerprint, manager)
+                base = (door.read_params(beside, mesh, compute.dtype),)
+                fingerprints["base"] = door.identity_of(beside.meta)
             retention.saved = checkpoint.saved(manager)
             where = (manager, load, metrics)
             start = newest_of(manager.all_steps(), *where) or fresh()
             curriculum = start.course.curriculum
-            _announce(training, size, mesh, store, curriculum)
+            _announce(training, size, lora, mesh, store, curriculum)
             update = make_update(
                 size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources), lora
             )
@@ -233,6 +234,7 @@ def train(
                 training,
                 optimizer.spike_patience,
                 size,
+                lora,
                 mesh,
                 store,
                 tokenizer,
@@ -294,7 +296,7 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         training.steps,
         training.log_every,
         training.batch,
-        run.size,
+        trained_flops(run.size, run.store.length, run.lora),
         run.mesh,
         curriculum,
         row,
@@ -348,6 +350,8 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         prints = run.fingerprints | {"curriculum": curriculum.fingerprint()}
         meta = checkpoint.meta_of(run.size, row, run.gin, prints, run.retention.saved[step])
         meta |= course.noted
+        if run.lora.rank:
+            meta |= door.note_of(run.lora, training.start, training.folder)
         if metrics.unwritten:
             meta["unlogged"] = metrics.unwritten
         with clock.on("checkpoint"):
@@ -418,6 +422,11 @@ def _check(
             f"lora.rank = {lora.rank} trains adapters beside another run's parameters; name that "
             "run in train.start, or set lora.rank = 0."
         )
+    if lora.rank and training.start_moments:
+        raise UserError(
+            f"lora.rank = {lora.rank} trains adapters, which have no moments in train.start; leave "
+            "out train.start_moments."
+        )
     if tokenizer.size > size.vocabulary:
         raise UserError(
             f"the tokenizer has {tokenizer.size} pieces but model.vocabulary is "
@@ -436,14 +445,17 @@ def _check(
 
 
 def _announce(
-    training: Training, size: Size, mesh: Mesh, store: Store, curriculum: Curriculum
+    training: Training, size: Size, lora: Lora, mesh: Mesh, store: Store, curriculum: Curriculum
 ) -> None:
     if jax.process_index() != 0:
         return
+    trained = f"{count(size):,} parameters"
+    if lora.rank:
+        trained = f"{adapter_count(size, lora):,} parameters of adapters to {trained}"
     axes = " x ".join(f"{axis} {ways}" for axis, ways in mesh.shape.items())
     tokens = training.steps * training.batch * store.length
     print(
-        f"Training {count(size):,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} "
+        f"Training {trained} on {mesh.size} {mesh.devices.flat[0].device_kind} "
         f"devices ({axes}).\n"
         f"Reading {tokens:,} tokens from {len(curriculum.sources)} sources in {store.path}, "
         f"{training.batch} rows of {store.length} a step, {training.steps} steps.\n"

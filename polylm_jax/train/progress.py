@@ -15,7 +15,6 @@ from polylm_jax.console import format_duration
 from polylm_jax.data.curriculum import Curriculum, consumed, integral, share
 from polylm_jax.data.languages import is_mixed, non_english_share
 from polylm_jax.parallel.hosts import Notes
-from polylm_jax.sizes import Size, flops_per_token
 from polylm_jax.train.heartbeat import Heartbeat
 from polylm_jax.train.metrics import Clock, Metrics
 
@@ -29,7 +28,7 @@ def make_report(
     steps: int,
     log_every: int,
     batch: int,
-    size: Size,
+    flops: float,
     mesh: Mesh,
     curriculum: Curriculum,
     row: int,
@@ -45,7 +44,7 @@ def make_report(
     It waits until the devices have done the step, so it is called when the next one is on its
     way. values: the step's metrics. notes: of all processes, float32 [devices, Notes], the
     newest there are. whole: whether the record is to be whole whatever the step, as before a
-    checkpoint. row: the first that is not counted yet.
+    checkpoint. row: the first that is not counted yet. flops: of a token.
 
     Each record has the numbers of its step, "non_english", the share of its batch, and
     "deviation", how many rows the source furthest from its schedule is off after it. Every
@@ -79,7 +78,7 @@ def make_report(
         per_second = rate and rate * tokens_a_step
         mfu = None
         if per_second and chip:
-            mfu = per_second * flops_per_token(size, curriculum.length) / chip.flops / mesh.size
+            mfu = per_second * flops / chip.flops / mesh.size
         losses.append(float(fetched["loss"]))
         record = {
             "kind": "train",

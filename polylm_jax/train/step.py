@@ -9,10 +9,10 @@ import optax
 from jax.sharding import Mesh
 
 from polylm_jax.data.rows import FIRST, LEARNED
-from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
 from polylm_jax.model.lora import Lora, adapter_axes, initial_adapters
 from polylm_jax.model.loss import Head, cross_entropy
-from polylm_jax.model.parameters import Init, decay_mask
+from polylm_jax.model.parameters import Init, decay_mask, shapes
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
     adapter_shardings,
@@ -77,12 +77,26 @@ def abstract_state(
 ) -> State:
     """The state as ShapeDtypeStructs with the mesh's shardings; costs no memory."""
     # the key is made while tracing: a mesh of devices that are not here can run nothing
-    shapes = jax.eval_shape(lambda: make_state(size, init, optimizer, lora)(jax.random.key(0)))
+    state = jax.eval_shape(lambda: make_state(size, init, optimizer, lora)(jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        like_parameters(shapes, trained_shardings(size, lora, mesh), mesh),
+        state,
+        like_parameters(state, trained_shardings(size, lora, mesh), mesh),
     )
+
+
+def abstract_base(size: Size, compute: Compute, mesh: Mesh, lora: Lora) -> tuple[Any, ...]:
+    """What a step takes after its batch: the frozen parameters' ShapeDtypeStructs, or nothing."""
+    if not lora.rank:
+        return ()
+    dtype = COMPUTE_DTYPES[compute.dtype]
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)  # noqa: E731
+    return (jax.tree.map(place, shapes(size), parameter_shardings(size, mesh)),)
+
+
+def variables_of(trained: Any, lora: Lora, *base: Any) -> dict[str, Any]:
+    """What the decoder is applied to: parameters, and adapters beside frozen ones if there are."""
+    return {"params": base[0], "lora": {"layers": trained}} if lora.rank else {"params": trained}
 
 
 def sharded_decoder(size: Size, compute: Compute, mesh: Mesh, lora: Lora = WHOLE) -> Decoder:
@@ -107,8 +121,7 @@ def make_losses(
     decoder = sharded_decoder(size, compute, mesh, lora)
 
     def losses_of(params: Any, batch: Batch, *base: Any) -> tuple[jax.Array, jax.Array]:
-        whole = base[0] if lora.rank else params
-        variables = {"params": whole} | ({"lora": {"layers": params}} if lora.rank else {})
+        variables = variables_of(params, lora, *base)
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         documents = None
         if "marks" in batch:
@@ -118,7 +131,7 @@ def make_losses(
         with jax.named_scope("loss"):
             total, losses = cross_entropy(
                 hidden,
-                whole["embedding"],
+                variables["params"]["embedding"],
                 targets,
                 _weights(batch),
                 compute.loss_block,

@@ -1,4 +1,5 @@
-"""Write a trained model for others: a Hugging Face folder, or a GGUF file for llama.cpp."""
+"""Write a trained model for others: a Hugging Face folder, a GGUF file for llama.cpp, or the
+adapters (LoRA) alone for peft."""
 
 import argparse
 import tempfile
@@ -12,12 +13,17 @@ from polylm_jax.files import existing, new_file, new_folder, new_place
 from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.gguf_file import likeness, write_gguf
+from polylm_jax.interop.peft import write_peft
 from polylm_jax.runs import read_metrics, untrained_and_trained
 from polylm_jax.train.door import Run, open_run
 from polylm_jax.train.log import logs
 
 # What each format can be written in; the first is the default.
-FORMATS = {"hugging_face": tuple(EXPORTED), "gguf": ("f16", "q8_0", "f32")}
+FORMATS = {
+    "hugging_face": tuple(EXPORTED),
+    "gguf": ("f16", "q8_0", "f32"),
+    "peft": ("float32",),
+}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +41,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--format",
         default="hugging_face",
         choices=FORMATS,
-        help="hugging_face, the default, is a folder for transformers; gguf a file for llama.cpp",
+        help="hugging_face, the default, is a folder for transformers; gguf a file for llama.cpp; "
+        "both have a run's adapters merged into its base, peft is a folder of the adapters alone",
     )
     parser.add_argument(
         "--dtype",
@@ -55,23 +62,49 @@ def run(given: argparse.Namespace) -> None:
         )
     model = open_run(given.run)
     config.parse(given.gin_file, given.overrides, model.meta["gin"])
+    if given.format == "peft" and model.base is None:
+        raise UserError(
+            f"{given.run} has no adapters: all its weights were trained; leave out --format=peft."
+        )
     print(f"Exporting step {model.step} of {given.run} in {dtype}.", flush=True)
-    (_to_gguf if given.format == "gguf" else _to_folder)(model, given.to, dtype)
+    {"hugging_face": _to_folder, "gguf": _to_gguf, "peft": _to_peft}[given.format](
+        model, given.to, dtype
+    )
 
 
 def _to_folder(model: Run, to: str, dtype: str) -> None:
     # a run that was imported and never trained has no log
     bits = untrained_and_trained(read_metrics(model.folder)) if logs(model.folder)[1] else None
-    settings = config.get("chat")
-    form = chat.template(chat.FORMATS[settings.format], settings.keep_ends)
     with new_folder(to) as folder:
-        agree = write_tokenizer(folder, model.tokenizer, model.size.context, form)
+        agree = write_tokenizer(folder, model.tokenizer, model.size.context, _template())
         write_configs(folder, model.size, dtype, config.get("init").std)
-        export_weights(model, folder, dtype)
+        rounding = export_weights(model, folder, dtype)
         card = model_card(model, bits, agree)
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(agree)
+    if model.base is not None:
+        print(
+            f"The adapters are merged in float32 into step {model.base.step} of "
+            f"{model.base.folder}; rounding to {dtype} changed a weight by at most {rounding:.3g}."
+        )
     print(f"The model is in {to}; transformers loads it as GPT2LMHeadModel.")
+
+
+def _template() -> str:
+    settings = config.get("chat")
+    return chat.template(chat.FORMATS[settings.format], settings.keep_ends)
+
+
+def _to_peft(model: Run, to: str, dtype: str) -> None:
+    with new_folder(to) as folder:
+        agree = write_tokenizer(folder, model.tokenizer, model.size.context, _template())
+        write_peft(model, folder)
+    print(agree)
+    assert model.base is not None
+    print(
+        f"The adapters are in {to}; peft loads them onto what `polylm export "
+        f"--run={model.base.folder}` writes."
+    )
 
 
 def _to_gguf(model: Run, to: str, dtype: str) -> None:

@@ -91,8 +91,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--certify",
         metavar="FILE",
         type=partial(destination, name="--certify"),
-        help="plan every run of gin_configs/runs that is named after a slice; the table goes "
-        "between the marks in FILE",
+        help="plan every run of gin_configs/runs that is named after a slice, or those of them "
+        "that --gin_file names; the table goes between the marks in FILE",
     )
 
 
@@ -134,6 +134,8 @@ def settings() -> Run:
         mesh=config.get("mesh"),
         optimizer=config.get("optimizer"),
         length=config.get("rows").length,
+        lora=config.get("lora"),
+        marked=bool(config.get("tune").data),
     )
 
 
@@ -210,12 +212,20 @@ def _write(path: str, numbers: dict) -> None:
 
 def _certify(given: argparse.Namespace) -> None:
     _, former, _ = certified.around_the_table(given.certify)
-    rows, failed, costly = {}, [], []
-    for file in sorted(RUNS.glob("*.gin")):
-        if not SLICE.search(file.stem):
-            continue
+    rows: dict[str, str] = {}
+    failed, costly = list[str](), list[str]()
+    files = [file for file in sorted(RUNS.glob("*.gin")) if SLICE.search(file.stem)]
+    chosen = {Path(file).stem for file in given.gin_file} or {file.stem for file in files}
+    if other := chosen - {file.stem for file in files}:
+        raise UserError(
+            f"{min(other)} of --gin_file is no run of {RUNS} named after a slice; leave it out."
+        )
+    for file in files:
         where = slice_of(slice_in(file.stem))
         old = next((line for line in former.splitlines() if f"`{file.stem}`" in line), "")
+        if file.stem not in chosen:
+            rows |= {file.stem: old} if old else {}
+            continue
         if old and missing_compiler(where):
             print(f"{file.stem}: as before. {missing_compiler(where)}", flush=True)
             rows[file.stem] = old + " |" * (len(COLUMNS) + 1 - old.count("|"))

@@ -63,9 +63,27 @@ def hugging_face(release, tiny, tmp_path):
 @pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory):
     """A run of two steps."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
+    folder = tmp_path_factory.mktemp("of") / "trained" / "run"
     settings = {"train.folder": folder, "train.steps": 2, "train.validate_rows": 1}
     assert main(["train", *gin_flags(tiny | settings)]) == 0
+    return folder
+
+
+# adapters that move far in two steps, on all kernels
+LORA = {"lora.rank": 3, "lora.alpha": 6.0, "optimizer.peak_learning_rate": 0.05}
+
+
+def with_adapters(tiny, base, folder, steps, **changes):
+    """Flags of a run of adapters beside a base, up to a step."""
+    settings = {"train.start": base, "train.folder": folder, "train.steps": steps}
+    return gin_flags(tiny | LORA | settings | {"train.validate_rows": 1} | changes)
+
+
+@pytest.fixture(scope="session")
+def adapted(trained, tiny):
+    """A run of two steps of adapters to the trained one."""
+    folder = trained.parents[1] / "adapted" / "run"
+    assert main(["train", *with_adapters(tiny, trained, folder, 2)]) == 0
     return folder
 
 

@@ -73,6 +73,21 @@ def logits(folders, tokens):
     return [model(torch.tensor(tokens)).logits.tolist() for model in models]
 
 
+def peft(base, adapters, tokens):
+    """The folder of adapters on the folder of their base: as loaded, and merged by peft."""
+    import torch
+    from peft import PeftModel
+    from transformers import GPT2LMHeadModel
+
+    model = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), adapters).eval()
+    ids = torch.tensor(tokens)
+    with torch.no_grad():
+        loaded = model(ids).logits.tolist()
+        with model.disable_adapter():
+            without = model(ids).logits.tolist()
+        return [without, loaded, model.merge_and_unload()(ids).logits.tolist()]
+
+
 def pickles(folder, parameters, nested):
     """Saves a folder's weights as others do: as nn.Parameters with a buffer, and under a name."""
     import torch

@@ -1,4 +1,4 @@
-"""Our files in the hands of transformers, tokenizers, torch and llama.cpp: `make judges`.
+"""Our files in the hands of transformers, tokenizers, peft, torch and llama.cpp: `make judges`.
 
 They live in an environment of their own, .venv-judges; where it is not there, nothing is asked.
 """
@@ -26,10 +26,12 @@ from polylm_jax.interop.hard_texts import HARD_TEXTS
 from polylm_jax.interop.hugging_face import EMBEDDING, HEAD, params_from
 from polylm_jax.model.decoder import Compute, Decoder, logits
 from polylm_jax.model.parameters import layer_parameters, outer_parameters
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.sizes import Size
+from polylm_jax.train.door import open_run, read_params
 from tests import golden, scripted
 from tests.data.sentences import SENTENCES
-from tests.interop.conftest import params_of
+from tests.interop.conftest import params_of, with_adapters
 
 ROOT = Path(__file__).parents[2]
 FLOAT32, NEW_TOKENS = Compute(dtype="float32"), 12
@@ -40,7 +42,7 @@ TEXTS = [f"{a}{b}" for lines in SENTENCES.values() for a in lines for b in ("", 
 @functools.cache
 def interpreter():
     """A Python that has the judges; None where there is none. JUDGES_PYTHON must be one."""
-    probe = "import torch, transformers, tokenizers, xllamacpp"
+    probe = "import torch, transformers, tokenizers, xllamacpp, peft"
     named = os.environ.get("JUDGES_PYTHON")
     for python in [named] if named else [str(ROOT / ".venv-judges/bin/python"), sys.executable]:
         try:
@@ -167,6 +169,28 @@ def test_folders_that_can_be_read_in_two_ways_are_read_as_by_transformers(
     for number, folder in enumerate(folders):
         size, params = imported(folder, tmp_path / f"run_{number}")
         np.testing.assert_allclose(scores_of(size, params, tokens), theirs[number], atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", [("qkv", "attention_out", "mlp_in", "mlp_out"), ("mlp_out",)])
+def test_peft_loads_adapters_onto_the_exported_base(ask, tiny, trained, tmp_path, targets):
+    run = tmp_path / "run"
+    assert main(["train", *with_adapters(tiny, trained, run, 2, **{"lora.targets": targets})]) == 0
+    folders = {
+        "base": exported(trained, tmp_path / "base"),
+        "adapters": exported(run, tmp_path / "peft", "--format=peft"),
+        "merged": exported(run, tmp_path / "merged"),
+    }
+    tokens = np.random.default_rng(5).integers(3, 1024, (3, 24)).tolist()
+    without, loaded, merged = ask(
+        "peft", base=folders["base"], adapters=folders["adapters"], tokens=tokens
+    )
+    (theirs,) = ask("logits", folders=[folders["merged"]], tokens=tokens)
+    model = open_run(str(run))
+    params = read_params(model, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))
+    ours = scores_of(model.size, params, np.array(tokens))
+    assert np.abs(np.array(without) - loaded).max() > 1e-2  # the adapters say something
+    for found in (loaded, merged, theirs):
+        np.testing.assert_allclose(found, ours, atol=1e-4)
 
 
 def test_what_torch_saves_of_parameters_is_read_and_of_other_things_named(

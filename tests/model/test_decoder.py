@@ -10,13 +10,14 @@ import pytest
 from polylm_jax.errors import UserError
 from polylm_jax.interop.hugging_face import weights_from
 from polylm_jax.model.decoder import REMAT_POLICIES, Compute, Decoder, gelu, logits
-from polylm_jax.model.lora import Lora, adapter_shapes, initial_adapters, merged
+from polylm_jax.model.lora import Lora, adapter_shapes, initial_adapters
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import Init, count, shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender
 from polylm_jax.sizes import Size, flops_per_token
 from tests import golden
+from tests.tune.test_lora import merged_tree
 
 FLOAT32 = Compute(dtype="float32", loss_block=64)
 SMALL = Size(vocabulary=64, context=16, layers=2, heads=2, d_model=16, d_ff=32)
@@ -204,7 +205,7 @@ def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_
 
     @jax.jit
     def inside(adapters, params):
-        return decoder.apply({"params": merged(params, adapters, lora)}, tokens)[0]
+        return decoder.apply({"params": merged_tree(params, adapters, lora)}, tokens)[0]
 
     plain = jax.jit(lambda p: decoder.apply({"params": p}, tokens)[0])(params)
     np.testing.assert_allclose(beside(adapters, params), plain, atol=1e-6)

@@ -52,6 +52,8 @@ def test_what_needs_no_other_memory_is_certified_with_the_run(capsys, changes):
         {"optimizer.moments": "bfloat16"},
         {"rows.length": 1024},
         {"model.layers": 39},
+        {"lora.rank": 16},
+        {"tune.data": ("es.jsonl",)},
     ],
 )
 def test_what_changes_the_memory_is_not_certified(capsys, changes):

@@ -1,6 +1,7 @@
 """Plans agree with the compiler where it says the same, and say clearly what does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from polylm_jax import config
 from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
+from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import count
-from polylm_jax.plan import estimate
+from polylm_jax.plan import certified, estimate
 from polylm_jax.plan.compile import check, parts_here, too_large
 from polylm_jax.plan.report import make_plan
 from polylm_jax.plan.search import candidates, cheaper
@@ -133,6 +135,42 @@ def test_parameters_by_kind_are_twelve_bytes_each_over_all_chips():
     kinds = estimate.memory_by_kind(run, where)
     state = (kinds["parameters"] + kinds["optimizer"]) * where.chips
     assert state == pytest.approx(12 * 13_906_790_400, rel=0.02)  # norms are whole on each
+
+
+def test_frozen_weights_are_narrow_and_have_no_gradient_and_no_moments():
+    run, where = parsed("polylm_13b_lora_h100_1", {}), slice_of("h100-1")
+    assert run.training.batch // run.training.microbatches == 8
+    kinds = estimate.memory_by_kind(run, where)
+    weights, adapters = 13_906_790_400, 40 * 16 * 16 * 5120
+    assert kinds["parameters"] == 2 * weights + 4 * adapters
+    assert kinds["optimizer"] == pytest.approx(8 * adapters, abs=64)
+    assert kinds["gradients"] == 4 * adapters
+    assert kinds["activations"] == 8 * 40 * 2048 * 5120 * 4
+    assert kinds["logits and head"] == 1024 * 256_000 * 4 + 256_000 * 5120 * 2
+    model, _ = estimate.flops_on_chip(run, where)
+    whole, _ = estimate.flops_on_chip(replace(run, lora=Lora()), where)
+    tokens = run.training.batch * run.length
+    multiplied = weights - 2048 * 5120  # all but the table of positions
+    assert whole - model == pytest.approx(tokens * (2 * multiplied - 6 * adapters))
+    row = next(one for one in certified.rows(RUNS.parents[1]) if one.name.endswith("lora_h100_1"))
+    assert row.compiles == "yes"
+    assert float(row.memory.split()[0]) <= 70
+
+
+def test_a_step_of_adapters_is_compiled_with_what_it_takes(tmp_path, capsys):
+    file, record = RUNS / "polylm_13b_lora_h100_1.gin", tmp_path / "plan.json"
+    changes = SMALL | {"train.batch": 8, "train.microbatches": 2, "mesh.fsdp": 4}
+    command = ["plan", f"--gin_file={file}", f"--json={record}", f"--out={tmp_path}"]
+    assert main([*command, "--slice=v5e-4", *gin_flags(changes)]) == 0
+    plan, words = json.loads(record.read_text()), capsys.readouterr().out
+    size = Size(**{name[6:]: n for name, n in SMALL.items() if name.startswith("model.")})
+    d, ff = size.d_model, size.d_ff
+    adapters = size.layers * 16 * (4 * d + 2 * d + 2 * (d + ff))
+    assert f"{count(size):,} parameters, frozen beside {adapters:,} of adapters" in words
+    # the frozen weights in bfloat16, adapters and two moments in float32, tokens and marks; what is
+    # so narrow is padded, but not to the twelve bytes of a weight that is trained
+    least = (2 * count(size) + 12 * adapters) / 4 + 2 * 129 * 5
+    assert least <= plan["compiled"]["arguments"] < 0.6 * 12 * count(size) / 4
 
 
 def test_a_slice_is_named_as_its_cloud_names_it():

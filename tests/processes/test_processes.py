@@ -1,5 +1,6 @@
 """Several processes train as one does, and as they did before one of them was killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polylm_jax.__main__ import main
 from polylm_jax.parallel.mesh import AXES
 from polylm_jax.runs import of_kind, read_metrics
 from polylm_jax.status import status_of
+from polylm_jax.train.door import open_run
 from tests.conftest import gin_flags
 from tests.faults.runs import MANY
 from tests.train.test_loop import losses, records, train
@@ -49,7 +52,7 @@ class Processes:
         return [{row for start, stop in each for row in range(start, stop)} for each in spans]
 
 
-def start(tiny, folder, number, mesh=(2, 2, 2), **changes):
+def start(tiny, folder, number, mesh=(2, 2, 2), verb="train", **changes):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -62,7 +65,7 @@ def start(tiny, folder, number, mesh=(2, 2, 2), **changes):
     command = [sys.executable, "-m", "tests.processes.child"]
     every = [
         subprocess.Popen(
-            [*command, log, "train", *flags, f"--process={i}"],
+            [*command, log, verb, *flags, f"--process={i}"],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
@@ -148,6 +151,27 @@ def test_the_run_of_four_goes_on_with_another_schedule_with_two_and_then_with_on
     last, as_one = records(folder)[-1], records(alone)[-1]
     assert last["row_counts"] == as_one["row_counts"]
     assert last["row_counts"] != records(one)[-1]["row_counts"]
+
+
+@pytest.mark.skipif(not MANY, reason="`make faults` has it")
+def test_two_processes_tune_adapters_as_one(one, tiny, tmp_path):
+    pairs = [{"instruction": f"{n}?", "output": f"{n} and {n + 1}"} for n in range(60)]
+    (tmp_path / "en.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    tuning = {
+        "tune.data": (str(tmp_path / "en.jsonl"),),
+        "tune.epochs": 2.0,
+        "rows.path": tmp_path / "rows",
+        "train.start": one,
+        "lora.rank": 2,
+    }
+    folders = [tmp_path / name for name in ("two", "alone")]
+    processes = start(tiny | tuning, folders[0], 2, verb="tune")  # the first of them makes the rows
+    codes, said = processes.wait()
+    assert codes == [0, 0], said
+    assert main(["tune", *gin_flags(tiny | tuning | {"train.folder": folders[1]})]) == 0
+    assert len(losses(folders[0])) > 1
+    np.testing.assert_allclose(*map(losses, folders), atol=LOSS)
+    assert open_run(str(folders[0])).base.folder == str(one)
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_four(one, four, tiny, tmp_path):

@@ -30,9 +30,18 @@ def batch_of(dice):
     return {"tokens": tokens, "marks": marks, "source": np.zeros(8, np.int32)}
 
 
+def merged_tree(params, adapters, lora):
+    """Parameters with each target's adapter added."""
+    kernels = {
+        name: merged(params["layers"][name], *(adapters[f"{name}_{x}"] for x in "ab"), lora.scale)
+        for name in lora.targets
+    }
+    return params | {"layers": params["layers"] | kernels}
+
+
 def loss_of(adapters, params, batch):
     """Mean loss of learned tokens by the merged weights and plain logits."""
-    whole = merged(params, adapters, LORA)
+    whole = merged_tree(params, adapters, LORA)
     documents = jnp.cumsum(batch["marks"][:, :-1] & FIRST > 0, axis=1)
     hidden, _ = Decoder(SIZE, COMPUTE).apply(
         {"params": whole}, batch["tokens"][:, :-1], documents=documents

@@ -1,5 +1,6 @@
 """Packed examples cost what Hugging Face says each costs alone: JSONL, store, feed, step."""
 
+import functools
 import json
 import math
 
@@ -151,10 +152,16 @@ def first_of(lines):
     return {row[0] for row in lines if len(row) > 1}
 
 
+@functools.cache
+def update_of(size, mesh, microbatches):
+    """The step, compiled once for all tests."""
+    return make_update(size, COMPUTE, SETTINGS, mesh, microbatches, 1)
+
+
 def one_step(tuned, mesh, microbatches, batch):
     """Metrics and gradient of one step from the golden parameters."""
     size, params, _ = tuned
-    update = make_update(size, COMPUTE, SETTINGS, mesh, microbatches, 1)
+    update = update_of(size, mesh, microbatches)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(size, Init(), SETTINGS, mesh))
     state = jax.jit(make_state(size, Init(), SETTINGS), out_shardings=shardings)(jax.random.key(0))
     # a copy, for the state is donated
@@ -187,6 +194,28 @@ def test_the_gradient_is_that_of_all_answers_whatever_the_microbatches(
     np.testing.assert_array_equal(metrics["token_count"], [learned])
     np.testing.assert_array_equal(metrics["skipped"], 0)
     close(gradient, params_from(golden.select(content, "gradients/"), size), 1e-4)
+
+
+def test_microbatches_of_very_uneven_learned_tokens_give_one_gradient(tuned, packed):
+    """Of eight, one learns from whole rows, two from a token or three of each, five nothing."""
+    batch = spaced(packed[0])
+    learned = batch["marks"] & LEARNED > 0
+    most = np.array([1, 0, 10_000, 0, 0, 0, 3, 0])[np.arange(BATCH) % 8]
+    kept = learned & (np.cumsum(learned, axis=1) <= most[:, None])
+    batch["marks"] = np.where(kept, batch["marks"], batch["marks"] & ~np.uint8(LEARNED))
+    counts = kept[:, 1:].sum(axis=1)
+    of_eight = counts.reshape(-1, 8).sum(axis=0)
+    assert (of_eight > 0).tolist() == [1, 0, 1, 0, 0, 0, 1, 0]
+    assert of_eight.max() > 20 * of_eight[0]
+    found = {}
+    for ways, microbatches in [((1, 1, 1), 1), ((2, 2, 2), 2), ((2, 2, 2), 4), ((1, 1, 1), 8)]:
+        mesh = mesh_of(*ways)
+        with jax.set_mesh(mesh):
+            metrics, gradient = one_step(tuned, mesh, microbatches, batch)
+        np.testing.assert_array_equal(metrics["token_count"], [counts.sum()])
+        found[microbatches] = metrics["loss"], gradient
+    for microbatches in (2, 4, 8):
+        close(found[microbatches], found[1], 1e-5)
 
 
 def test_a_batch_with_nothing_to_learn_is_skipped(tuned, packed):

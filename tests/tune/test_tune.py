@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.errors import UserError
 from polylm_jax.model.lora import Lora, adapter_shapes
+from polylm_jax.runs import of_kind, read_metrics
 from polylm_jax.train import checkpoint
 from polylm_jax.train.loop import train
 from polylm_jax.tune.instruct import build, schedule_of
@@ -126,7 +129,8 @@ def flags_of_rows(tuned, tmp_path_factory):
         made = build(*blocks, RowSettings(path, length), vocabulary)
         counts = {source: splits["train"]["rows"] for source, splits in made["sources"].items()}
         if sum(counts.values()) % 8 == 0:
-            return [*names, f"rows.path={path}", "train.batch=8", "init.std=0.05"], counts
+            more = f"rows.path={path}", f"rows.length={length}", "train.batch=8", "init.std=0.05"
+            return [*names, *more], counts
     raise AssertionError("no length of rows gives a multiple of 8")
 
 
@@ -144,9 +148,11 @@ def run_to(steps, folder, flags_of_rows, *more):
         config.resolved(),
         config.get("lora"),
     )
-    log = (folder / "metrics.jsonl").read_text().splitlines()
-    losses = [record["loss"] for record in map(json.loads, log) if record["kind"] == "train"]
-    return losses, arrays_in(folder)
+    return losses_in(folder), arrays_in(folder)
+
+
+def losses_in(folder):
+    return [record["loss"] for record in of_kind(read_metrics(str(folder)), "train")]
 
 
 def arrays_in(folder):
@@ -167,6 +173,40 @@ def test_a_run_goes_on_bitwise_at_an_epochs_border_and_inside_one(flags_of_rows,
     other = "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"
     moved, _ = run_to(last + 1, tmp_path / "stopped", flags_of_rows, *other)
     assert moved[:last] == losses
+
+
+KILLED = """
+import sys
+from tests.faults import child
+log, step, *arguments = sys.argv[1:]
+child.run(arguments, log, "killed", int(step))
+"""
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
+def test_a_run_that_is_killed_in_its_second_epoch_goes_on_bitwise(
+    tuned, flags_of_rows, tmp_path, lora
+):
+    flags, counts = flags_of_rows
+    epoch = sum(counts.values()) // 8
+    more = ["tune.epochs=3.0", "train.checkpoint_every=1"]
+    more += [f"train.start={tuned[0]}", "lora.rank=2"] if lora else []
+
+    def tune(name, *own):
+        given = [*flags, *more, f"train.folder={tmp_path / name}", *own]
+        return ["tune", *(f"--gin.{flag}" for flag in given)]
+
+    assert main(tune("whole")) == 0
+    script = [sys.executable, "-c", KILLED, tmp_path / "log", str(2 * epoch)]
+    exact = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    ended = subprocess.run([*script, *tune("killed", "mesh.cpu_devices=8")], env=exact)
+    assert ended.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert epoch < len(losses_in(tmp_path / "killed")) < 2 * epoch
+    assert main(tune("killed")) == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert losses_in(killed) == losses_in(whole)
+    assert len(losses_in(whole)) == 3 * epoch
+    jax.tree.map(np.testing.assert_array_equal, arrays_in(killed), arrays_in(whole))
 
 
 def test_a_run_begins_with_anothers_parameters(tuned, flags_of_rows, tmp_path):
