@@ -36,7 +36,8 @@ def test_every_gin_file_parses_and_builds(file, monkeypatch, tmp_path):
 @pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
 def test_a_run_says_how_it_is_started(file):
     head = file.read_text().split("include")[0]
-    verb = "tune" if "tune.data" in file.read_text() or "/tune/" in file.read_text() else "train"
+    config.parse([str(file)], [])
+    verb = "tune" if config.get("tune").data else "train"
     assert f"polylm {verb} --gin_file=gin_configs/runs/{file.name}" in head
 
 

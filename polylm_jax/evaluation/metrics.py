@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from polylm_jax.errors import UserError
 
 # sacrebleu's tokenizers of languages whose words 13a does not part; the mecabs come with its extras
@@ -156,9 +158,12 @@ def _corpus(name: str, answers: Sequence[str], golds: Sequence[str], **settings:
     given = list(answers), [list(golds)]
     score = metric.corpus_score(*given)
     signature = f"{score.name}|{metric.get_signature().format(short=False)}"
-    # the spread comes after the signature, which would tell of it
-    spread = metric.corpus_score(*given, n_bootstrap=BOOTSTRAPS)
-    return Corpus(score.score, float(spread._ci) / CONFIDENCE, signature)
+    # sacrebleu's own way to the spread fails where a draw has nothing in common with its golds
+    significance = _module("sacrebleu.significance", "sacrebleu", "BLEU and chrF++")
+    counts = metric._extract_corpus_statistics(*given)
+    _, drawn = significance._bootstrap_resample(counts, metric, BOOTSTRAPS)
+    _, half = significance.estimate_ci(np.array([one.score for one in drawn], float))
+    return Corpus(score.score, float(half) / CONFIDENCE, signature)
 
 
 def _module(name: str, package: str, what: str) -> Any:

@@ -120,3 +120,15 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match="rouge-score"):
         metrics.rouge("a", ["a"])
     metrics._scorer.cache_clear()
+
+
+def test_the_spread_is_sacrebleus_and_stands_where_a_draw_has_nothing_in_common():
+    answers = ["the cat sat on the mat today", "nothing of it", "a dog barked at the moon"]
+    golds = ["the cat sat on a mat today", "nothing at all of it", "the dog barked at a moon"]
+    for found, metric in (
+        (metrics.bleu(answers, golds, "en"), BLEU()),
+        (metrics.chrf(answers, golds), CHRF(word_order=2)),
+    ):
+        spread = metric.corpus_score(answers, [golds], n_bootstrap=metrics.BOOTSTRAPS)._ci
+        assert found.error == pytest.approx(spread / metrics.CONFIDENCE, rel=1e-4)
+    assert metrics.chrf(["", "", "ab"], ["xyz", "uvw", "ab"]).error > 0
