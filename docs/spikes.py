@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from polylm_jax.figures import BLUE, INK, MUTED, PALE, RED, STYLE
+from polylm_jax.runs.figures import BLUE, INK, MUTED, PALE, RED, STYLE
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.spikes import Usual, highest_level, judge, nothing_seen
 

@@ -29,12 +29,9 @@ ROOMS = [
     ],
     *[
         "runs",
-        "figures",
         "tune",
         "evaluation",
         "bench",
-        "report",
-        "status",
         "config",
         "verbs",
         "__main__",

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from polylm_jax import runs
 from polylm_jax.__main__ import main
+from polylm_jax.runs import log as runs
 from tests.conftest import TINY, gin_flags
 
 TEXT = {

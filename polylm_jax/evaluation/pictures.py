@@ -5,11 +5,11 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from polylm_jax import figures
 from polylm_jax.evaluation import paper
 from polylm_jax.evaluation.choices import Result
 from polylm_jax.evaluation.evaluate import Report, above_chance
-from polylm_jax.figures import BLUE, INK, MUTED, PALE, PURPLE, RED
+from polylm_jax.runs import figures
+from polylm_jax.runs.figures import BLUE, INK, MUTED, PALE, PURPLE, RED
 
 SHARES = ("acc", "f1", "exact", "rouge")  # measures from 0 to 1, which the paper prints as per cent
 MARKS = dict(zip(paper.BASE, ((RED, "o"), (MUTED, "^"), (PURPLE, "s")), strict=True))

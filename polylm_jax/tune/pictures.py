@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from polylm_jax import figures
 from polylm_jax.data.languages import name_of
-from polylm_jax.figures import BLUE, GRID, INK, MUTED, PALE, RED
+from polylm_jax.runs import figures
+from polylm_jax.runs.figures import BLUE, GRID, INK, MUTED, PALE, RED
 from polylm_jax.tune.report import PAPER, Kept
 from polylm_jax.tune.self_instruct import Story
 

@@ -7,10 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from polylm_jax import config, figures
+from polylm_jax import config
 from polylm_jax.data import curriculum, rows
 from polylm_jax.files import MANIFEST, opened
-from polylm_jax.runs import Rows
+from polylm_jax.runs import figures
+from polylm_jax.runs.log import Rows
 from polylm_jax.train.course import planned
 
 

@@ -14,7 +14,7 @@ from polylm_jax.interop.convert import EXPORTED, export_weights
 from polylm_jax.interop.folder import model_card, write_configs, write_tokenizer
 from polylm_jax.interop.gguf_file import likeness, write_gguf
 from polylm_jax.interop.peft import write_peft
-from polylm_jax.runs import read_metrics, untrained_and_trained
+from polylm_jax.runs.log import read_metrics, untrained_and_trained
 from polylm_jax.train.door import Run, open_run
 from polylm_jax.train.log import logs
 

@@ -5,8 +5,8 @@ from functools import partial
 
 from rich.console import Console
 
-from polylm_jax import report
 from polylm_jax.files import existing, local
+from polylm_jax.runs import report
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 
 from polylm_jax.files import existing, place
-from polylm_jax.status import STATUSES, status_of
+from polylm_jax.runs.status import STATUSES, status_of
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from polylm_jax import config, figures
+from polylm_jax import config
 from polylm_jax.data import tokenizer
 from polylm_jax.files import local
+from polylm_jax.runs import figures
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ from polylm_jax.data import tokenizer
 from polylm_jax.data.languages import name_of
 from polylm_jax.data.rows import open_store
 from polylm_jax.errors import UserError
-from polylm_jax.report import mean_lines
-from polylm_jax.runs import read_metrics, untrained_and_trained
+from polylm_jax.runs.log import read_metrics, untrained_and_trained
+from polylm_jax.runs.report import mean_lines
 from polylm_jax.tune.instruct import build, schedule_of, steps_of
 from polylm_jax.verbs import train
 

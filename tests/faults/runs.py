@@ -10,7 +10,7 @@ import numpy as np
 
 from polylm_jax import config
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.runs.log import of_kind, read_metrics
 from polylm_jax.train import checkpoint
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags

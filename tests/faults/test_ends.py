@@ -8,8 +8,8 @@ come.
 import numpy as np
 import pytest
 
-from polylm_jax.runs import of_kind, read_metrics
-from polylm_jax.status import status_of
+from polylm_jax.runs.log import of_kind, read_metrics
+from polylm_jax.runs.status import status_of
 from polylm_jax.train.ends import ENDS
 from tests.faults.runs import MANY, Run
 

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.runs.log import of_kind, read_metrics
 from polylm_jax.train.optimizer import OptimizerSettings
 from tests.faults.runs import MANY, ROUNDS, STEPS, Run, same, wait_for
 

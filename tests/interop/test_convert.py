@@ -13,8 +13,8 @@ from polylm_jax.__main__ import main
 from polylm_jax.interop import convert
 from polylm_jax.interop.hugging_face import params_from
 from polylm_jax.interop.tensor_files import Stored
-from polylm_jax.runs import of_kind, read_metrics
-from polylm_jax.status import status_of
+from polylm_jax.runs.log import of_kind, read_metrics
+from polylm_jax.runs.status import status_of
 from tests.conftest import gin_flags
 from tests.interop.conftest import params_of
 

@@ -16,8 +16,8 @@ import pytest
 
 from polylm_jax.__main__ import main
 from polylm_jax.parallel.mesh import AXES
-from polylm_jax.runs import of_kind, read_metrics
-from polylm_jax.status import status_of
+from polylm_jax.runs.log import of_kind, read_metrics
+from polylm_jax.runs.status import status_of
 from polylm_jax.train.door import open_run
 from tests.conftest import gin_flags
 from tests.faults.runs import MANY

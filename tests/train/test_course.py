@@ -9,8 +9,8 @@ import pytest
 from polylm_jax.__main__ import main
 from polylm_jax.data.curriculum import Schedule, integral, locate, make_curriculum
 from polylm_jax.data.rows import open_store
-from polylm_jax.runs import counts_of, deviation, of_kind, read_metrics
-from polylm_jax.status import status_of
+from polylm_jax.runs.log import counts_of, deviation, of_kind, read_metrics
+from polylm_jax.runs.status import status_of
 from polylm_jax.train import checkpoint
 from polylm_jax.train.course import going_on
 from tests.conftest import gin_flags

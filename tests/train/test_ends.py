@@ -9,7 +9,7 @@ import pytest
 from polylm_jax.data.curriculum import OutOfRows
 from polylm_jax.data.feed import StalledRead
 from polylm_jax.errors import UserError
-from polylm_jax.status import STATUSES
+from polylm_jax.runs.status import STATUSES
 from polylm_jax.train import checkpoint
 from polylm_jax.train.ends import ACTIONS, ENDS, UNENDED, RunEnded, end_of, page
 

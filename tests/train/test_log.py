@@ -8,7 +8,7 @@ import pytest
 
 from polylm_jax import jsonl
 from polylm_jax.errors import UserError
-from polylm_jax.runs import read_metrics
+from polylm_jax.runs.log import read_metrics
 from polylm_jax.train import log
 from polylm_jax.train.metrics import Metrics
 

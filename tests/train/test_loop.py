@@ -21,8 +21,8 @@ from polylm_jax.data.rows import open_store
 from polylm_jax.errors import UserError
 from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.runs import counts_of, deviation, of_kind, read_metrics
-from polylm_jax.status import status_of
+from polylm_jax.runs.log import counts_of, deviation, of_kind, read_metrics
+from polylm_jax.runs.status import status_of
 from polylm_jax.train import checkpoint, loop, validation
 from polylm_jax.train.restore import restore_state
 from polylm_jax.train.step import abstract_state

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from polylm_jax.data import tokenizer
 from polylm_jax.files import put
-from polylm_jax.runs import read_metrics
+from polylm_jax.runs.log import read_metrics
 from polylm_jax.train.metrics import Metrics
 
 

@@ -18,7 +18,7 @@ from polylm_jax.data import tokenizer
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.errors import UserError
 from polylm_jax.model.lora import Lora, adapter_shapes
-from polylm_jax.runs import of_kind, read_metrics
+from polylm_jax.runs.log import of_kind, read_metrics
 from polylm_jax.train import checkpoint
 from polylm_jax.train.loop import train
 from polylm_jax.tune.instruct import build, schedule_of

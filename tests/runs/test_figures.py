@@ -7,9 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from polylm_jax import figures, runs
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH, name_of, non_english_share
 from polylm_jax.errors import UserError
+from polylm_jax.runs import figures
+from polylm_jax.runs import log as runs
 
 ROWS, LENGTH = 32, 128
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
 from polylm_jax.errors import UserError
-from polylm_jax.report import report
+from polylm_jax.runs.report import report
 from polylm_jax.verbs.tune import show_gain
-from tests.test_figures import LENGTH, ROWS, languages_only, synthetic_metrics, write_run
+from tests.runs.test_figures import LENGTH, ROWS, languages_only, synthetic_metrics, write_run
 
 
 def told(run):
@@ -175,7 +175,7 @@ def test_a_log_of_anything_is_reported_or_refused_in_a_sentence(tmp_path):
 CHILD = """
 import io, sys
 from rich.console import Console
-from polylm_jax.report import report
+from polylm_jax.runs.report import report
 report(sys.argv[1], Console(file=io.StringIO()))
 # ru_maxrss would begin with what the process had that started this one
 [most] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]

@@ -26,7 +26,7 @@ from polylm_jax.data.languages import (
     non_english_share,
 )
 from polylm_jax.errors import UserError
-from polylm_jax.runs import (
+from polylm_jax.runs.log import (
     Metrics,
     Rows,
     counts_of,

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from polylm_jax.__main__ import main
-from polylm_jax.status import checkpoints, status_of
+from polylm_jax.runs.status import checkpoints, status_of
 from polylm_jax.train import heartbeat
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from tests.train.test_loop import train

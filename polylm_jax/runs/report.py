@@ -19,8 +19,8 @@ from polylm_jax.data.languages import (
     non_english_share,
 )
 from polylm_jax.errors import UserError
-from polylm_jax.figures import run_figures
-from polylm_jax.runs import (
+from polylm_jax.runs.figures import run_figures
+from polylm_jax.runs.log import (
     Bits,
     Metrics,
     deviation,

@@ -1,0 +1,1 @@
+"""What came of runs: their logs, where they stand, figures and reports."""
