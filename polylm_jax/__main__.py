@@ -30,6 +30,8 @@ VERBS = {
     "train": "train, or go on training",
     "tune": "learn to answer from conversations: make their rows, then train",
     "status": "say where a run stands and whether it is healthy",
+    "runs": "list all runs in a folder, one line each",
+    "compare": "set runs side by side: settings, bits per byte, figures",
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",

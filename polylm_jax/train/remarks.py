@@ -17,7 +17,7 @@ def differences(old: str, new: str) -> list[str]:
 
     old, new: gin text with every value in force. What only one of them has is another version's.
     """
-    before, now = _values(old), _values(new)
+    before, now = values_of(old), values_of(new)
     changed = [name for name in now if name in before and not _same(before[name], now[name])]
     return [f"{name}: {' -> '.join(_apart(before[name], now[name]))}" for name in changed]
 
@@ -72,7 +72,8 @@ def _point(optimizer: OptimizerSettings, name: str) -> _Point:
     return _Point(name, unit, getattr(optimizer, f"{name}_{unit}"))
 
 
-def _values(gin: str) -> dict[str, str]:
+def values_of(gin: str) -> dict[str, str]:
+    """Each setting of gin text with every value in force, a line each: name -> value as written."""
     lines = (line.partition(" = ") for line in gin.splitlines())
     return {name: value for name, equals, value in lines if equals}
 
