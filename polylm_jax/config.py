@@ -17,8 +17,8 @@ from typing import Any
 from gin import config_parser
 
 from polylm_jax.data.corpus import Corpus
-from polylm_jax.data.curriculum import Schedule
 from polylm_jax.data.rows import RowSettings
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.data.tokenizer import TokenizerTraining
 from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.decode.sampling import Sampling

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polylm_jax import config
-from polylm_jax.data.curriculum import make_curriculum
 from polylm_jax.data.languages import LANGUAGES
+from polylm_jax.data.schedule import make_curriculum
 from polylm_jax.errors import UserError
 from polylm_jax.model.parameters import count
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from polylm_jax.__main__ import INTERRUPTED, NO_READER, VERBS, main
-from polylm_jax.data.curriculum import Schedule, make_curriculum
 from polylm_jax.data.feed import read_rows
 from polylm_jax.data.rows import open_store
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.data.tokenizer import load
 from polylm_jax.train.door import open_run
 from polylm_jax.verbs import module_of

@@ -25,11 +25,12 @@ from rich.table import Table
 
 from polylm_jax.console import hushed
 from polylm_jax.data import corpus
-from polylm_jax.data.curriculum import Curriculum, Schedule, locate, make_curriculum, share
+from polylm_jax.data.curriculum import locate, share
 from polylm_jax.data.feed import read_rows
 from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, Store, open_store
+from polylm_jax.data.schedule import Curriculum, Schedule, make_curriculum
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.files import MANIFEST
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from polylm_jax.data.curriculum import Schedule
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init

@@ -32,9 +32,9 @@ from polylm_jax.bench.step import (
     rounds_of,
 )
 from polylm_jax.chips import chip_of
-from polylm_jax.data.curriculum import make_curriculum
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import open_store
+from polylm_jax.data.schedule import make_curriculum
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 from polylm_jax.model.parameters import count

@@ -22,7 +22,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from polylm_jax.data.curriculum import Curriculum, Past, Schedule, consumed, make_curriculum
+from polylm_jax.data.curriculum import consumed
+from polylm_jax.data.schedule import Curriculum, Past, Schedule, make_curriculum
 
 
 def continued(

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from polylm_jax.data.curriculum import Curriculum, locate
+from polylm_jax.data.curriculum import locate
 from polylm_jax.data.rows import Store
+from polylm_jax.data.schedule import Curriculum
 from polylm_jax.errors import UserError
 
 AHEAD = 2  # batches that are read and on their way to the devices before they are wanted

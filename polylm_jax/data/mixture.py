@@ -25,8 +25,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from polylm_jax.data.curriculum import Curriculum, consumed, locate, share
+from polylm_jax.data.curriculum import consumed, locate, share
 from polylm_jax.data.rows import Store
+from polylm_jax.data.schedule import Curriculum
 from polylm_jax.errors import UserError
 
 READ_AT_ONCE = 256  # rows

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.curriculum import Curriculum, locate
+from polylm_jax.data.curriculum import locate
 from polylm_jax.data.rows import Store
+from polylm_jax.data.schedule import Curriculum
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Item, Prompt

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from polylm_jax.data.continued import continued
-from polylm_jax.data.curriculum import Curriculum, Schedule, make_curriculum
 from polylm_jax.data.rows import Store
+from polylm_jax.data.schedule import Curriculum, Schedule, make_curriculum
 from polylm_jax.errors import UserError
 from polylm_jax.ranges import fit, hints_of
 from polylm_jax.train import checkpoint

@@ -11,9 +11,10 @@ import jax
 from jax.sharding import Mesh
 
 from polylm_jax.console import LiveLine
-from polylm_jax.data.curriculum import Curriculum, Schedule, rows_until_out
+from polylm_jax.data.curriculum import rows_until_out
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import Store, open_store
+from polylm_jax.data.schedule import Curriculum, Schedule
 from polylm_jax.data.tokenizer import MODEL, Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.files import MaybePlace, Place, put

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from polylm_jax.chips import chip_of
 from polylm_jax.console import format_duration
-from polylm_jax.data.curriculum import Curriculum, consumed, integral, share
+from polylm_jax.data.curriculum import consumed, integral, share
 from polylm_jax.data.languages import is_mixed, non_english_share
+from polylm_jax.data.schedule import Curriculum
 from polylm_jax.parallel.hosts import Notes
 from polylm_jax.train.heartbeat import Heartbeat
 from polylm_jax.train.metrics import Clock, Metrics

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from polylm_jax.data.curriculum import Schedule
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.train.optimizer import OptimizerSettings
 
 FAR = 0.1  # of the run: what the end of the decay may be away from the last step

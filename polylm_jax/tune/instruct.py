@@ -18,9 +18,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from polylm_jax.data.curriculum import Schedule
 from polylm_jax.data.permutation import key_of
 from polylm_jax.data.rows import EXAMPLE, RowSettings, checksum, open_store
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Segment, Turn, encode, inert, render
 from polylm_jax.errors import UserError

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from polylm_jax import config
 from polylm_jax.data import curriculum, rows
+from polylm_jax.data.schedule import every_source, make_curriculum
 from polylm_jax.files import MANIFEST, opened
 from polylm_jax.runs import figures
 from polylm_jax.runs.log import Rows
@@ -32,8 +33,8 @@ def run(given: argparse.Namespace) -> None:
         )
     else:
         print(f"There are no rows at {settings.path}: all sources are taken, without epochs.")
-        sizes, length = dict.fromkeys(curriculum.every_source(schedule), 1), settings.length
-        plan = curriculum.make_curriculum(schedule, sizes, length)
+        sizes, length = dict.fromkeys(every_source(schedule), 1), settings.length
+        plan = make_curriculum(schedule, sizes, length)
     print(f"Reading {total * length:,} tokens, {total:,} rows of {length}.")
     shown = Table("source", *(Column(name, justify="right") for name in ("tokens", "share")))
     if stored:

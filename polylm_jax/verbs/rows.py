@@ -12,6 +12,7 @@ from rich.text import Text
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import curriculum, packing, rows, tokenizer
+from polylm_jax.data.schedule import HORIZON
 from polylm_jax.decode.chat import decode_after
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
@@ -21,7 +22,7 @@ from polylm_jax.tune.instruct import schedule_of
 from polylm_jax.tune.packing import spans
 from polylm_jax.verbs import number
 
-Row = Annotated[int, Range(0, curriculum.HORIZON - 1)]
+Row = Annotated[int, Range(0, HORIZON - 1)]
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

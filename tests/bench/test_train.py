@@ -14,7 +14,7 @@ from polylm_jax.__main__ import main
 from polylm_jax.bench import gpu, roofline, tracing, train
 from polylm_jax.bench import peer as peers
 from polylm_jax.bench.step import Work
-from polylm_jax.data.curriculum import Schedule
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count

@@ -11,14 +11,13 @@ from polylm_jax.data.continued import continued
 from polylm_jax.data.curriculum import (
     BLOCK,
     OutOfRows,
-    Schedule,
     consumed,
     integral,
     locate,
-    make_curriculum,
     rows_until_out,
     share,
 )
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.errors import UserError
 
 LENGTH = 4

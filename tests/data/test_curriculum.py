@@ -15,19 +15,16 @@ from polylm_jax.__main__ import main
 from polylm_jax.data import curriculum as room
 from polylm_jax.data.curriculum import (
     BLOCK,
-    HORIZON,
     OutOfRows,
-    Schedule,
     consumed,
     epochs,
-    every_source,
     integral,
     locate,
-    make_curriculum,
     rows_until_out,
     share,
 )
 from polylm_jax.data.languages import LANGUAGES, NON_ENGLISH
+from polylm_jax.data.schedule import HORIZON, Schedule, every_source, make_curriculum
 from polylm_jax.errors import UserError
 from tests.conftest import gin_flags
 

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from polylm_jax.data.curriculum import Schedule, consumed, make_curriculum
+from polylm_jax.data.curriculum import consumed
 from polylm_jax.data.feed import AHEAD, batches, read_rows
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.errors import UserError
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding

@@ -9,10 +9,11 @@ import pytest
 import seqio
 
 from polylm_jax.__main__ import main
-from polylm_jax.data.curriculum import BLOCK, Schedule, consumed, make_curriculum, share
+from polylm_jax.data.curriculum import BLOCK, consumed, share
 from polylm_jax.data.feed import read_rows
 from polylm_jax.data.mixture import register
 from polylm_jax.data.rows import open_store
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.errors import UserError
 from tests.conftest import gin_flags
 from tests.data.sentences import SENTENCES

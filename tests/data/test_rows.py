@@ -21,9 +21,10 @@ from polylm_jax.__main__ import main
 from polylm_jax.data import corpus as documents
 from polylm_jax.data import documents as documents_room
 from polylm_jax.data import packing
-from polylm_jax.data.curriculum import Schedule, locate
+from polylm_jax.data.curriculum import locate
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.data.tokenizer import Tokenizer, TokenizerTraining, load, train
 from polylm_jax.errors import UserError
 from polylm_jax.files import resumed_folder

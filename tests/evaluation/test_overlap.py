@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from polylm_jax.data.curriculum import Schedule, locate, make_curriculum
+from polylm_jax.data.curriculum import locate
 from polylm_jax.data.rows import open_store
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.data.tokenizer import load
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Choice, Item, Prompt

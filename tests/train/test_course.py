@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from polylm_jax.__main__ import main
-from polylm_jax.data.curriculum import Schedule, integral, locate, make_curriculum
+from polylm_jax.data.curriculum import integral, locate
 from polylm_jax.data.rows import open_store
+from polylm_jax.data.schedule import Schedule, make_curriculum
 from polylm_jax.runs.log import counts_of, deviation, of_kind, read_metrics
 from polylm_jax.runs.status import status_of
 from polylm_jax.train import checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from polylm_jax import config
-from polylm_jax.data.curriculum import Schedule
+from polylm_jax.data.schedule import Schedule
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.remarks import differences, remarks
 

@@ -8,8 +8,9 @@ import pytest
 import sentencepiece
 
 from polylm_jax.data import tokenizer
-from polylm_jax.data.curriculum import consumed, locate, make_curriculum
+from polylm_jax.data.curriculum import consumed, locate
 from polylm_jax.data.rows import FIRST, LEARNED, RowSettings, open_store, verify
+from polylm_jax.data.schedule import make_curriculum
 from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.errors import UserError
 from polylm_jax.tune.examples import ExampleSettings

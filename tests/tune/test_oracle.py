@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from polylm_jax.data.curriculum import locate, make_curriculum
+from polylm_jax.data.curriculum import locate
 from polylm_jax.data.feed import batches
 from polylm_jax.data.rows import FIRST, LEARNED, RowSettings, open_store
+from polylm_jax.data.schedule import make_curriculum
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import ChatSettings
 from polylm_jax.interop.hugging_face import params_from
