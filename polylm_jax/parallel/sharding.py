@@ -30,6 +30,7 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 # Attention kernels by the platform of a device.
 KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 MOST_IN_BLOCK = 2048  # tokens of the loss; more take memory and gain little
+MOST_UNROLLED = 24  # layers, the 1.7B's; of more the compiler's time and memory are not known
 LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor", embed="fsdp")
 
 
@@ -117,16 +118,17 @@ def for_device(compute: Compute, layers: int, kind: str) -> Compute:
     """The settings with those that are left to the device, 0, chosen for one of this kind.
 
     unroll: all layers on a GPU, whose compiler else copies what each keeps into the loop's arrays
-    and writes zeros there first; elsewhere 1. loss_block: so many tokens that the product which
+    and writes zeros there first; 1 elsewhere and for more than MOST_UNROLLED. loss_block: so many tokens that the product which
     updates the embedding's gradient, 8 bytes of it for 2 FLOPs a token, is not bound by memory.
     """
     chip = chip_of(kind)
     block = BLOCK
     while chip and block / 4 < chip.flops / chip.bandwidth and block < MOST_IN_BLOCK:
         block *= 2
+    unrolled = layers if kind.startswith("NVIDIA") and layers <= MOST_UNROLLED else 1
     return replace(
         compute,
-        unroll=compute.unroll or (layers if kind.startswith("NVIDIA") else 1),
+        unroll=compute.unroll or unrolled,
         loss_block=compute.loss_block or block,
     )
 

@@ -127,22 +127,25 @@ def _topology(chips: int, dimensions: int) -> str:
 
 
 def missing_compiler(where: Slice) -> str:
-    """One sentence on the package to install if the slice's compiler is not here, else ""."""
-    module, package = (
-        ("jax_plugins.xla_cuda13", f'"jax-cuda13-plugin=={jax.__version__}"')
-        if where.gpu
-        else ("libtpu", '"libtpu==0.0.42.1"')
-    )
-    try:
-        if importlib.util.find_spec(module):
-            return ""
-    except ModuleNotFoundError:
-        pass
-    also = f' "jax-cuda13-pjrt=={jax.__version__}"' if where.gpu else ""
+    """One sentence on the packages to install if the slice's compiler is not here, else ""."""
+    modules, packages = ["libtpu"], '"libtpu==0.0.42.1"'
+    if where.gpu:  # cuDNN, since attention is one of its kernels
+        modules = ["jax_plugins.xla_cuda13", "nvidia.cudnn"]
+        packages = " ".join(f'"jax-cuda13-{part}=={jax.__version__}"' for part in ("plugin", "pjrt"))
+        packages += " nvidia-cudnn-cu13"
+    if all(map(_is_here, modules)):
+        return ""
     return (
         f"The compiler for {where.family} is not installed: this is arithmetic only. "
-        f"pip install {package}{also} brings it; no device is needed."
+        f"pip install {packages} brings it; no device is needed."
     )
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def devices_of(where: Slice) -> list[jax.Device]:

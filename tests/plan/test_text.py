@@ -199,5 +199,6 @@ def test_training_flags_are_for_training_alone(monkeypatch):
 def test_what_is_left_to_the_device_is_chosen_in_one_place(kind, unroll, block):
     chosen = sharding.for_device(Compute(), 24, kind)
     assert (chosen.unroll, chosen.loss_block) == (unroll, block)
+    assert sharding.for_device(Compute(), 40, kind).unroll == 1
     given = Compute(unroll=3, loss_block=512)
     assert sharding.for_device(given, 24, kind) == given
