@@ -131,7 +131,9 @@ def missing_compiler(where: Slice) -> str:
     modules, packages = ["libtpu"], '"libtpu==0.0.42.1"'
     if where.gpu:  # cuDNN, since attention is one of its kernels
         modules = ["jax_plugins.xla_cuda13", "nvidia.cudnn"]
-        packages = " ".join(f'"jax-cuda13-{part}=={jax.__version__}"' for part in ("plugin", "pjrt"))
+        packages = " ".join(
+            f'"jax-cuda13-{part}=={jax.__version__}"' for part in ("plugin", "pjrt")
+        )
         packages += " nvidia-cudnn-cu13"
     if all(map(_is_here, modules)):
         return ""
