@@ -119,8 +119,8 @@ def for_device(compute: Compute, layers: int, kind: str) -> Compute:
 
     unroll: all layers on a GPU, whose compiler else copies what each keeps into the loop's arrays
     and writes zeros there first; 1 elsewhere and for more than MOST_UNROLLED.
-    loss_block: so many tokens that the product which
-    updates the embedding's gradient, 8 bytes of it for 2 FLOPs a token, is not bound by memory.
+    loss_block: so many tokens that the product which updates the embedding's gradient, 8 bytes of
+    it for 2 FLOPs a token, is not bound by memory.
     """
     chip = chip_of(kind)
     block = BLOCK
