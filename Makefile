@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?= cpu
 # transformers, peft, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart
 JUDGES := .venv-judges
 
-.PHONY: demo test faults fuzz judges lint certify clean
+.PHONY: demo test rare faults fuzz judges lint certify clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -48,9 +48,13 @@ test: lint
 certify: $(VENV)/ready
 	$(POLYLM) plan --certify=README.md
 
+# what takes long and seldom breaks
+rare: $(VENV)/ready
+	$(VENV)/bin/pytest -m rare -n 2 --dist loadfile
+
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
-	FAULT_ROUNDS=32 FAULT_TABLE=README.md $(VENV)/bin/pytest tests/faults tests/processes
+	FAULT_ROUNDS=32 FAULT_TABLE=README.md $(VENV)/bin/pytest -m '' tests/faults tests/processes
 
 # odd flags, settings, paths and files, for FUZZ_SECONDS; none may end in a traceback
 fuzz: $(VENV)/ready

@@ -23,7 +23,9 @@ def test_every_number_of_a_flag_is_checked(verb):
                 taken.append(action.type(text))
             except UserError as error:
                 said = str(error)
-                assert any(name in said for name in (*action.option_strings, "N = ")), said
+                assert any(name in said for name in (*action.option_strings, "N = ", "FOLDER")), (
+                    said
+                )
                 assert said.count("\n") == 0
         numbers = [value for value in taken if not isinstance(value, str)]  # or a path's type
         assert -1 not in numbers

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from polylm_jax.__main__ import main
 from polylm_jax.bench import choices
 from polylm_jax.model.decoder import REMAT_POLICIES
@@ -18,6 +20,7 @@ def measure(tiny, capsys):
     return shown, {(choice["part"], choice["name"]): choice for choice in found}
 
 
+@pytest.mark.rare
 def test_every_choice_is_measured_and_less_kept_is_less_memory(tiny, capsys):
     shown, found = measure(tiny, capsys)
     expected = [("remat", policy) for policy in REMAT_POLICIES]

@@ -46,6 +46,7 @@ def script(path, text):
     return path
 
 
+@pytest.mark.rare
 def test_every_figure_is_told_and_they_agree(tiny, tmp_path, capsys):
     asked = tmp_path / "asked.json"
     peer = script(tmp_path / "python", PEER.format(python=sys.executable, asked=asked))

@@ -45,6 +45,7 @@ def rows(tiny, tmp_path_factory):
     return settings
 
 
+@pytest.mark.rare
 def test_both_peers_get_our_rows_and_ratios_are_of_real_tokens(rows, tmp_path):
     peer = script(tmp_path / "python", PEER.format(python=sys.executable, folder=tmp_path))
     file = tmp_path / "figures.json"

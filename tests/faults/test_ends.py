@@ -105,8 +105,8 @@ TWO = {
 }
 
 
-# each takes half a minute, compiling for two; tests/processes has "stopped" and "lost", too
-FEW = ["a full log"]
+# each takes half a minute, compiling for two
+FEW = ["SIGKILL of the second"]
 
 
 @pytest.mark.parametrize("case", TWO if MANY else FEW)

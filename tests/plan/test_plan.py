@@ -45,7 +45,13 @@ def parsed(name, changes):
 FAMILIES = {"v4_128": "v4-8", "v5e_256": "v5e-256", "v5p_128": "v5p-8", "v6e_64": "v6e-4"}
 
 
-@pytest.mark.parametrize(("ending", "slice_name"), FAMILIES.items())
+@pytest.mark.parametrize(
+    ("ending", "slice_name"),
+    [
+        pytest.param(*family, marks=pytest.mark.rare if family[1] != "v5p-8" else ())
+        for family in FAMILIES.items()
+    ],
+)
 def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(
     ending, slice_name, tmp_path, capsys
 ):
@@ -247,6 +253,7 @@ def test_a_step_on_this_cpu_has_the_flops_of_arithmetic_in_its_text(capsys):
     assert "optimizer" in words
 
 
+@pytest.mark.rare
 def test_certify_asks_for_the_cheapest_policy_that_fits():
     where = slice_of("v5p-128")
     run = parsed("polylm_1b7_v5p_128", {"compute.remat": "full"})
@@ -265,6 +272,7 @@ def test_certify_asks_for_the_cheapest_policy_that_fits():
     assert not cheaper(small, slice_of("v5e-4"))
 
 
+@pytest.mark.rare
 def test_a_search_writes_the_winner_as_a_gin_file_and_asks_the_compiler_once(tmp_path, capsys):
     file = RUNS / "polylm_1b7_v5e_256.gin"
     command = ["plan", "--search", "--best=1", "--slice=v5e-4", f"--gin_file={file}"]

@@ -20,7 +20,6 @@ from polylm_jax.runs.log import of_kind, read_metrics
 from polylm_jax.runs.status import status_of
 from polylm_jax.train.door import open_run
 from tests.conftest import gin_flags
-from tests.faults.runs import MANY
 from tests.train.test_loop import losses, records, train
 
 LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
@@ -153,7 +152,7 @@ def test_the_run_of_four_goes_on_with_another_schedule_with_two_and_then_with_on
     assert last["row_counts"] != records(one)[-1]["row_counts"]
 
 
-@pytest.mark.skipif(not MANY, reason="`make faults` has it")
+@pytest.mark.rare
 def test_two_processes_tune_adapters_as_one(one, tiny, tmp_path):
     pairs = [{"instruction": f"{n}?", "output": f"{n} and {n + 1}"} for n in range(60)]
     (tmp_path / "en.jsonl").write_text("\n".join(map(json.dumps, pairs)))
@@ -182,12 +181,12 @@ def test_one_process_goes_on_from_the_checkpoint_of_four(one, four, tiny, tmp_pa
     np.testing.assert_allclose(losses(folder), losses(one), atol=LOSS)
 
 
+@pytest.mark.rare
 def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(
     four, tiny, tmp_path, outcome
 ):
     folder = tmp_path / "run"
-    victims = (2, 0) if MANY else (0,)  # the coordinator is the one that all miss
-    for victim in victims:
+    for victim in (2, 0):
         processes = start(tiny, folder, 4)
         wait_for_step(processes, folder, 7 if victim else 11)
         processes.every[victim].kill()
@@ -208,6 +207,6 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(
     assert valid[0] == valid[1]
     outcome(
         "SIGKILL of one of 4 processes, the first too",
-        len(victims),
+        2,
         "the others end within a minute as `lost`; the same command goes on, bitwise the same",
     )

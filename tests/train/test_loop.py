@@ -278,7 +278,9 @@ def test_a_checkpoint_restores_on_another_mesh(whole, tiny, shape):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "name", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.rare)]
+)
 def test_a_signal_saves_and_the_same_command_goes_on_bitwise(whole, tiny, tmp_path, name):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "polylm_jax", "train", *gin_flags(tiny)]
