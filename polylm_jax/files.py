@@ -279,8 +279,13 @@ def put(path: str, content: bytes) -> None:
     target = Path(os.path.realpath(root))
     temporary = target.with_name(f".{target.name}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(content)
-    os.replace(temporary, target)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or path  # a write does not say where it was
+        raise
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

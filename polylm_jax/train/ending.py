@@ -31,11 +31,13 @@ def asked(
         reason = f"it was asked to stop and did at step {step} of {steps}, all saved"
         return RunEnded("stopped", f"{reason}; the same command goes on from there.")
     word = next(end.word for end in ENDS.values() if end.status == status)
-    why = end_of(log_error).reason if log_error else "process 0 says why."
+    why = "process 0 says why; mend that and run the same command again."
+    if log_error:
+        why = end_of(log_error).reason
+        if word == "failed":
+            why = f"{why.rstrip('.')}; mend that and run the same command again."
     return RunEnded(
-        word,
-        f"the log of {folder} cannot be written: {why} Step {step} of {steps} is saved; mend that "
-        "and run the same command again.",
+        word, f"the log of {folder} cannot be written: {why} Step {step} of {steps} is saved."
     )
 
 

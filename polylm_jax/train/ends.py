@@ -82,7 +82,8 @@ def end_of(error: BaseException) -> RunEnded:
     word, reason = "failed", f"{error}".strip() or type(error).__name__
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         word = "storage full" if error.errno in FULL else "failed"
-        reason = error.strerror + (f" ({error.filename})" if error.filename else "") + "."
+        reason = error.strerror + (f" ({error.filename})" if error.filename else "")
+        reason += "; free some space and run the same command again." if word != "failed" else "."
     elif isinstance(error, StalledRead):
         word = "data stalled"
     elif isinstance(error, OutOfRows):

@@ -28,6 +28,9 @@ def test_no_two_ends_look_alike_and_only_finished_is_done():
     assert all(0 <= status < 126 and status != 2 for status in STATUSES.values())
 
 
+FREE = "; free some space and run the same command again."
+
+
 @pytest.mark.parametrize(
     ("error", "word", "reason"),
     [
@@ -35,8 +38,8 @@ def test_no_two_ends_look_alike_and_only_finished_is_done():
         (OutOfRows("no rows."), "out of data", "no rows."),
         (StalledRead("no rows."), "data stalled", "no rows."),
         (UserError("bad."), "failed", "bad."),
-        (OSError(errno.ENOSPC, "No space left", "/x"), "storage full", "No space left (/x)."),
-        (OSError(errno.EDQUOT, "Quota exceeded"), "storage full", "Quota exceeded."),
+        (OSError(errno.ENOSPC, "No space left", "/x"), "storage full", f"No space left (/x){FREE}"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "storage full", f"Quota exceeded{FREE}"),
         (PermissionError(errno.EACCES, "Permission denied"), "failed", "Permission denied."),
         (ZeroDivisionError("a\nb"), "failed", "ZeroDivisionError: a"),
     ],
