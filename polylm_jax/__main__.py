@@ -18,7 +18,7 @@ from typing import Any, TextIO
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from polylm_jax import console
-from polylm_jax.errors import UserError
+from polylm_jax.errors import UserError, first_line
 
 # A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
 VERBS = {
@@ -167,7 +167,7 @@ def _of_storage(error: Exception) -> bool:
 
 
 def _out_of_reach(verb: str, error: Exception) -> int:
-    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    reason = first_line(error).rstrip(".")
     _say(f"polylm {verb}: what is not on this machine could not be reached: {reason}.")
     return 1
 

@@ -9,3 +9,8 @@ class UserError(Exception):
     """
 
     status = 1
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an error of a library says, in one line; its class where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

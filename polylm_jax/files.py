@@ -23,7 +23,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from polylm_jax.errors import UserError
+from polylm_jax.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 
@@ -143,7 +143,7 @@ def opened(path: str) -> tuple[AbstractFileSystem, str]:
     try:
         files, root = fsspec.core.url_to_fs(path)
     except Exception as error:  # each file system fails in its own way to start
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        reason = first_line(error).rstrip(".")
         raise UserError(f"{path} cannot be opened: {reason}.") from error
     return files, root.rstrip("/")
 

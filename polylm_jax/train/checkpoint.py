@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint._src.futures import future, signaling_client
 
-from polylm_jax.errors import UserError
+from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.sharding import parameter_shardings
 from polylm_jax.sizes import Size
@@ -43,6 +43,7 @@ DAMAGE = (ValueError, LookupError, AttributeError, TypeError, EOFError, FileNotF
 STORES = ("gs://", "s3://")
 # storage that cannot be reached has damaged nothing
 OUT_OF_REACH = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+LONGEST = 200  # letters of what a library says
 # how TensorStore begins to say what storage answered to a write
 NOT_WRITTEN = ("Error opening", "Error reading", "Error writing", *OUT_OF_REACH)
 
@@ -140,7 +141,7 @@ def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> E
         return error
     # what the failed save has left behind complains as it is taken down
     sys.unraisablehook = lambda _: None
-    why = reason or _first_line(error)
+    why = reason or first_line(error)[:LONGEST]
     what = f"the checkpoint of step {step} could not be written to {manager.directory} ({why})"
     again = "run the same command again: it goes on from the newest whole checkpoint."
     if reason is None:
@@ -272,7 +273,7 @@ def restore_newest(
                 place = _set_aside(manager, former, "damaged")
                 say(f"The checkpoint of step {former} is damaged ({why}); it is now in {place}.")
             return step, meta, loaded
-        unread[step] = _first_line(error)
+        unread[step] = first_line(error)[:LONGEST]
     if unread:
         why = "; ".join(f"step {step}: {reason}" for step, reason in unread.items())
         raise UserError(
@@ -387,7 +388,7 @@ def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> User
     which = f"the checkpoint of step {step} in {manager.directory}"
     if _out_of_reach(error):
         return UserError(
-            f"{which} cannot be reached ({_first_line(error)}); see to that storage, or to what "
+            f"{which} cannot be reached ({first_line(error)[:LONGEST]}); see to that storage, or to what "
             "you may do there, and run the same command again."
         )
     earlier = any(other < step for other in manager.all_steps())
@@ -396,12 +397,9 @@ def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> User
         if earlier
         else "there is none before it, so take a copy of the run or make it again"
     )
-    return UserError(f"{which} is damaged ({_first_line(error)}); {mend}.")
+    why = first_line(error)[:LONGEST]
+    return UserError(f"{which} is damaged ({why}); {mend}.")
 
 
 def _out_of_reach(error: Exception) -> bool:
     return any(word in str(error) for word in OUT_OF_REACH)
-
-
-def _first_line(error: Exception | None) -> str:
-    return f"{error}".strip().split("\n")[0][:200] or type(error).__name__
