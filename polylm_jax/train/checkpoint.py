@@ -386,10 +386,11 @@ def each_array(
 def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
     """What a failed read of a step raises: one sentence."""
     which = f"the checkpoint of step {step} in {manager.directory}"
+    why = first_line(error)[:LONGEST]
     if _out_of_reach(error):
         return UserError(
-            f"{which} cannot be reached ({first_line(error)[:LONGEST]}); see to that storage, or to what "
-            "you may do there, and run the same command again."
+            f"{which} cannot be reached ({why}); see to that storage, or to what you may do there, "
+            "and run the same command again."
         )
     earlier = any(other < step for other in manager.all_steps())
     mend = (
@@ -397,7 +398,6 @@ def damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> User
         if earlier
         else "there is none before it, so take a copy of the run or make it again"
     )
-    why = first_line(error)[:LONGEST]
     return UserError(f"{which} is damaged ({why}); {mend}.")
 
 
