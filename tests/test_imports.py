@@ -31,6 +31,7 @@ ROOMS = [
         "runs",
         "tune",
         "evaluation",
+        "serve",
         "bench",
         "config",
         "verbs",
@@ -54,6 +55,10 @@ HOMES = {
     "gin": ("config.py",),
     "huggingface_hub": ("interop/hub.py",),
     "gguf": ("interop/gguf_file.py",),
+    "starlette": ("serve/",),
+    "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
+    "wandb": ("train/",),
 }
 
 # imports everything in the rooms named and tells which module brings in what it should not
