@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?= cpu
 # transformers, peft, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart
 JUDGES := .venv-judges
 
-.PHONY: demo test rare faults fuzz judges lint certify clean
+.PHONY: demo test rare faults fuzz judges lint certify docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -46,7 +46,12 @@ test: lint
 
 # every run file of a slice, on the slice's compiler: an hour on two cores, seconds once cached
 certify: $(VENV)/ready
-	$(POLYLM) plan --certify=README.md
+	$(POLYLM) plan --certify=docs/plans.md
+
+# the pages of docs/ as a site in site/; a broken link fails
+docs: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going docs site
 
 # what takes long and seldom breaks
 rare: $(VENV)/ready
@@ -54,7 +59,7 @@ rare: $(VENV)/ready
 
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
-	FAULT_ROUNDS=32 FAULT_TABLE=README.md $(VENV)/bin/pytest -m '' tests/faults tests/processes
+	FAULT_ROUNDS=32 FAULT_TABLE=docs/faults.md $(VENV)/bin/pytest -m '' tests/faults tests/processes
 
 # odd flags, settings, paths and files, for FUZZ_SECONDS; none may end in a traceback
 fuzz: $(VENV)/ready

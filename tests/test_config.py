@@ -259,9 +259,9 @@ def test_a_missing_file_is_named():
         config.parse(["gin_configs/runs/demmo.gin"], [])
 
 
-def test_the_readme_s_curriculum_is_one(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "x.gin").write_text(readme.split("```python\n")[1].split("```")[0])
+def test_the_curriculum_of_the_docs_is_one(tmp_path):
+    page = (ROOT / "docs/curriculum.md").read_text(encoding="utf-8")
+    (tmp_path / "x.gin").write_text(page.split("```python\n")[1].split("```")[0])
     config.parse([str(tmp_path / "x.gin")], [])
     rows = dict.fromkeys(["en", "zh", "de", "th", "code", "en-de"], 1000)
     curriculum = make_curriculum(config.get("curriculum"), rows, 128)

@@ -193,8 +193,8 @@ def test_a_slice_is_named_as_its_cloud_names_it():
         slice_of("v5p-100")
 
 
-def test_every_run_named_after_a_slice_suits_it_and_stands_in_the_readme():
-    table = (RUNS.parents[1] / "README.md").read_text()
+def test_every_run_named_after_a_slice_suits_it_and_stands_in_the_table():
+    table = (RUNS.parents[1] / "docs/plans.md").read_text()
     for file in filter(lambda file: SLICE.search(file.stem), RUNS.glob("*.gin")):
         run, where = parsed(file.stem, {}), slice_of(slice_in(file.stem))
         check(run, where)
