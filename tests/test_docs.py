@@ -33,12 +33,13 @@ def commands(page: Path) -> Iterator[list[str]]:
         for line in text.replace("\\\n", " ").replace("&&\n", "&& ").splitlines():
             for name, value in given.items():
                 line = line.replace(f"${name}", value)
-            assigned = re.fullmatch(r"([A-Z]+)=(.+)", line.partition("  #")[0].strip())
+            line = re.sub(r"(^|\s)#.*", "", line).strip()
+            assigned = re.fullmatch(r"([A-Z]+)=(.+)", line)
             if assigned:
                 given[assigned[1]] = "".join(shlex.split(assigned[2]))
                 continue
             for command in re.split(r"&&|;|\|", line):
-                words = shlex.split(command, comments=True)
+                words = shlex.split(command)
                 while words and re.match(r"[A-Z_]+=", words[0]):
                     words = words[1:]  # settings of the environment
                 if words:
