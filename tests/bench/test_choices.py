@@ -34,6 +34,7 @@ def test_every_choice_is_measured_and_less_kept_is_less_memory(tiny, capsys):
 
 def test_what_does_not_fit_is_not_run(tiny, capsys, monkeypatch):
     monkeypatch.setattr(choices, "_fits", lambda planned: False)
+    monkeypatch.setattr(choices, "REMAT_POLICIES", ["full"])
     shown, found = measure(tiny, capsys)
     assert all(choice["seconds"] is None for choice in found.values())
     assert shown.count("does not fit") == len(found)
