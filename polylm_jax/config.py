@@ -29,6 +29,7 @@ from polylm_jax.model.lora import Lora
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape
 from polylm_jax.ranges import fit, hints_of
+from polylm_jax.serve.settings import Serving
 from polylm_jax.sizes import Size
 from polylm_jax.train.loop import Training
 from polylm_jax.train.optimizer import OptimizerSettings
@@ -59,6 +60,7 @@ BLOCKS: dict[str, type] = {
     "writer": Writer,
     "task_filters": TaskFilters,
     "evaluation": Evaluation,
+    "serve": Serving,
 }
 SETTINGS = {
     f"{name}.{field.name}": (name, field.name)

@@ -1,8 +1,11 @@
 """What the engine is asked and what it tells: the one language between it and whoever serves."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+MOST_LIKELIEST = 20  # of the likeliest tokens that are told with one
 
 
 class Busy(Exception):
@@ -22,7 +25,8 @@ class Call:
     temperature, top_k, top_p, repetition_penalty: as in `Sampling`; presence_penalty and
         frequency_penalty are OpenAI's, taken off the scores of tokens said in the answer.
     seed: with the prompt decides the draw; whoever calls draws one where none was given.
-    likeliest: None, or how many of the likeliest tokens are told with each token's log-probability.
+    likeliest: None, or how many of the likeliest tokens, up to MOST_LIKELIEST, are told with each
+        token's log-probability.
     read: whether the log-probabilities of the prompt's own tokens are told, too.
     """
 
@@ -72,7 +76,11 @@ class News:
 
 @dataclass(frozen=True)
 class Counts:
-    """How an engine stands, and what it has done since it began."""
+    """How an engine stands, and what it has done since it began.
+
+    compiled: programs that this process has compiled since then, those of the start among them.
+    room: tokens that all bursts had room for; used: those that belonged to a text.
+    """
 
     slots: int
     running: int
@@ -83,18 +91,27 @@ class Counts:
     cancelled: int
     failed: int
     compiled: int
+    room: int = 0
+    used: int = 0
 
 
 class Engine(Protocol):
-    """What whoever serves sees of an engine. All may be called from any thread."""
+    """What whoever serves sees of an engine. All may be called from any thread.
+
+    broken: set when the engine has failed by itself, for good: every call has been told so, and no
+        more are taken. fault: then, one sentence of why.
+    """
 
     context: int
     slots: int
+    broken: threading.Event
+    fault: str
 
     def submit(self, call: Call, tell: Callable[[News], None]) -> int:
         """Queues a call; its number. `tell` is called from the engine's thread and must be quick.
 
-        Every call that was taken gets exactly one `ended`. Raises Busy.
+        Every call that was taken gets exactly one `ended`. A `tell` that raises an exception is not
+        called again, as if the call was cancelled. Raises Busy.
         """
 
     def cancel(self, number: int) -> None:
