@@ -116,7 +116,7 @@ def prefill(
         tokens[row, : len(prompt)] = prompt
         ends[row, : len(stop)] = sorted(stop)
         lengths[row], left[row] = len(prompt), min(limit, context - len(prompt))
-        draws[row] = zlib.crc32(np.array(prompt, np.int32).tobytes(), repeat)
+        draws[row] = draw_of(prompt, repeat)
     keys = _keys(jax.random.key(sampling.seed), draws)
     remember = sampling.repetition_penalty != 1
     if held:
@@ -140,6 +140,11 @@ def prefill(
         keys=keys,
         drawn=jnp.zeros(len(tokens), jnp.int32),
     )
+
+
+def draw_of(prompt: Sequence[int], repeat: int = 0) -> int:
+    """The number, below 2^32, that with the seed decides what is drawn after a prompt."""
+    return zlib.crc32(np.array(prompt, np.int32).tobytes(), repeat)
 
 
 def power_of_two(number: int) -> int:

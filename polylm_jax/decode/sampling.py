@@ -1,7 +1,7 @@
 """How the next token is chosen: settings, the repetition penalty, the draw."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,10 +73,11 @@ class Sampling:
             )
 
 
-def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
+def penalise(scores: jax.Array, seen: jax.Array | None, penalty: float | jax.Array) -> jax.Array:
     """Scores with the repetition penalty, float32 [..., vocabulary].
 
     seen: boolean of the same shape, tokens of the text so far; None where the penalty is 1.
+    penalty: one for all, or an array that broadcasts to the scores.
     """
     if seen is None:
         return scores
@@ -99,13 +100,16 @@ def are_numbers(scores: jax.Array) -> jax.Array:
     return jnp.isfinite(scores.max(-1))  # the greatest is NaN where any is
 
 
+NOT_FINITE = (
+    "the model's scores are not finite, so there is no next token; take a checkpoint from before "
+    "its parameters went wrong, or try --gin.compute.dtype=float32."
+)
+
+
 def check_chosen(tokens: np.ndarray) -> None:
     """UserError if a search found no token, which it says with NO_TOKEN."""
     if (tokens == NO_TOKEN).any():
-        raise UserError(
-            "the model's scores are not finite, so there is no next token; take a checkpoint from "
-            "before its parameters went wrong, or try --gin.compute.dtype=float32."
-        )
+        raise UserError(NOT_FINITE)
 
 
 def best(scores: jax.Array) -> jax.Array:
@@ -142,3 +146,76 @@ def choose(
     keys = jax.vmap(jax.random.fold_in)(keys, drawn)
     tokens = jax.vmap(jax.random.categorical)(keys, scores)
     return jnp.where(numbers, tokens, NO_TOKEN).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Wishes:
+    """How the next token of each row is chosen, where every row has settings of its own.
+
+    Arrays [batch]. temperature, top_k, top_p, repetition, presence, frequency: float32, but for
+    top_k int32; the first four as in `Sampling`, the last are taken off the scores of tokens that
+    were said, once or as often as they were. seed, draw: uint32, which decide the draw as the seed
+    and `prefill.draw_of` do in a batch of one setting.
+    """
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition: Any
+    presence: Any
+    frequency: Any
+    seed: Any
+    draw: Any
+
+
+# What a text holds of a token, int32: 1 if the prompt does, and SAID for each time in the answer.
+HEARD, SAID = 1, 2
+
+
+@jax.named_scope("choice")
+def choose_each(scores: jax.Array, held: jax.Array, wishes: Wishes, drawn: jax.Array) -> jax.Array:
+    """As `choose`, by each row's own wishes; what no row wishes is not computed.
+
+    scores: float32 [batch, vocabulary]; held: int32 of the same shape, of HEARD and SAID; drawn:
+    int32 [batch]. Whatever other rows wish, a row's token is the same.
+    """
+
+    def penalised(scores: jax.Array) -> jax.Array:
+        said = (held // SAID).astype(jnp.float32)
+        scores = penalise(scores, held > 0, wishes.repetition[:, None])
+        scores = scores - jnp.where(said > 0, wishes.presence[:, None], 0)
+        return scores - wishes.frequency[:, None] * said
+
+    def sampled(scores: jax.Array) -> jax.Array:
+        scores = scores / jnp.where(warm, wishes.temperature, 1)[:, None]
+        cut = (warm & ((wishes.top_k > 0) | (wishes.top_p < 1))).any()
+        scores = jax.lax.cond(cut, lambda x: _most_likely(x, wishes), lambda x: x, scores)
+        keys = jax.vmap(_key)(wishes.seed, wishes.draw, drawn)
+        tokens = jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+        return jnp.where(warm, tokens, greedy)
+
+    numbers, warm = are_numbers(scores), wishes.temperature > 0
+    apply = (wishes.repetition != 1) | (wishes.presence != 0) | (wishes.frequency != 0)
+    scores = jax.lax.cond(apply.any(), penalised, lambda x: x, scores)
+    greedy = best(scores)
+    tokens = jax.lax.cond(warm.any(), sampled, lambda _: greedy, scores)
+    return jnp.where(numbers, tokens, NO_TOKEN)
+
+
+def _most_likely(scores: jax.Array, wishes: Wishes) -> jax.Array:
+    """Minus infinity for what each row's top_k and top_p leave out."""
+    most = scores.shape[-1]
+    ordered = jnp.sort(scores, axis=-1, descending=True)
+    count = jnp.where(wishes.top_k > 0, jnp.minimum(wishes.top_k, most), most)
+    least = jnp.take_along_axis(ordered, count[:, None] - 1, axis=-1)
+    ordered, scores = (jnp.where(x < least, -jnp.inf, x) for x in (ordered, scores))
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = probabilities.cumsum(-1) - probabilities
+    top_p = wishes.top_p[:, None]
+    least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where((top_p < 1) & (scores < least), -jnp.inf, scores)
+
+
+def _key(seed: jax.Array, draw: jax.Array, drawn: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw), drawn)

@@ -4,8 +4,9 @@ All have one meaning; `polylm_jax.parallel.sharding.attender` chooses by platfor
 take whole rows and the numbers of their documents; only the plain formula serves a cache.
 """
 
+from collections.abc import Sequence
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
@@ -116,6 +117,27 @@ def in_steps(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Ar
     length = query.shape[1]
     fitting = [n for n in range(2, STEPS + 1) if length % n == 0 and length // n >= LANES]
     return attention(query, key, value, visible, max(fitting, default=1))
+
+
+def in_parts(
+    query: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]], visible: jax.Array
+) -> jax.Array:
+    """The plain formula on keys and values that lie in several arrays, which it does not join.
+
+    query: [batch, queries, heads, head_size]; each key and value: [batch, heads, keys, head_size].
+    visible: boolean [batch, queries, keys of all parts]. Returns what `attention` does.
+    """
+    scores = [dot("bqhd,bhkd->bhqk", query, key, FLOAT32) for key, _ in parts]
+    joined = jnp.concatenate(scores, axis=-1) * query.shape[-1] ** -0.5
+    joined = jnp.where(visible[:, None], joined, MASKED)
+    weight = jnp.exp(joined - joined.max(axis=-1, keepdims=True)).astype(parts[0][1].dtype)
+    total = weight.astype(FLOAT32).sum(axis=-1, keepdims=True)
+    ends = [0, *accumulate(key.shape[2] for key, _ in parts)]
+    mixed = [
+        dot("bhqk,bhkd->bhqd", weight[..., start:end], value, FLOAT32)
+        for (start, end), (_, value) in zip(pairwise(ends), parts, strict=True)
+    ]
+    return (reduce(jnp.add, mixed) / total).swapaxes(1, 2).astype(weight.dtype)
 
 
 def splash(

@@ -22,6 +22,7 @@ from polylm_jax.model.attention import (
     attention,
     causal,
     documents_of,
+    in_parts,
     in_steps,
     on_one_way,
     same_document,
@@ -70,6 +71,19 @@ Slots = dict[str, jax.Array]
 Cache = tuple[Slots, ...]
 
 Dtype = Annotated[str, OneOf(*COMPUTE_DTYPES)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tail:
+    """Keys and values of the tokens that came since a cache was last written.
+
+    slots: of each layer, as a cache with few slots. place: int32, the slot of the next token.
+    A cache that is only read is not copied by a loop that adds tokens, whatever the compiler.
+    """
+
+    slots: Cache
+    place: jax.Array
 
 
 @dataclass(frozen=True)
@@ -205,11 +219,17 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, slots: Slots | None, scope: jax.Array | None, positions: jax.Array
+        self,
+        x: jax.Array,
+        slots: Slots | None,
+        scope: jax.Array | None,
+        first: jax.Array,
+        held: Slots | None = None,
     ) -> tuple[jax.Array, Slots | None]:
         """x: float32 [batch, length, d_model]. Returns the same and the slots with new ones.
 
-        scope: what the attention function takes as its last argument.
+        scope: what the attention function takes as its last argument. first: where in the slots
+        the new ones begin, see `write`. held: other slots, which are looked at, too.
         """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
@@ -249,7 +269,7 @@ class Layer(nn.Module):
         if slots is not None:
             slots = {
                 name: self.constrain(
-                    write(slots[name], new.swapaxes(1, 2), positions[:, 0]),
+                    write(slots[name], new.swapaxes(1, 2), first),
                     *("batch", "heads", None, None),
                 )
                 for name, new in (("key", key), ("value", value))
@@ -260,7 +280,13 @@ class Layer(nn.Module):
             key, value = (slots[name].swapaxes(1, 2).astype(wide) for name in ("key", "value"))
             query = query.astype(wide)
         with jax.named_scope("attention"):
-            mixed = self.attend(query, key, value, scope).astype(dtype)
+            if slots is None or held is None or scope is None:
+                mixed = self.attend(query, key, value, scope).astype(dtype)
+            else:
+                apart = [
+                    (one["key"].astype(wide), one["value"].astype(wide)) for one in (held, slots)
+                ]
+                mixed = in_parts(query, apart, scope).astype(dtype)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)
 
@@ -299,6 +325,7 @@ class Decoder(nn.Module):
         positions: jax.Array | None = None,
         documents: jax.Array | None = None,
         branches: jax.Array | None = None,
+        tail: Tail | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the decoder.
 
@@ -315,8 +342,10 @@ class Decoder(nn.Module):
         branches: int32 [batch, length], together with documents, each of which is a tree: a stem
             of 0, then branches 1, 2, … that all go on from the stem and do not see each other.
             The plain formula alone knows them.
+        tail: the cache is only read, and tokens, one of each text, are written here. Of the cache
+            a text sees what lies before its tail's first position.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
-        and the cache with the tokens' keys and values written.
+        and the cache, or the tail's slots, with the tokens' keys and values written.
         """
         dtype = COMPUTE_DTYPES[self.compute.dtype]
         value_of = declare(self, outer_parameters(self.size), self.initial, self.size.layers)
@@ -349,6 +378,11 @@ class Decoder(nn.Module):
             width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
             visible = causal(slots if fresh else positions, width)
             scope = visible if scope is None else visible & same_document(scope)
+        if tail is not None and cache is not None:
+            length = tail.slots[0]["key"].shape[2]
+            since = causal(jnp.broadcast_to(tail.place, positions.shape), length)
+            visible = causal(positions - tail.place - 1, cache[0]["key"].shape[2])
+            scope = jnp.concatenate([visible, since], axis=-1)
         if branches is not None and scope is not None:
             scope = scope & on_one_way(branches)
         formula: Callable[..., jax.Array] = attention if branches is None else in_steps
@@ -375,7 +409,11 @@ class Decoder(nn.Module):
             # not a scan: it would copy every layer's weights and cache at every token
             written: Any = []
             for number, held in enumerate(cache):
-                x, new = Layer(*settings, name=f"layer_{number}")(x, held, scope, positions)
+                one = Layer(*settings, name=f"layer_{number}")
+                if tail is None:
+                    x, new = one(x, held, scope, positions[:, 0])
+                else:
+                    x, new = one(x, tail.slots[number], scope, tail.place, held)
                 written.append(new)
             cache = tuple(written)
         with jax.named_scope("final_norm"):
@@ -403,6 +441,11 @@ def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
 
 @jax.named_scope("cache")
 def write(slots: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
-    """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on."""
+    """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on.
+
+    first: one number where it is the same for all.
+    """
+    if first.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), first, axis=2)
     put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
     return jax.vmap(put)(slots, new.astype(slots.dtype), first)

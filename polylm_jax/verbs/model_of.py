@@ -16,6 +16,8 @@ from polylm_jax.model.decoder import Decoder
 from polylm_jax.parallel import platform
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer
+from polylm_jax.serve.engine import DeviceEngine
+from polylm_jax.serve.settings import Serving
 from polylm_jax.train import checkpoint
 from polylm_jax.train.door import open_run, read_params
 
@@ -79,3 +81,8 @@ def for_decoding(model: Model, int8: bool) -> Model:
     cpu = jax.default_backend() == "cpu"
     params = weights.for_decoding(model.params, decoder.size, decoder.compute.dtype, int8, cpu)
     return replace(model, params=params)
+
+
+def open_engine(model: Model, serving: Serving) -> DeviceEngine:
+    """An engine for a model `for_decoding`, its programs compiled, ready for calls; close it."""
+    return DeviceEngine(model.decoder, model.params, serving, model.rows)

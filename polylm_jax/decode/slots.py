@@ -1,0 +1,317 @@
+"""Texts that come and go in one static cache: the programs, each of one shape.
+
+A prompt is read beside the cache, into a staged row, a chunk at a time; its first token is chosen
+there, and the row is put into a slot. A burst adds some tokens to the texts of all slots. While it
+does, the cache is only read: new keys and values go to a tail, which is merged at the end. So a
+CPU's compiler never copies the cache, and reading costs the same whatever the number of slots.
+
+All but `burst` are about one text, which the mesh's ways of a batch read alike. Whatever stands in
+the other slots, a text's numbers are the same, bit for bit.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
+from polylm_jax.decode.weights import FEW, with_few
+from polylm_jax.model.decoder import (
+    COMPUTE_DTYPES,
+    END_OF_DOCUMENT,
+    Cache,
+    Decoder,
+    Tail,
+    empty_cache,
+    logits,
+)
+
+HEAD_BLOCK = 32  # tokens whose logits are held at a time where all of a prompt are told
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Likely:
+    """How likely tokens were: natural logarithms, of the scores as they are.
+
+    logprob: float32 […]; ids: int32 […, most] of the likeliest, best first; logprobs: theirs.
+    """
+
+    logprob: Any
+    ids: Any
+    logprobs: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """The texts of all slots as a burst finds them; arrays [slots].
+
+    last: int32, the token that goes on next, which the cache has not. lengths: int32, tokens that
+    it has. left: int32, tokens that may be added, 0 where a slot is idle. drawn: int32, tokens that
+    were. asked: boolean, whether it is told how likely they were.
+    """
+
+    last: Any
+    lengths: Any
+    left: Any
+    drawn: Any
+    asked: Any
+    wishes: Wishes
+
+
+def for_one(decoder: Decoder) -> Decoder:
+    """The decoder of one text, whose row the mesh cannot split."""
+
+    def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+        return decoder.constrain(x, *(None if axis == "batch" else axis for axis in axes))
+
+    return decoder.clone(constrain=constrain)
+
+
+def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any, ...]:
+    """All that lives on the devices, empty: (cache, held, staged rows, hidden, held_row).
+
+    held: int32 [slots, vocabulary], what the texts hold, see HEARD and SAID. The last two are like
+    what `read` and `first` return, where the others take it.
+    """
+    dtype = decoder.compute.cache_dtype or decoder.compute.dtype
+    one, size = for_one(decoder), decoder.size
+    held = jnp.zeros((slots, size.vocabulary), jnp.int32)
+    return (
+        _pinned(decoder, empty_cache(size, slots, context, dtype)),
+        decoder.constrain(held, "batch", "vocabulary"),
+        tuple(_pinned(one, empty_cache(size, 1, context, dtype)) for _ in range(staged)),
+        one.constrain(
+            jnp.zeros((1, size.d_model), COMPUTE_DTYPES[decoder.compute.dtype]), None, None
+        ),
+        one.constrain(held[:1], None, "vocabulary"),
+    )
+
+
+def read(
+    decoder: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array, last: Any
+) -> tuple[Cache, jax.Array]:
+    """The staged row with a chunk more, and the hidden state of the chunk's place `last`, [1, d].
+
+    tokens: int32 [1, chunk], which stand in the text from `begin` on.
+    """
+    hidden, staged = _hidden(for_one(decoder), params, staged, tokens, begin)
+    return staged, _at(decoder, hidden, last)
+
+
+def score(
+    decoder: Decoder,
+    most: int,
+    params: Any,
+    staged: Cache,
+    tokens: jax.Array,
+    begin: jax.Array,
+    last: Any,
+    targets: jax.Array,
+) -> tuple[Cache, jax.Array, Likely]:
+    """As `read`, and how likely the targets, int32 [chunk], were after each of its tokens."""
+    one = for_one(decoder)
+    hidden, staged = _hidden(one, params, staged, tokens, begin)
+    block = min(HEAD_BLOCK, len(targets))
+
+    def some(part: tuple[jax.Array, jax.Array]) -> Likely:
+        return _likely(one, most, logits(part[0], params["embedding"]), part[1])
+
+    parts = (hidden.reshape(-1, block, hidden.shape[-1]), targets.reshape(-1, block))
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(some, parts))
+    return staged, _at(decoder, hidden, last), found
+
+
+def first(
+    decoder: Decoder,
+    most: int,
+    params: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+    wishes: Wishes,
+) -> tuple[jax.Array, Likely, jax.Array]:
+    """A text's first token, int32 [1], how likely it was, and what the text holds, [1, vocabulary].
+
+    hidden: of the prompt's last token, [1, d]. tokens: int32 [context], the prompt, of `length`.
+    """
+    one = for_one(decoder)
+    held = jnp.zeros((1, decoder.size.vocabulary), jnp.int32)
+    heard = (jnp.arange(len(tokens)) < length).astype(jnp.int32) * HEARD
+    held = held.at[0, tokens].max(heard)
+    # fewer rows than these a CPU multiplies slower
+    scores = logits(jnp.repeat(hidden, FEW, axis=0), params["embedding"])[:1]
+    token = choose_each(choosable(scores, decoder.ids), held, wishes, jnp.zeros(1, jnp.int32))
+    likely = _likely(one, most, scores, token)
+    held = held.at[0, token].add(SAID)
+    return token, likely, one.constrain(held, None, "vocabulary")
+
+
+def insert(
+    decoder: Decoder,
+    cache: Cache,
+    held: jax.Array,
+    staged: Cache,
+    held_row: jax.Array,
+    slot: jax.Array,
+    length: jax.Array,
+) -> tuple[Cache, jax.Array]:
+    """The cache with a staged row of `length` tokens in a slot, and what the texts hold."""
+
+    def put(whole: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis=0)
+
+    cache = jax.tree.map(put, cache, _cut(staged, length))
+    return _pinned(decoder, cache), decoder.constrain(put(held, held_row), "batch", "vocabulary")
+
+
+def take(
+    decoder: Decoder, staged: Cache, cache: Cache, slot: jax.Array, length: jax.Array
+) -> Cache:
+    """A staged row with the first `length` tokens of a slot's text, and nothing else."""
+    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
+    return _pinned(for_one(decoder), _cut(row, length))
+
+
+def burst(
+    decoder: Decoder,
+    width: int,
+    steps: int,
+    most: int,
+    params: Any,
+    cache: Cache,
+    held: jax.Array,
+    rows: Rows,
+) -> tuple[Cache, jax.Array, jax.Array, Likely]:
+    """Adds up to `steps` tokens to the texts of all slots.
+
+    width: slots of a text that are looked at; none is longer. Returns the cache, what the texts
+    hold, the tokens int32 [slots, steps], filled up with END_OF_DOCUMENT, and how likely they were.
+    A text ends with END_OF_DOCUMENT, with NO_TOKEN where its scores are no numbers, or where no
+    more may be added.
+    """
+    slots = len(rows.last)
+    decoder = with_few(decoder, params, slots)
+    looked_at = jax.tree.map(lambda x: x[:, :, :width], cache)
+    dtype = cache[0]["key"].dtype.name
+    everyone = jnp.arange(slots)
+
+    def unfinished(carry: dict[str, Any]) -> jax.Array:
+        return (carry["step"] < steps) & carry["going"].any()
+
+    def one_token(carry: dict[str, Any]) -> dict[str, Any]:
+        step, going = carry["step"], carry["going"]
+        outputs: Any = decoder.apply(
+            {"params": params},
+            carry["token"][:, None],
+            looked_at,
+            (rows.lengths + step)[:, None],
+            tail=Tail(carry["tail"], step),
+        )
+        hidden, tail = outputs
+        scores = logits(hidden[:, 0], params["embedding"])
+        wanted = choosable(scores, decoder.ids)
+        token = choose_each(wanted, carry["held"], rows.wishes, rows.drawn + step)
+        token = jnp.where(going, token, END_OF_DOCUMENT)
+        likely = jax.lax.cond(
+            (rows.asked & going).any(),
+            lambda: _likely(decoder, most, scores, token),
+            lambda: _unlikely((slots,), most),
+        )
+        ended = (token == END_OF_DOCUMENT) | (token == NO_TOKEN)
+        said = (going & ~ended).astype(jnp.int32) * SAID
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1)
+        return {
+            "step": step + 1,
+            "token": token,
+            "going": going & ~ended & (step + 1 < rows.left),
+            "tail": tail,
+            "held": carry["held"].at[everyone, token].add(said),
+            "written": carry["written"] + going,
+            "new": put(carry["new"], token[:, None]),
+            "likely": jax.tree.map(lambda x, y: put(x, y[:, None]), carry["likely"], likely),
+        }
+
+    carry: dict[str, Any] = {
+        "step": jnp.zeros((), jnp.int32),
+        "token": jnp.asarray(rows.last),
+        "going": rows.left > 0,
+        "tail": _pinned(decoder, empty_cache(decoder.size, slots, steps, dtype)),
+        "held": held,
+        "written": jnp.zeros(slots, jnp.int32),
+        "new": jnp.full((slots, steps), END_OF_DOCUMENT, jnp.int32),
+        "likely": _unlikely((slots, steps), most),
+    }
+    carry = jax.lax.while_loop(unfinished, one_token, carry)
+    merge = partial(_merged, lengths=rows.lengths, written=carry["written"])
+    cache = _pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
+    held = decoder.constrain(carry["held"], "batch", "vocabulary")
+    return cache, held, carry["new"], carry["likely"]
+
+
+def _hidden(
+    one: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Hidden states [chunk, d] of a chunk, and the staged row with it."""
+    positions = begin + jnp.arange(tokens.shape[1])[None]
+    outputs: Any = one.apply({"params": params}, tokens, staged, positions)
+    hidden, staged = outputs
+    return hidden[0], _pinned(one, staged)
+
+
+def _at(decoder: Decoder, hidden: jax.Array, place: jax.Array) -> jax.Array:
+    return decoder.constrain(jax.lax.dynamic_slice_in_dim(hidden, place, 1), None, None)
+
+
+def _merged(slots: jax.Array, tail: jax.Array, lengths: jax.Array, written: jax.Array) -> jax.Array:
+    """Slots [batch, heads, slots, head_size] with `written` of the tail behind each row's length.
+
+    Nothing else changes, be it that the tail reaches beyond the last slot.
+    """
+    steps = tail.shape[2]
+    # a CPU would make all slots float32 to scatter bfloat16 into them
+    bits = jnp.dtype(f"uint{8 * slots.dtype.itemsize}")
+
+    def one(slots: jax.Array, tail: jax.Array, length: jax.Array, count: jax.Array) -> jax.Array:
+        begin = jnp.minimum(length, slots.shape[1] - steps)
+        place = begin - length + jnp.arange(steps)
+        old = jax.lax.dynamic_slice_in_dim(slots, begin, steps, axis=1)
+        new = jnp.where(((place >= 0) & (place < count))[:, None], tail[:, place], old)
+        return jax.lax.dynamic_update_slice_in_dim(slots, new, begin, axis=1)
+
+    held, new = (jax.lax.bitcast_convert_type(x, bits) for x in (slots, tail))
+    merged = jax.vmap(one)(held, new, lengths, written)
+    return jax.lax.bitcast_convert_type(merged, slots.dtype)
+
+
+def _cut(row: Cache, length: jax.Array) -> Cache:
+    """A row with zeros behind its first `length` tokens: no NaN, which times 0 is NaN, stays."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.where((jnp.arange(x.shape[2]) < length)[:, None], x, 0)
+
+    return jax.tree.map(cut, row)
+
+
+def _pinned(decoder: Decoder, cache: Cache) -> Cache:
+    return jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
+
+
+def _likely(decoder: Decoder, most: int, scores: jax.Array, tokens: jax.Array) -> Likely:
+    """Of tokens [batch] by scores [batch, vocabulary]; only ids of the tokenizer are told."""
+    total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    mine = jnp.take_along_axis(scores, tokens[:, None], axis=-1)
+    best, ids = jax.lax.top_k(choosable(scores, decoder.ids), most)
+    return Likely((mine - total)[:, 0], ids.astype(jnp.int32), best - total)
+
+
+def _unlikely(shape: tuple[int, ...], most: int) -> Likely:
+    """The same where nobody asks."""
+    return Likely(
+        jnp.full(shape, jnp.nan),
+        jnp.zeros((*shape, most), jnp.int32),
+        jnp.full((*shape, most), jnp.nan),
+    )

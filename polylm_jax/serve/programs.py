@@ -1,0 +1,160 @@
+"""What an engine runs on the devices: all compiled, and all memory taken, before it starts."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from polylm_jax.decode import slots
+from polylm_jax.decode.sampling import Wishes
+from polylm_jax.decode.slots import Likely, Rows
+from polylm_jax.model.decoder import Decoder
+
+FEWEST_LOOKED_AT = 256  # slots of a text that the narrowest burst looks at
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All sizes of an engine's programs.
+
+    slots: texts at once; context: tokens of each; burst: tokens added at once; readers: prompts
+    read in turns; chunks: lengths in which they are read; most: of the likeliest that are told.
+    """
+
+    slots: int
+    context: int
+    burst: int
+    readers: int
+    chunks: Sequence[int]
+    most: int
+
+    @property
+    def widths(self) -> list[int]:
+        """Slots of a text that bursts look at: powers of two, and all."""
+        powers = [FEWEST_LOOKED_AT << power for power in range(24)]
+        return [*(width for width in powers if width < self.context), self.context]
+
+
+class Device:
+    """The cache and the programs on it, functions of numpy arrays, for one thread at a time.
+
+    Nothing is compiled after it is made, and what stays on the devices is as much as then.
+    """
+
+    def __init__(self, decoder: Decoder, params: Any, shape: Shape) -> None:
+        """Compiles all; to be called with the mesh in context. params: of `for_decoding`."""
+        self.shape, self._params = shape, params
+        start = partial(slots.start, decoder, shape.slots, shape.context, shape.readers)
+        self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
+        self._staged = list(staged)
+        at, row, most = np.int32(0), staged[0], shape.most
+        chunks = {length: np.zeros((1, length), np.int32) for length in shape.chunks}
+        longest, prompt = chunks[shape.chunks[-1]], np.zeros(shape.context, np.int32)
+        one, every = idle_rows(1).wishes, idle_rows(shape.slots)
+        wanted: dict[Any, tuple[Callable, tuple, tuple[int, ...]]] = {
+            "score": (
+                partial(slots.score, decoder, most),
+                (params, row, longest, at, at, longest[0]),
+                (1,),
+            ),
+            "first": (
+                partial(slots.first, decoder, most),
+                (params, hidden, prompt, at, one),
+                (),
+            ),
+            "insert": (
+                partial(slots.insert, decoder),
+                (self._cache, self._held, row, held_row, at, at),
+                (0, 1),
+            ),
+            "take": (partial(slots.take, decoder), (row, self._cache, at, at), (0,)),
+        }
+        for length, tokens in chunks.items():
+            reads = (params, row, tokens, at, at)
+            wanted["read", length] = partial(slots.read, decoder), reads, (1,)
+        for width in shape.widths:
+            adds = partial(slots.burst, decoder, width, shape.burst, most)
+            wanted["burst", width] = adds, (params, self._cache, self._held, every), (1, 2)
+        lowered = {
+            # what is given away makes room for what comes, be it not looked at
+            name: jax.jit(function, donate_argnums=given, keep_unused=True).lower(*arguments)
+            for name, (function, arguments, given) in wanted.items()
+        }
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            compiled = threads.map(lambda program: program.compile(), lowered.values())
+            self._run = dict(zip(lowered, compiled, strict=True))
+
+    def take(self, reader: int, slot: int, length: int) -> None:
+        """A reader begins with the first tokens of a slot's text; with nothing if length is 0."""
+        self._staged[reader] = self._run["take"](
+            self._staged[reader], self._cache, np.int32(slot), np.int32(length)
+        )
+
+    def read(self, reader: int, tokens: np.ndarray, begin: int, last: int) -> jax.Array:
+        """A reader reads a chunk, int32 [length]; the hidden state of its place `last`."""
+        self._staged[reader], hidden = self._run["read", len(tokens)](
+            self._params, self._staged[reader], tokens[None], np.int32(begin), np.int32(last)
+        )
+        return hidden
+
+    def score(
+        self, reader: int, tokens: np.ndarray, begin: int, last: int, targets: np.ndarray
+    ) -> tuple[jax.Array, Likely]:
+        """The same with the longest chunk, and how likely the targets were."""
+        places = np.int32(begin), np.int32(last)
+        self._staged[reader], hidden, likely = self._run["score"](
+            self._params, self._staged[reader], tokens[None], *places, targets
+        )
+        return hidden, likely
+
+    def first(
+        self, hidden: jax.Array, prompt: Sequence[int], wishes: Wishes
+    ) -> tuple[int, Likely, jax.Array]:
+        """The token after a prompt, how likely it was, and what the text holds, for `insert`."""
+        tokens = np.zeros(self.shape.context, np.int32)
+        tokens[: len(prompt)] = prompt
+        token, likely, held_row = self._run["first"](
+            self._params, hidden, tokens, np.int32(len(prompt)), wishes
+        )
+        return int(np.asarray(token)[0]), likely, held_row
+
+    def insert(self, reader: int, held_row: jax.Array, slot: int, length: int) -> None:
+        """Puts what a reader has read, `length` tokens, into a slot."""
+        places = np.int32(slot), np.int32(length)
+        self._cache, self._held = self._run["insert"](
+            self._cache, self._held, self._staged[reader], held_row, *places
+        )
+
+    def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
+        """Adds tokens to all texts, int32 [slots, burst], and how likely each was."""
+        longest = int(rows.lengths.max())
+        width = next(width for width in self.shape.widths if width >= longest)
+        self._cache, self._held, new, likely = self._run["burst", width](
+            self._params, self._cache, self._held, rows
+        )
+        return np.asarray(new), likely
+
+
+def idle_rows(slots: int) -> Rows:
+    """Rows where nothing goes on, in numpy."""
+
+    def full(value: float, dtype: Any = np.float32) -> np.ndarray:
+        return np.full(slots, value, dtype)
+
+    wishes = Wishes(
+        temperature=full(0),
+        top_k=full(0, np.int32),
+        top_p=full(1),
+        repetition=full(1),
+        presence=full(0),
+        frequency=full(0),
+        seed=full(0, np.uint32),
+        draw=full(0, np.uint32),
+    )
+    last, lengths, left, drawn = (full(0, np.int32) for _ in range(4))
+    return Rows(last, lengths, left, drawn, full(0, bool), wishes)
