@@ -1,0 +1,200 @@
+"""The schedule beside a cache of lists: whatever comes and hangs up, nobody is lost or starves."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polylm_jax.serve.schedule import Begin, Job, Schedule, chunk_of, chunks_of
+
+CONTEXT, PROMPT_TOKENS = 96, 32
+
+prompts = st.builds(
+    lambda stem, rest: [1] * stem + rest,
+    st.integers(0, 40),
+    st.lists(st.integers(0, 2), min_size=1, max_size=40),
+)
+calls = st.builds(lambda prompt, new, anew: (prompt, new, anew), prompts, st.integers(0, 12),
+                  st.booleans())  # fmt: skip
+# what happens before a turn: calls that come, and numbers of those that hang up
+happenings = st.lists(
+    st.tuples(st.lists(calls, max_size=4), st.lists(st.integers(0, 30), max_size=2)), max_size=12
+)
+
+
+class Run:
+    """A schedule and what a device would hold: tokens by slots and readers."""
+
+    def __init__(self, slots):
+        self.schedule = Schedule(slots, CONTEXT, chunks_of(32, PROMPT_TOKENS, CONTEXT), 32)
+        self.cache = [[] for _ in range(slots)]
+        self.staged = [[] for _ in range(self.schedule.readers)]
+        self.open, self.ends, self.begun, self.left = {}, [], [], {}
+
+    def submit(self, prompt, new, anew):
+        job = Job(len(self.open) + len(self.ends), tuple(prompt), anew)
+        self.open[job.number], self.left[job.number] = job, new
+        self.schedule.waiting.append(job)
+
+    def end(self, job):
+        self.schedule.ended(job)
+        del self.open[job.number]
+        self.ends.append(job.number)
+
+    def check(self):
+        schedule = self.schedule
+        places = [*schedule.waiting, *schedule.reading, *schedule.going.values()]
+        assert sorted(job.number for job in places) == sorted(self.open)
+        slots = [job.slot for job in (*schedule.reading, *schedule.going.values())]
+        assert len(set(slots)) == len(slots) <= schedule.slots
+        readers = [job.reader for job in schedule.reading]
+        assert set(readers) <= set(range(schedule.readers))
+        assert len(set(readers)) == len(readers)
+        assert schedule.held == self.cache
+
+    def turn(self, steps=3):
+        """All that is read, and a burst; how many chunks were read."""
+        schedule, spent, own, chunks = self.schedule, 0, {}, 0
+        schedule.turn()
+        while step := schedule.next():
+            job = step.job
+            if isinstance(step, Begin):
+                self.begun.append(job.number)
+                assert job.reused < len(job.prompt)
+                assert not (job.anew and job.reused)
+                self.staged[job.reader] = self.cache[job.source][: job.reused]
+                assert self.staged[job.reader] == list(job.prompt[: job.reused])
+                continue
+            chunks += 1
+            assert 0 <= step.begin <= len(self.staged[job.reader])
+            assert step.begin + step.length <= CONTEXT
+            if schedule.going:
+                spent += step.length
+                own[job.number] = own.get(job.number, 0) + step.length
+                assert spent <= schedule.allowance
+                assert own[job.number] <= PROMPT_TOKENS
+            self.staged[job.reader][step.begin :] = job.prompt[step.begin : step.end]
+            if step.end == len(job.prompt):
+                self.read(job)
+            self.check()
+        for slot, job in list(schedule.going.items()):
+            wrote = [2] * min(steps, self.left[job.number])
+            schedule.wrote(slot, wrote)
+            self.cache[slot] = self.cache[slot] + wrote
+            self.left[job.number] -= len(wrote)
+            if not self.left[job.number]:
+                self.end(job)
+        self.check()
+        return chunks
+
+    def read(self, job):
+        assert self.staged[job.reader] == list(job.prompt)
+        if not self.left[job.number]:
+            return self.end(job)
+        self.cache[job.slot] = self.staged[job.reader][:]
+        return self.schedule.inserted(job)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1, 2, 5, 8]), happenings)
+def test_each_call_ends_once_and_each_slot_comes_free(slots, happenings):
+    run = Run(slots)
+    for comes, goes in happenings:
+        for call in comes:
+            run.submit(*call)
+        for number in goes:
+            if number in run.open:
+                run.end(run.open[number])
+        run.check()
+        run.turn()
+    turns = 0
+    while run.open:
+        reads = bool(run.schedule.reading)
+        assert run.turn() > 0 or not reads
+        turns += 1
+    # each of those left has at most three chunks and four bursts, one by one at the worst
+    assert turns <= 8 * 48
+    assert sorted(run.ends) == list(range(len(run.ends)))
+    assert run.begun == sorted(run.begun)  # first come, first served
+    assert not run.schedule.going
+    assert not run.schedule.reading
+    assert not run.schedule.waiting
+
+
+def conversation(schedule, prompt, said):
+    """One call from its begin to its end."""
+    job = Job(0, prompt)
+    schedule.waiting.append(job)
+    schedule.turn()
+    while step := schedule.next():
+        if not isinstance(step, Begin) and step.end == len(prompt):
+            schedule.inserted(job)
+    schedule.wrote(job.slot, said)
+    schedule.ended(job)
+    return job
+
+
+def test_a_talk_goes_on_where_it_is_and_others_talks_stay():
+    schedule = Schedule(3, CONTEXT, chunks_of(32, 32, CONTEXT), 32)
+    stem = list(range(100, 120))
+    first = conversation(schedule, [*stem, 1, 2], [3, 4])
+    other = conversation(schedule, [*range(50)], [])
+    again = conversation(schedule, [*stem, 1, 2, 3, 4, 5, 6], [7])
+    assert (again.slot, again.reused) == (first.slot, 24)
+    # what shares the beginning alone takes the slot that is unused for the longest
+    branch = conversation(schedule, [*stem[:9], 9, 9], [])
+    assert branch.reused == 9
+    assert branch.slot not in (first.slot, other.slot)
+    # said again, all but one token is there
+    assert conversation(schedule, [*stem, 1, 2, 3, 4, 5, 6], []).reused == 25
+    assert conversation(schedule, [7] * 7, []).reused == 0
+
+
+def test_a_text_that_goes_on_lends_its_beginning():
+    schedule = Schedule(2, CONTEXT, chunks_of(32, 32, CONTEXT), 32)
+    one, two = Job(1, [*range(30)]), Job(2, [*range(20), 5])
+    schedule.waiting.append(one)
+    while step := schedule.next():
+        if not isinstance(step, Begin):
+            schedule.inserted(one)
+    schedule.waiting.append(two)
+    assert schedule.next() == Begin(two)
+    assert (two.source, two.reused, two.slot) == (one.slot, 20, 1 - one.slot)
+
+
+def test_idle_slots_let_more_be_read_but_of_one_prompt_no_more():
+    schedule = Schedule(16, 4096, chunks_of(128, 256, 4096), 256)
+    schedule.waiting.append(Job(0, [1]))
+    while step := schedule.next():
+        if not isinstance(step, Begin):
+            schedule.inserted(step.job)
+    schedule.waiting.extend(Job(n, [n] * 2000) for n in range(1, 5))
+    schedule.turn()
+    read = {}
+    while step := schedule.next():
+        if not isinstance(step, Begin):
+            read[step.job.number] = read.get(step.job.number, 0) + step.length
+    assert read == {1: 256, 2: 256, 3: 128, 4: 128}  # 11 idle slots: three times as many
+    schedule.waiting.extend(Job(n, [n] * 2000) for n in range(5, 9))
+    for slot in {*range(16)} - {job.slot for job in schedule.reading}:  # none is idle any more
+        schedule.going.setdefault(slot, Job(100 + slot, [1], slot=slot))
+    schedule.turn()
+    order = []
+    while step := schedule.next():
+        order.append((step.job.number, step.length))
+    schedule.turn()
+    while step := schedule.next():
+        order.append((step.job.number, step.length))
+    assert order == [(3, 128), (4, 128), (1, 128), (2, 128)]  # in turns
+
+
+def test_chunks_are_the_same_whatever_else_is_read_and_fit_into_the_cache():
+    chunks = chunks_of(128, 300, 200)
+    assert chunks == [16, 32, 64, 128]
+    assert chunks_of(128, 64, 10) == [8]
+    job, parts = Job(0, [1] * 190), []
+    while job.known < 190:
+        chunk = chunk_of(job, chunks, 200)
+        parts.append((chunk.begin, chunk.end, chunk.length))
+        job.known = chunk.end
+    assert parts == [(0, 128, 128), (128, 190, 64)]
+    job.known = 187
+    assert chunk_of(job, chunks, 200).begin == 184
