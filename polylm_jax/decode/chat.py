@@ -221,18 +221,55 @@ def decode_after(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]
     return stream.push(ids) + stream.close()
 
 
-def until(mark: str, texts: Iterable[str]) -> Iterator[str]:
-    """The texts up to the mark, which may be cut over several of them."""
-    held = ""
+class Until:
+    """Text up to the first of several marks, as it comes; what may be a mark's begin is held back.
+
+    The mark that begins first counts, wherever the text is cut into parts. done: it was there.
+    """
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        self._marks = tuple(marks)
+        self._longest = max(map(len, self._marks), default=0)
+        self._held = ""
+        self.done = False
+
+    def push(self, text: str) -> str:
+        """What can be said now that this text has come."""
+        if self.done:
+            return ""
+        held = self._held + text
+        cut = self._cut(held)
+        # a mark that begins before the one that is whole may still be on its way
+        begins = (
+            at
+            for at in range(max(0, len(held) - self._longest + 1), min(cut, len(held)))
+            if any(mark.startswith(held[at:]) for mark in self._marks)
+        )
+        safe = next(begins, None)
+        self.done = safe is None and cut < len(held)
+        safe = cut if safe is None else safe
+        self._held = "" if self.done else held[safe:]
+        return held[:safe]
+
+    def close(self) -> str:
+        """What is left when no more text comes."""
+        cut = self._cut(self._held)
+        self.done = self.done or cut < len(self._held)
+        said, self._held = self._held[:cut], ""
+        return said
+
+    def _cut(self, text: str) -> int:
+        return min((at for mark in self._marks if (at := text.find(mark)) >= 0), default=len(text))
+
+
+def until(marks: Iterable[str], texts: Iterable[str]) -> Iterator[str]:
+    """The texts up to the first of the marks, which may be cut over several of them."""
+    cut = Until(marks)
     for text in texts:
-        held += text
-        if mark in held:
-            yield held.partition(mark)[0]
+        yield cut.push(text)
+        if cut.done:
             return
-        safe = len(held) - next(n for n in range(len(mark) - 1, -1, -1) if held.endswith(mark[:n]))
-        yield held[:safe]
-        held = held[safe:]
-    yield held
+    yield cut.close()
 
 
 def converse(
@@ -268,8 +305,7 @@ def converse(
             continue
         parts: list[str] = []
         try:
-            texts = answer(prompt)
-            for part in until(form.marks[0], texts) if form.marks else texts:
+            for part in until(form.marks, answer(prompt)):
                 parts.append(part)
                 say(part)
         except KeyboardInterrupt:

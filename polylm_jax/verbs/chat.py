@@ -47,9 +47,7 @@ def run(given: argparse.Namespace) -> None:
             turns += 1  # so that the same question is not answered with the same words twice
             seed = (settings.seed + turns) % 2**32
             texts = stream(model, prompt, replace(settings, seed=seed), memory)
-            for stop in settings.stop:
-                texts = until(stop, texts)
-            return texts
+            return until(settings.stop, texts)
 
         def fits(prompt: list[Segment]) -> bool:
             asked = len(prompt_ids(model.tokenizer, prompt))

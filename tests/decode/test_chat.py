@@ -233,7 +233,7 @@ def test_an_answer_ends_where_the_model_takes_the_users_part():
     parts = ["fine<", "|us", "er|>\nmore", "and more"]
     said, _ = dialogue(["a"], [parts], format="chat")
     assert said == "fine\n"
-    assert "".join(until("<|user|>", ["a<|", "x"])) == "a<|x"
+    assert "".join(until(["<|user|>"], ["a<|", "x"])) == "a<|x"
 
 
 @pytest.fixture(scope="module")
