@@ -159,11 +159,11 @@ def _stack_panel(ax: Axes, metrics: Metrics) -> None:
 def _draw_stack(
     tokens: np.ndarray, sources: list[str], counts: np.ndarray, ax: Axes, title: str
 ) -> None:
-    groups = _groups(sources, counts[-1])
+    bands_of = groups(sources, counts[-1])
     counts = np.diff(counts, axis=0)
     sums, top, labels = counts.sum(-1, keepdims=True), np.zeros(len(counts)), []
     shares = counts / np.where(sums == 0, 1, sums)
-    for name, (colour, members) in groups.items():
+    for name, (colour, members) in bands_of.items():
         bands = shares[:, [sources.index(source) for source in members]].T
         for rank, band in enumerate(bands):
             alpha = 1 - 0.45 * rank / len(bands)
@@ -251,7 +251,7 @@ def _dumbbell_panel(ax: Axes, before: dict[str, float], after: dict[str, float])
     _bare(ax)
 
 
-def _groups(sources: Sequence[str], rows: np.ndarray) -> dict[str, tuple[str, list[str]]]:
+def groups(sources: Sequence[str], rows: np.ndarray) -> dict[str, tuple[str, list[str]]]:
     """The bands of a stack from the bottom: name -> (colour, the sources in it).
 
     A few languages have a band each. Many are grouped: the paper's by region, of others those

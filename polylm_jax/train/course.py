@@ -123,6 +123,12 @@ def planned(folder: str, accepted: int, schedule: Schedule, store: Store) -> Cur
     return going_on(meta, step, accepted, schedule, store, folder)[0].curriculum
 
 
+def course_of(meta: Meta) -> Curriculum | None:
+    """The order of a run's rows as a checkpoint notes it; None where it notes none."""
+    stages = meta.get("stages")
+    return _course(stages, stages[0]["length"], {}).curriculum if stages else None
+
+
 def _changed(
     stages: list[Stage], stage: Stage, changed: list[str], store: Store, origin: dict[str, Any]
 ) -> tuple[Course, list[str]]:

@@ -340,16 +340,20 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
-def key_of(variable: str) -> str:
-    """The key in an environment variable, or "" where no variable is named."""
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
+def key_of(variable: str, setting: str = "writer.key_variable", needed: bool = True) -> str:
+    """The key in an environment variable, or "" where no variable is named.
+
+    setting: which names it. UserError where it holds none that a header can carry, and where it is
+    needed and not set.
+    """
+    key = os.environ.get(variable, "").strip() if variable else ""
     if not key:
-        raise UserError(
-            f"the environment variable {variable}, which writer.key_variable names, is not set; "
-            f"export {variable}=… with the key and run the same command again."
-        )
+        if variable and needed:
+            raise UserError(
+                f"the environment variable {variable}, which {setting} names, is not set; "
+                f"export {variable}=… with the key and run the same command again."
+            )
+        return ""
     if not re.fullmatch(r"[!-~]{1,4096}", key):
         raise UserError(
             f"what the environment variable {variable} holds is no key: it has spaces or letters "

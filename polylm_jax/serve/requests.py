@@ -1,0 +1,342 @@
+"""A request's life: its prompts as ids, its calls at the engine, its text as it comes, its end."""
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+
+from polylm_jax.data.tokenizer import EOS, Tokenizer
+from polylm_jax.decode.chat import (
+    FORMATS,
+    ChatSettings,
+    Format,
+    Segment,
+    TextStream,
+    Turn,
+    Until,
+    encode,
+    inert,
+    render,
+)
+from polylm_jax.decode.sampling import Sampling
+from polylm_jax.ranges import TINY
+from polylm_jax.serve.calls import Call, Engine, News, Said
+from polylm_jax.serve.fields import DEFAULT_NEW, Chat, Completion, Message, Refusal
+
+COLDEST = 1e-9  # temperatures below are 0, the best token
+KEPT_ANSWERS = 1024
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, as far as a request must know it.
+
+    name: what it is called in requests. chat: how the run wants to be talked with; what a request
+    of a chat does not say is taken from there.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    context: int
+    chat: ChatSettings
+
+    @property
+    def form(self) -> Format:
+        return FORMATS[self.chat.format]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that was understood.
+
+    calls: one for each choice, those of a prompt side by side. likeliest: None where no
+    log-probabilities are told.
+    """
+
+    chat: bool
+    calls: tuple[Call, ...]
+    n: int
+    stop: tuple[str, ...]
+    stream: bool
+    usage: bool
+    echo: bool
+    likeliest: int | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(call.prompt) for call in self.calls[:: self.n])
+
+
+class OwnAnswers:
+    """The ids of answers that were given here, for the prompts that quote them.
+
+    What a text is encoded to need not be what was sampled; only with those ids does a prompt go on
+    from what an engine has read already.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self._lock = Lock()
+
+    def keep(self, before: Sequence[int], text: str, ids: Sequence[int]) -> None:
+        """Remembers an answer to the prompt `before`."""
+        with self._lock:
+            self._kept[hash((*before,))] = text, tuple(ids)
+            while len(self._kept) > KEPT_ANSWERS:
+                del self._kept[next(iter(self._kept))]
+
+    def ids(self, tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[int]:
+        """The ids of a conversation."""
+        [parts], ids = encode(tokenizer, [segments]), list[int]()
+        for segment, part in zip(segments, parts, strict=True):
+            if segment.answer:
+                text, own = self._kept.get(hash((*ids,)), ("", ()))
+                part = [*own, EOS] if own and text == segment.text else part
+            ids += part
+        return ids
+
+
+def conversation(messages: Sequence[Message], form: Format, keep_ends: bool) -> list[Segment]:
+    """The prompt of a conversation.
+
+    The formats know questions and answers only: what a system says stands before the question that
+    follows, and what one side says in several messages is one, in lines. A last message of the
+    assistant is gone on from.
+    """
+    turns, asked = list[Turn](), list[str]()
+    for role, text in messages:
+        if role != "assistant":
+            asked.append(text)
+        elif asked or not turns:
+            turns.append(Turn("\n".join(asked), text))
+            asked = []
+        else:
+            turns[-1] = Turn(turns[-1].question, f"{turns[-1].answer}\n{text}")
+    if asked:
+        return render([*turns, Turn("\n".join(asked))], form, keep_ends)
+    *before, last = turns
+    begun = Segment(inert(last.answer or "", form))
+    return [*render([*before, Turn(last.question)], form, keep_ends), begun]
+
+
+def understand(said: Completion | Chat, served: Served, own: OwnAnswers) -> Asked:
+    """What a request asks of the engine; Refusal where that cannot be."""
+    if said.model not in ("", served.name):
+        raise Refusal(
+            404,
+            f"There is no model {said.model[:100]!r} here; the model is {served.name!r}.",
+            "model",
+            "model_not_found",
+        )
+    chat = isinstance(said, Chat)
+    defaults = served.chat if chat else Sampling(temperature=1.0)
+    if isinstance(said, Chat):
+        segments = conversation(said.messages, served.form, served.chat.keep_ends)
+        prompts = [tuple(own.ids(served.tokenizer, segments)) or (EOS,)]
+        stop = (*(said.stop or served.chat.stop), *served.form.marks)
+        likeliest = (said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None
+        echo = False
+    else:
+        prompts = [_ids(prompt, served.tokenizer) for prompt in said.prompt]
+        stop, likeliest, echo = said.stop, said.logprobs, said.echo
+    wanted = said.max_completion_tokens
+    wanted = said.max_tokens if wanted is None else wanted
+    temperature = _given(said.temperature, defaults.temperature)
+    calls = []
+    for prompt in prompts:
+        room = served.context - len(prompt)
+        if room < (wanted != 0):
+            raise Refusal(
+                400,
+                f"The prompt has {len(prompt):,} tokens, but the model's context of "
+                f"{served.context:,} holds prompt and answer; shorten it.",
+                "messages" if chat else "prompt",
+                "context_length_exceeded",
+            )
+        for choice in range(said.n):
+            seed = secrets.randbits(32) if said.seed is None else (said.seed + choice) % 2**32
+            calls.append(
+                Call(
+                    prompt,
+                    min(room, _given(wanted, room if chat else DEFAULT_NEW)),
+                    temperature if temperature >= COLDEST else 0.0,
+                    max(0, _given(said.top_k, defaults.top_k)),
+                    max(TINY, _given(said.top_p, defaults.top_p)),
+                    _given(said.repetition_penalty, defaults.repetition_penalty),
+                    said.presence_penalty,
+                    said.frequency_penalty,
+                    seed,
+                    likeliest,
+                    read=echo and likeliest is not None,
+                )
+            )
+    return Asked(
+        chat,
+        tuple(calls),
+        said.n,
+        stop,
+        said.stream,
+        said.stream_options.include_usage,
+        echo,
+        likeliest,
+    )
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _ids(prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        # a text from nothing begins as texts do in training
+        return tuple(tokenizer.encode([prompt])[0]) or (EOS,)
+    if max(prompt) >= tokenizer.size:
+        raise Refusal(
+            400,
+            f"prompt holds the id {max(prompt)}, but the tokenizer has {tokenizer.size:,}; encode "
+            "it with the model's own.",
+            "prompt",
+            "invalid_value",
+        )
+    return prompt
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it is told. at: where its text begins in the choice's."""
+
+    said: Said
+    at: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a choice says next.
+
+    tokens: those whose text begins in it, where log-probabilities are told.
+    finish: "" while it goes on, "stop", "length", "cancelled" or "failed".
+    """
+
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish: str = ""
+    fault: str = ""
+
+
+class Choice:
+    """The text of one call as its news come, cut before the first stop.
+
+    text: all that was said. finish: as in Piece. ids: that were added up to the end, without
+    `</s>`, with those of the stop. reused: see News.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, call: Call, stop: Sequence[str], echo: bool) -> None:
+        self._call, self._echo, self._read_back = call, echo, echo
+        self._stream = TextStream(tokenizer, () if echo else call.prompt)
+        self._until = Until(stop)
+        self._pending: list[Token] = []
+        self._complete = 0  # characters, those held back among them
+        self.ids: list[int] = []
+        self.text, self.finish, self.reused = "", "", 0
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the model itself ended it."""
+        return self.finish == "stop" and not self._until.done
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was said to its end, and not cut at a stop."""
+        return self.finish in ("stop", "length") and not self._until.done
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+    def hear(self, news: News) -> Piece:
+        """What the news let it say."""
+        self.reused = self.reused or news.reused
+        text = self._prompt(news) if self._echo else ""
+        for said in () if self.finish else news.new:
+            self.ids.append(said.token)
+            text += self._until.push(self._added(said))
+            if self._until.done:
+                self.finish = "stop"
+                break
+        if news.ended and not self.finish:
+            text += self._until.push(self._stream.close()) + self._until.close()
+            self.finish = "stop" if self._until.done else news.ended
+            if self._read_back and self._call.likeliest is not None and self.is_ended:
+                # who measures with echo asks for one token more, and takes the last one away
+                self._pending.append(Token(Said(EOS), self._complete))
+        elif not text and not self.finish:
+            return Piece()
+        self.text += text
+        return Piece(text, tuple(self._released()), self.finish, news.fault)
+
+    def _prompt(self, news: News) -> str:
+        """The prompt's own text, once."""
+        if self._call.read and not news.prompt:
+            return ""  # its log-probabilities come with it
+        self._echo = False
+        said = news.prompt or [Said(token) for token in self._call.prompt]
+        return "".join(map(self._added, said))
+
+    def _added(self, said: Said) -> str:
+        if self._call.likeliest is not None:
+            self._pending.append(Token(said, self._complete))
+        text = self._stream.push([said.token])
+        self._complete += len(text)
+        return text
+
+    def _released(self) -> Iterator[Token]:
+        """Tokens whose text has begun to be said; at the end those that have none, too."""
+        whole = self.finish and not self._until.done
+        while self._pending and (whole or self._pending[0].at < len(self.text)):
+            yield self._pending.pop(0)
+
+
+class Work:
+    """A request's calls at the engine, and their news: the one owner that may cancel them."""
+
+    def __init__(self, engine: Engine, asked: Asked) -> None:
+        """Submits all calls, or none: then Busy is raised."""
+        self._engine, self._news = engine, asyncio.Queue[tuple[int, News]]()
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, int] = {}
+        self._refusal: Refusal | None = None
+        for index, call in enumerate(asked.calls):
+            try:
+                self._open[index] = engine.submit(call, partial(self._tell, index))
+            except BaseException:
+                self.leave()
+                raise
+
+    def _tell(self, index: int, news: News) -> None:
+        with suppress(RuntimeError):  # the loop may be closed when the last calls are ended
+            self._loop.call_soon_threadsafe(self._news.put_nowait, (index, news))
+
+    async def news(self) -> tuple[int, News]:
+        """The next news, and of which call; Refusal where the server breaks it off."""
+        index, news = await self._news.get()
+        if self._refusal:
+            raise self._refusal
+        if news.ended:
+            self._open.pop(index, None)
+        return index, news
+
+    def leave(self, *indices: int) -> None:
+        """Cancels these calls, or all, where they have not ended; once each."""
+        for index in indices or tuple(self._open):
+            if (number := self._open.pop(index, None)) is not None:
+                self._engine.cancel(number)
+
+    def break_off(self, refusal: Refusal) -> None:
+        """Ends it with an error."""
+        self._refusal = refusal
+        self.leave()
+        self._news.put_nowait((0, News()))

@@ -1,0 +1,99 @@
+"""The process of a server: its address, its signals, and how it ends."""
+
+import asyncio
+import math
+import socket
+import time
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from polylm_jax.errors import UserError
+from polylm_jax.serve.fields import Refusal
+from polylm_jax.serve.http import Desk
+from polylm_jax.train.ends import RunEnded
+
+LAST_WORDS = 2.0  # seconds for the errors of those that are broken off
+LET_GO = 5  # seconds for connections to close
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens; UserError where it cannot. port: 0 for any that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"--host={host} --port={port} cannot be listened at: {reason}; choose another port."
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, with an end of its own: asked to stop it answers to the end what it has begun.
+
+    /health and new requests have 503 from then on. When no answer is left, or drain_seconds have
+    passed, or it is asked again, it ends; what is left has an error for its last words. Where the
+    engine fails it ends as soon as all have been told.
+    """
+
+    def __init__(self, app: ASGIApp, desk: Desk | None, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=LET_GO,
+            )
+        )
+        self._desk, self._drain_seconds = desk, drain_seconds
+        self._deadline = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        """What a signal does."""
+        if self._desk is None:
+            self.should_exit = True
+        elif self._desk.draining is None:
+            self._desk.draining = math.ceil(self._drain_seconds)
+            self._deadline = time.monotonic() + self._drain_seconds
+        else:
+            self._deadline = -math.inf
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is over; asked ten times a second."""
+        desk = self._desk
+        if desk and (desk.draining is not None or desk.engine.broken.is_set()):
+            broken = desk.engine.broken.is_set()
+            if desk.running and (broken or time.monotonic() > self._deadline):
+                reason = desk.engine.fault if broken else "it was asked to, and its time is over"
+                desk.break_off(
+                    Refusal(500 if broken else 503, f"The server stops: {reason}.", code="stopped")
+                )
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._all_told(desk), LAST_WORDS)
+                return True
+            if not desk.running:
+                return True
+        return await super().on_tick(counter)
+
+    async def _all_told(self, desk: Desk) -> None:
+        while desk.running:
+            await asyncio.sleep(0.01)
+
+
+def serve(app: ASGIApp, desk: Desk | None, listening: socket.socket, drain_seconds: float) -> None:
+    """Serves until a signal; RunEnded where the engine fails."""
+    server = Server(app, desk, drain_seconds)
+    try:
+        server.run([listening])
+    finally:
+        if desk:
+            desk.engine.close(0)
+    if desk and desk.engine.broken.is_set():
+        raise RunEnded("failed", f"the engine: {desk.engine.fault}")
