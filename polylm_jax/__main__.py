@@ -35,6 +35,7 @@ VERBS = {
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",
+    "serve": "answer over HTTP in OpenAI's forms, with a page",
     "evaluate": "measure a model with the paper's benchmark, or another",
     "score": "log-likelihood of continuations, the primitive of evaluation",
     "overlap": "see what of a benchmark stands in the rows that a run has read",

@@ -4,7 +4,7 @@ import codecs
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TypeVar
 
 from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode.sampling import NewTokens, Penalty, Sampling, Temperature, TopP
@@ -272,20 +272,24 @@ def until(marks: Iterable[str], texts: Iterable[str]) -> Iterator[str]:
     yield cut.close()
 
 
+Prompt = TypeVar("Prompt")
+
+
 def converse(
     questions: Iterable[str],
-    answer: Callable[[list[Segment]], Iterator[str]],
-    fits: Callable[[list[Segment]], bool],
-    settings: ChatSettings,
+    answer: Callable[[Prompt], Iterator[str]],
+    fits: Callable[[Prompt], bool],
+    prompt_of: Callable[[Sequence[Turn]], Prompt],
     say: Callable[[str], None],
+    marks: Sequence[str] = (),
 ) -> None:
     """Answers each question, remembering the turns before it, until /stop.
 
     answer: function (prompt) -> parts of the answer, as they come. fits: whether a prompt
-    leaves room for an answer; the oldest turns are forgotten until it does. say: shows text.
-    /clear forgets all turns.
+    leaves room for an answer; the oldest turns are forgotten until it does. prompt_of: makes
+    the prompt of turns. say: shows text. marks: before which an answer is cut. /clear forgets all
+    turns.
     """
-    form = FORMATS[settings.format]
     turns: list[Turn] = []
     for question in questions:
         if question.strip() == "/stop":
@@ -297,7 +301,7 @@ def converse(
         if not question.strip():
             continue
         turns.append(Turn(question))
-        while not fits(prompt := render(turns, form, settings.keep_ends)) and len(turns) > 1:
+        while not fits(prompt := prompt_of(turns)) and len(turns) > 1:
             turns = turns[1:]
         if not fits(prompt):
             say("That is longer than the model's context; shorten it.\n")
@@ -305,7 +309,7 @@ def converse(
             continue
         parts: list[str] = []
         try:
-            for part in until(form.marks, answer(prompt)):
+            for part in until(marks, answer(prompt)):
                 parts.append(part)
                 say(part)
         except KeyboardInterrupt:

@@ -20,14 +20,20 @@ LET_GO = 5  # seconds for connections to close
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; UserError where it cannot. port: 0 for any that is free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """A socket of this address, which does not listen yet; UserError where there is none.
+
+    port: 0 for any that is free.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+        listening.bind((host, port))
+        return listening
+    except (OSError, OverflowError, UnicodeError) as error:
+        listening.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"--host={host} --port={port} cannot be listened at: {reason}; choose another port."
+            f"--host={host} --port={port} cannot be listened at: {reason}; choose another."
         ) from None
 
 
@@ -36,10 +42,12 @@ class Server(uvicorn.Server):
 
     /health and new requests have 503 from then on. When no answer is left, or drain_seconds have
     passed, or it is asked again, it ends; what is left has an error for its last words. Where the
-    engine fails it ends as soon as all have been told.
+    engine fails it ends as soon as all have been told. said: printed once the port is open.
     """
 
-    def __init__(self, app: ASGIApp, desk: Desk | None, drain_seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, desk: Desk | None, drain_seconds: float, said: str = ""
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -53,7 +61,13 @@ class Server(uvicorn.Server):
             )
         )
         self._desk, self._drain_seconds = desk, drain_seconds
-        self._deadline = math.inf
+        self._deadline, self._told = math.inf, said
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the port."""
+        await super().startup(sockets)
+        if self._told:
+            print(self._told, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
         """What a signal does."""
@@ -87,9 +101,11 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
 
 
-def serve(app: ASGIApp, desk: Desk | None, listening: socket.socket, drain_seconds: float) -> None:
-    """Serves until a signal; RunEnded where the engine fails."""
-    server = Server(app, desk, drain_seconds)
+def serve(
+    app: ASGIApp, desk: Desk | None, listening: socket.socket, drain_seconds: float, said: str
+) -> None:
+    """Serves until a signal; RunEnded where the engine fails. The rest is as for `Server`."""
+    server = Server(app, desk, drain_seconds, said)
     try:
         server.run([listening])
     finally:

@@ -42,7 +42,7 @@ NO_MONEY = re.compile(
     r"insufficient_quota|billing|exceeded your current quota|credit balance", re.I
 )
 ANSWERS = (200, 201)
-_ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?", re.ASCII)
+ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?", re.ASCII)
 
 Clock = Callable[[], float]
 
@@ -103,7 +103,7 @@ class Writer:
                 "writer.url holds a name, a password or a query; put the key in an environment "
                 "variable and name that in writer.key_variable."
             )
-        if not _ADDRESS.fullmatch(self.url):
+        if not ADDRESS.fullmatch(self.url):
             raise UserError(
                 f'writer.url = "{self.url}" is no address of an endpoint; write it like '
                 "http://localhost:8000/v1."

@@ -1,7 +1,7 @@
 """Talk with a model in the terminal: /clear forgets, /stop or Ctrl-D ends, Ctrl-C cuts short."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,17 +10,23 @@ import numpy as np
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.decode.chat import (
+    FORMATS,
     ChatSettings,
     Segment,
     TextStream,
+    Turn,
     converse,
     prompt_ids,
+    render,
     until,
 )
 from polylm_jax.decode.prefill import Held, prefill
 from polylm_jax.decode.sampling import check_chosen
 from polylm_jax.decode.search import decode_some
+from polylm_jax.errors import UserError
 from polylm_jax.files import existing
+from polylm_jax.serve import remote
+from polylm_jax.tune.writer import key_of
 from polylm_jax.verbs.model_of import Model, for_decoding, model_of
 
 TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the host
@@ -28,14 +34,28 @@ TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the ho
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's flags."""
-    parser.add_argument(
-        "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
-    )
+    parser.add_argument("--run", type=partial(existing, name="--run"), help="folder of a run")
     parser.add_argument("--int8", action="store_true", help="weights of one byte")
+    parser.add_argument(
+        "--url",
+        type=partial(remote.check_url, name="--url"),
+        help="or a server that speaks OpenAI's chat completions, up to and with /v1",
+    )
+    parser.add_argument("--model", help="its name there; by default the first that is listed")
+    parser.add_argument(
+        "--key_variable",
+        default="POLYLM_KEY",
+        help="environment variable that holds the server's key, where it has one",
+    )
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    if bool(given.run) == bool(given.url):
+        raise UserError("give --run=DIR, or --url=http://127.0.0.1:8000/v1 of a server.")
+    if given.url:
+        _talk_with_a_server(given, config.get("chat"))
+        return
     with model_of(given) as model:
         model, settings = for_decoding(model, given.int8), config.get("chat")
         room = model.decoder.size.context
@@ -53,10 +73,44 @@ def run(given: argparse.Namespace) -> None:
             asked = len(prompt_ids(model.tokenizer, prompt))
             return asked + min(settings.new_tokens, room // 2) <= room
 
-        def say(text: str) -> None:
-            print(visible(text), end="", flush=True)
+        form = FORMATS[settings.format]
+        prompt_of = partial(render, form=form, keep_ends=settings.keep_ends)
+        converse(_questions(), answer, fits, prompt_of, _say, form.marks)
 
-        converse(_questions(), answer, fits, settings, say)
+
+def _talk_with_a_server(given: argparse.Namespace, settings: ChatSettings) -> None:
+    """As with a run; what OpenAI does not know is asked for only where it is set."""
+    key = key_of(given.key_variable, "--key_variable", needed=False)
+    try:
+        model = given.model or remote.first_model(given.url, key)
+    except remote.Refused as refused:
+        raise UserError(f"{given.url} says no: {refused}") from None
+    usual = ChatSettings()
+    fields = {"model": model, "max_tokens": settings.new_tokens, "top_p": settings.top_p}
+    fields["temperature"] = settings.temperature
+    for name in ("top_k", "repetition_penalty", "seed", "stop"):
+        if (value := getattr(settings, name)) != getattr(usual, name):
+            fields[name] = value
+    print(f"{model} at {given.url}. /clear, /stop.")
+
+    def answer(messages: remote.Messages) -> Iterator[str]:
+        try:
+            yield from remote.stream_of_what_fits(given.url, key, fields, messages)
+        except remote.Refused as refused:
+            _say(f"[{refused}]")
+
+    converse(_questions(), answer, lambda messages: True, _messages, _say)
+
+
+def _messages(turns: Sequence[Turn]) -> remote.Messages:
+    said = [(("user", turn.question), ("assistant", turn.answer)) for turn in turns]
+    return [
+        {"role": role, "content": text} for pair in said for role, text in pair if text is not None
+    ]
+
+
+def _say(text: str) -> None:
+    print(visible(text), end="", flush=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from typing import ClassVar
 
@@ -37,6 +38,7 @@ from polylm_jax.verbs.chat import Memory, stream
 from polylm_jax.verbs.model_of import Model
 from tests.data.sentences import SENTENCES
 
+MULTIALPACA = partial(render, form=FORMATS["multialpaca"], keep_ends=False)
 SENTENCE = "héllo 你好 👩‍👧 ไทย\nnew line"
 
 
@@ -52,7 +54,10 @@ def dialogue(questions, answers, fits=lambda prompt: True, **settings):
             raise part
         yield from part
 
-    converse(questions, answer, lambda p: fits(text(p)), ChatSettings(**settings), said.append)
+    chat = ChatSettings(**settings)
+    prompt_of = partial(render, form=FORMATS[chat.format], keep_ends=chat.keep_ends)
+    marks = FORMATS[chat.format].marks
+    converse(questions, answer, lambda p: fits(text(p)), prompt_of, said.append, marks)
     return "".join(said), prompts
 
 
@@ -255,7 +260,7 @@ def test_a_talk_that_grows_needs_no_other_program(model):
         return stream(model, prompt, ChatSettings(new_tokens=6, top_p=1.0))
 
     questions = [" ".join(SENTENCES["en"][:n]) for n in (1, 2, 3)]
-    converse(questions, answer, lambda prompt: True, ChatSettings(), lambda text: None)
+    converse(questions, answer, lambda prompt: True, MULTIALPACA, lambda text: None)
     assert prompts[0] < 64 < 128 < prompts[-1]
     assert _read._cache_size() == compiled[0] + 1
     assert _decode._cache_size() == compiled[1] + 1

@@ -311,7 +311,7 @@ def test_an_engine_that_fails_ends_all_with_an_error_and_the_process_with_a_stat
         site.thread.join(10)
         assert not site.thread.is_alive()
         with pytest.raises(UserError, match="failed: the engine: the device is gone") as caught:
-            serve(site.server.config.app, site.desk, bind("127.0.0.1", 0), 1)
+            serve(site.server.config.app, site.desk, bind("127.0.0.1", 0), 1, "")
     assert caught.value.status == 1
     assert not done
     assert "the device is gone" in told[-1]["error"]["message"]
