@@ -1,66 +1,184 @@
-"""Files that may be compressed, read as a stream, with an error where one is cut short."""
+"""Files that may be compressed, read as a stream, past what is cut short or damaged in them.
 
-import gzip
+A .gz is a row of members and a .zst of frames, each of which can be read without those before
+it. So what is damaged costs its member, and reading goes on at the next that can be found.
+"""
+
 import io
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 from polylm_jax.errors import UserError
 
+_READ = 2**15  # bytes of a compressed file that are worked on at once; zeros grow a thousandfold
+
 
 class Damaged(Exception):
-    """A compressed file that is cut short or holds something else."""
+    """What of a compressed file is cut short or damaged, or that it is no such file."""
 
 
-def opened(plain: BinaryIO, file: Path) -> BinaryIO:
-    """The content of a file that may be compressed."""
-    if file.name.lower().endswith(".gz"):
-        return io.BufferedReader(_Blocks(_gunzip(plain)), 2**20)
-    if file.name.lower().endswith(".zst"):
-        return io.BufferedReader(_Blocks(_unzstd(plain, file)), 2**20)
-    return plain
+class _Codec(NamedTuple):
+    """magic: what a member begins with. new: a decompressor of one. error: what it raises."""
+
+    magic: bytes
+    new: Callable[[], Any]
+    error: type[Exception]
 
 
-def missing(package: str, file: Path) -> UserError:
+def missing(package: str, file: object) -> UserError:
     return UserError(f"{file} needs {package} to be read: pip install {package}")
 
 
-def _gunzip(plain: BinaryIO) -> Iterator[bytes]:
-    try:
-        with gzip.open(plain) as content:
-            while block := content.read1(2**17):
-                yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Damaged from error
+def _codec(name: str) -> _Codec | None:
+    """How a file of this name is compressed; None where it is not."""
+    ending = PurePosixPath(name).suffix.lower()
+    if ending == ".gz":
+        return _Codec(b"\x1f\x8b\x08", lambda: zlib.decompressobj(31), zlib.error)
+    if ending == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise missing("zstandard", name) from error
+        return _Codec(
+            b"\x28\xb5\x2f\xfd",
+            lambda: zstandard.ZstdDecompressor().decompressobj(),
+            zstandard.ZstdError,
+        )
+    return None
 
 
-def _unzstd(plain: BinaryIO, file: Path) -> Iterator[bytes]:
-    """A .zst file's content. zstandard's own reader takes a cut file for a whole one."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise missing("zstandard", file) from error
-    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-    while chunk := plain.read(2**14):
-        while chunk:
-            try:
-                yield frame.decompress(chunk)
-            except zstandard.ZstdError as error:
-                raise Damaged from error
-            chunk, begun = b"", True
-            if frame.eof:
-                chunk, begun = frame.unused_data, False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-    if begun:
-        raise Damaged
+def opened(plain: BinaryIO, file: Path) -> BinaryIO:
+    """The content of a file that may be compressed; Damaged is raised where it is damaged."""
+    codec = _codec(str(file))
+    return io.BufferedReader(_Blocks(_members(plain, codec)), 2**20) if codec else plain
+
+
+class Content:
+    """The content of a file that may be compressed, as a stream that is read on after Damaged.
+
+    name: of the file. apart: whether a member's end is an end, until `onward` is called.
+    at: which byte of the content is next; what could not be read does not count.
+
+    Damaged is raised by the read that meets damage; the next one begins behind it.
+    """
+
+    def __init__(self, plain: BinaryIO, name: str, apart: bool = False):
+        codec = _codec(name)
+        self._blocks = _members(plain, codec) if codec else iter(lambda: plain.read(2**20), b"")
+        self._apart, self._held, self._from, self._ended = apart, b"", 0, False
+        self.at = 0
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, or fewer before an end."""
+        while len(self._held) - self._from < size and self._more():
+            pass
+        return self._taken(self._from + size)
+
+    def readline(self, most: int) -> bytes:
+        """The next line with its \\n, but at most `most` bytes of it."""
+        searched = self._from
+        while (end := self._held.find(b"\n", searched)) < 0:
+            left = len(self._held) - self._from
+            if left >= most or not self._more():
+                break
+            searched = left  # _more moved what is held to its begin
+        return self._taken(min(end + 1 if end >= 0 else len(self._held), self._from + most))
+
+    def unread(self, content: bytes) -> None:
+        """Puts back what has just been read."""
+        self._held, self._from = content + self._held[self._from :], 0
+        self.at -= len(content)
+
+    def onward(self) -> bool:
+        """Whether there is more, be it behind the end of a member."""
+        while self._from == len(self._held):
+            if not self._more():
+                if not self._ended:
+                    return False
+                self._ended = False
+        return True
+
+    def _taken(self, end: int) -> bytes:
+        taken = self._held[self._from : end]
+        self._from += len(taken)
+        self.at += len(taken)
+        return taken
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        block = next(self._blocks, b"")
+        if isinstance(block, Damaged):
+            self._held, self._from = b"", 0
+            raise block
+        if block is None:
+            self._ended = self._apart
+            return not self._apart
+        self._held, self._from = self._held[self._from :] + block, 0
+        return bool(block)
+
+
+def _members(plain: BinaryIO, codec: _Codec) -> Iterator[bytes | Damaged | None]:
+    """The content of a compressed file, None at each end of a member, Damaged where it is so.
+
+    A block is given once what follows is good too: what comes out just before an error is seldom
+    what was put in. The search for the next member begins with the bytes of that block, for a
+    torn member may have taken another's begin for its own.
+    """
+    chunk, place = plain.read(_READ), 0  # place: of the chunk in the file
+    before, held, member, lost = b"", b"", None, False
+    while chunk:
+        if member is None:
+            before, member = b"", codec.new()
+        try:
+            content = member.decompress(chunk)
+        except codec.error:
+            if not lost:
+                yield Damaged(f"is damaged at its byte {place:,} or shortly before")
+            chunk, skipped = _next_member(before + chunk, plain, codec.magic)
+            place += skipped - len(before)
+            held, member, lost = b"", None, True
+            continue
+        if held:
+            yield held
+        held, before, lost = content, chunk, False
+        place += len(chunk)
+        chunk = b""
+        if member.eof:
+            chunk, member = member.unused_data, None
+            place -= len(chunk)
+            if held:
+                yield held
+            held = b""
+            yield None
+            # an archive of gzip's may be filled up with zeros
+            place += len(chunk) - len(chunk := chunk.lstrip(b"\0"))
+        chunk = chunk or plain.read(_READ)
+    if held:
+        yield held
+    if member is not None:
+        yield Damaged(f"is cut short at its byte {place:,}")
+
+
+def _next_member(chunk: bytes, plain: BinaryIO, magic: bytes) -> tuple[bytes, int]:
+    """The file from where a member begins after the chunk's first byte, and the bytes before it."""
+    skipped = 0
+    while (found := chunk.find(magic, 1)) < 0:
+        keep = len(magic) - 1
+        more = plain.read(_READ)
+        if not more:
+            return b"", skipped + len(chunk)
+        skipped += len(chunk) - keep
+        chunk = chunk[-keep:] + more
+    return chunk[found:], skipped + found
 
 
 class _Blocks(io.RawIOBase):
     """A file whose content is made block by block."""
 
-    def __init__(self, blocks: Iterator[bytes]):
+    def __init__(self, blocks: Iterator[bytes | Damaged | None]):
         self._blocks, self._rest = blocks, b""
 
     def readable(self) -> bool:
@@ -68,10 +186,12 @@ class _Blocks(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
-            try:
-                self._rest = next(self._blocks)
-            except StopIteration:
+            block = next(self._blocks, b"")
+            if isinstance(block, Damaged):
+                raise block
+            if block == b"":
                 return 0
+            self._rest = block or b""
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size

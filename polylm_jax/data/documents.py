@@ -26,7 +26,7 @@ LONGEST_LINE = 2**26  # bytes of a JSONL line; a longer one is bad
 
 _KINDS = re.compile(r".+(\.txt|\.jsonl)(\.gz|\.zst)?|.+\.parquet", re.IGNORECASE)
 # what models are measured with, and so must not have read
-_HELD_OUT = re.compile(r"(?<![a-z])(ntrex|sib[-_]?200|udhr)(?![a-z])", re.IGNORECASE)
+HELD_OUT = re.compile(r"(?<![a-z])(ntrex|sib[-_]?200|udhr)(?![a-z])", re.IGNORECASE)
 _BOM = "\ufeff"
 _PLACES = 3  # of bad lines that are told
 
@@ -103,7 +103,7 @@ def documents(folder: Path, among: list[Path], reading: Reading) -> Iterator[Str
     """
     for top in among:
         for file in files(top):
-            if benchmark := _HELD_OUT.search(str(file.relative_to(folder))):
+            if benchmark := HELD_OUT.search(str(file.relative_to(folder))):
                 kind = f"{benchmark[0]}, by its name text that models are measured with"
                 pass_over(reading.passed, kind, [file])
             elif _KINDS.fullmatch(file.name) and file.is_file():
@@ -241,10 +241,10 @@ def _decodable(lines: list[bytes], file: Path, number: int, reading: Reading) ->
         try:
             yield line.decode() + end
         except UnicodeDecodeError as error:
-            reading.refuse(f"{file}:{number + at}", _not_utf8(error), len(line) + len(end))
+            reading.refuse(f"{file}:{number + at}", not_utf8(error), len(line) + len(end))
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
+def not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 at its byte {error.start + 1}: save the file as UTF-8"
 
 
@@ -296,7 +296,7 @@ def _text_of(line: bytes, place: str, reading: Reading) -> str | None:
         text.encode()  # JSON can spell half a character, which no UTF-8 can
         return text
     except UnicodeDecodeError as error:
-        why = _not_utf8(error)
+        why = not_utf8(error)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         why = f'is not a JSON object with a string under "{key}": '
         why += f'write it as {{"{key}": "…"}}, or name another key with --gin.corpus.key=KEY'

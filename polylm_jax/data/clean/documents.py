@@ -1,0 +1,355 @@
+"""What is to be cleaned: which shards the inputs have, and the documents in each, read on past
+what is broken.
+
+    gs://crawl/*.warc.gz    …/*.warc.wet.gz    folder/of/*.txt    a.jsonl.zst    hf://datasets/…
+
+A document's id is made of its file's name and its place there and nothing else: not of who reads
+it, nor in what order. So whoever reads a shard again finds the same.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from polylm_jax.data import documents as users
+from polylm_jax.data.clean import archives
+from polylm_jax.data.compressed import Content, Damaged, missing
+from polylm_jax.data.documents import HELD_OUT, LONGEST_LINE, not_utf8
+from polylm_jax.data.languages import source_named
+from polylm_jax.errors import UserError, first_line
+from polylm_jax.files import nearest, opened
+
+SHARD_BYTES = 2**26  # of text files that make one shard
+
+_KIND = re.compile(
+    r".+\.(warc|wet|jsonl|ndjson|json|txt)(?:\.gz|\.zst)?|.+\.(parquet)", re.IGNORECASE
+)
+_KINDS = {"wet": "warc", "ndjson": "jsonl", "json": "jsonl"}
+_WILD = re.compile(r"[*?\[]")
+
+
+class File(NamedTuple):
+    """name: relative to its input. place: path or URL. bytes: on the disk."""
+
+    name: str
+    place: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file, or several files of text, which one worker reads.
+
+    name: of its first file, relative to its input; no other shard of these inputs has it.
+    kind: "warc" (WET too), "jsonl", "parquet" or "txt".
+    language: a source's name such as "de" or "en-de", or "" where it is not known.
+    key: of the text in a line of JSON, and its column in a Parquet.
+    """
+
+    name: str
+    kind: str
+    language: str
+    files: tuple[File, ...]
+    key: str = "text"
+
+    @property
+    def bytes(self) -> int:
+        """Of its files, on the disk."""
+        return sum(file.bytes for file in self.files)
+
+
+class Document(NamedTuple):
+    """One text, as it was found.
+
+    text: may hold what JSON can spell and UTF-8 cannot: halves of surrogate pairs.
+    file: name of its file. record: where it is in the file: the byte of the content, once that
+        is decompressed, where it or its line begins; in a Parquet the number of its row, from 0.
+    """
+
+    text: str
+    file: str
+    record: int
+    url: str
+    language: str
+
+    @property
+    def id(self) -> int:
+        """64 bits that tell it from the others."""
+        return identity(self.file, self.record)
+
+    @property
+    def origin(self) -> str:
+        """What a corpus says that it is from."""
+        return self.url or f"{self.file}@{self.record}"
+
+
+class Broken(NamedTuple):
+    """What should be a document and is none, and why. It has no id.
+
+    file, record: as of a Document, where what is broken begins.
+    """
+
+    file: str
+    record: int
+    reason: str
+
+
+def identity(file: str, record: int) -> int:
+    """A document's id: 64 bits of a hash. Written as 16 hexadecimal digits, `f"{id:016x}"`."""
+    name = file.encode("utf-8", "surrogateescape")
+    return int.from_bytes(blake2b(b"%b\0%d" % (name, record), digest_size=8).digest(), "big")
+
+
+def shards(
+    inputs: Mapping[str, str],
+    key: str = "text",
+    passed: dict[str, list[int]] | None = None,
+) -> list[Shard]:
+    """All shards of the inputs, in order of their names.
+
+    inputs: path of a file or folder, local or at a URL, or a pattern of them (*, **, ?, [ab]), and
+        the language of its text, "" where that is to be found out.
+    passed: is told what is passed over, kind: [files, bytes].
+
+    UserError for an input that has nothing to read, for a language that is none, and for a file
+    that two inputs have.
+    """
+    passed = {} if passed is None else passed
+    found = [(language, *_files(path, passed)) for path, language in inputs.items()]
+    if not found:
+        raise UserError("there is nothing to clean; name files, folders or patterns as its inputs.")
+    for path, language in inputs.items():
+        if language and source_named(language) != language:
+            raise UserError(f'{path} is said to be in "{language}", which is no language\'s code.')
+    result = []
+    for language, before, files in _told_apart(found):
+        by_kind: dict[str, list[File]] = {}
+        for file in files:
+            name = f"{before}{file.name}"
+            by_kind.setdefault(_kind(file.name) or "", []).append(file._replace(name=name))
+        for kind, some in by_kind.items():
+            groups = _groups(some) if kind == "txt" else ((one,) for one in some)
+            result += [Shard(group[0].name, kind, language, group, key) for group in groups]
+    return sorted(result, key=lambda shard: shard.name)
+
+
+def read(shard: Shard) -> Iterator[Document | Broken]:
+    """What a shard has, in order. It is a stream: a record is held at a time.
+
+    UserError where a file cannot be read at all, or needs a package that is missing.
+    """
+    for file in shard.files:
+        files, path = opened(file.place)
+        try:
+            with files.open(path, "rb") as plain:
+                some: Document | Broken | None = None
+                for some in _READERS[shard.kind](plain, file, shard):
+                    yield some
+                if not some and not file.bytes:
+                    yield Broken(file.name, 0, "is empty")
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            raise UserError(f"{file.place} cannot be read ({reason}); make it readable.") from error
+
+
+# --- which files there are
+
+
+def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
+    """The folder that an input is below, with "/" at its end, and its files, by names below it."""
+    files, root = opened(path)
+    if _WILD.search(root) and not files.exists(root):
+        found = files.glob(root, detail=True)
+        fixed = _WILD.split(root)[0]
+        folder = fixed[: fixed.rfind("/") + 1]
+    elif files.isdir(root):
+        found, folder = _below(files, root), f"{root}/"
+    elif files.exists(root):
+        found, folder = {root: files.info(root)}, root[: root.rfind("/") + 1]
+    else:
+        raise UserError(f"there is nothing at {path}{nearest(path)}.")
+    result = []
+    for place, info in sorted(found.items()):
+        # a name may hold bytes that are no text
+        name = os.fsencode(place.removeprefix(folder)).decode("utf-8", "replace")
+        size = info.get("size") or 0
+        if info["type"] != "file":
+            continue
+        if benchmark := HELD_OUT.search(name):
+            kind = f"{benchmark[0]}, by its name text that models are measured with"
+        elif _kind(name) is None:
+            kind = Path(name).suffix.lower() or "no ending"
+        else:
+            url = place if isinstance(files, LocalFileSystem) else files.unstrip_protocol(place)
+            result.append(File(name, url, size))
+            continue
+        count = passed.setdefault(kind, [0, 0])
+        count[0] += 1
+        count[1] += size
+    if not result:
+        raise UserError(
+            f"{path} has nothing to read: name .warc, .wet, .jsonl or .txt files, perhaps with .gz "
+            "or .zst, or .parquet files."
+        )
+    return folder, result
+
+
+def _below(files: AbstractFileSystem, root: str) -> dict[str, Any]:
+    """All files below a folder. fsspec's own search follows links here without end."""
+    if isinstance(files, LocalFileSystem):
+        return {str(path): files.info(str(path)) for path in users.files(Path(root))}
+    return files.find(root, detail=True)
+
+
+def _kind(name: str) -> str | None:
+    match = _KIND.fullmatch(name.rpartition("/")[2])
+    ending = match and (match[1] or match[2]).lower()
+    return _KINDS.get(ending, ending) if ending else None
+
+
+def _told_apart(
+    found: list[tuple[str, str, list[File]]],
+) -> list[tuple[str, str, list[File]]]:
+    """The inputs with what to put before their files' names: as many of the last names of all
+    their folders as tell all files apart, mostly none."""
+    places = Counter(file.place for *_, files in found for file in files)
+    place, times = places.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{place} is in two inputs; name it in one.")
+    for depth in range(max(folder.count("/") for _, folder, _ in found) + 1):
+        befores = ["".join(f"{name}/" for name in _last(folder, depth)) for _, folder, _ in found]
+        each = list(zip(befores, found, strict=True))
+        names = [f"{before}{file.name}" for before, (*_, files) in each for file in files]
+        if len(set(names)) == len(names):
+            return [(language, before, files) for before, (language, _, files) in each]
+    raise UserError("two files of the inputs have names that differ in no letter; rename one.")
+
+
+def _last(folder: str, count: int) -> list[str]:
+    names = folder.strip("/").split("/")
+    return names[len(names) - count :] if count else []
+
+
+def _groups(files: list[File]) -> Iterator[tuple[File, ...]]:
+    """Files in groups that come to SHARD_BYTES; a file counts a kilobyte more, to be opened."""
+    return map(tuple, users.batches(files, lambda file: file.bytes + 2**10, SHARD_BYTES))
+
+
+# --- what is in them
+
+
+def _of_warc(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
+    for page in archives.pages(Content(plain, file.name, apart=True)):
+        if page.fault:
+            yield Broken(file.name, page.at, page.fault)
+        else:
+            yield Document(page.text, file.name, page.at, page.url, shard.language)
+
+
+def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
+    content = Content(plain, file.name)
+    while True:
+        begin = content.at
+        try:
+            line = content.readline(LONGEST_LINE)
+            size = len(line)
+            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                line = content.readline(LONGEST_LINE)
+                size += len(line)
+        except Damaged as error:
+            yield Broken(file.name, begin, str(error))
+            continue
+        if not line:
+            return
+        if size > len(line) or size == LONGEST_LINE:
+            yield Broken(file.name, begin, f"is longer than {LONGEST_LINE:,} bytes")
+        elif line.strip():
+            yield _of_line(line, file, begin, shard)
+
+
+def _of_line(line: bytes, file: File, at: int, shard: Shard) -> Document | Broken:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+        text = record[shard.key]
+        if isinstance(text, str):
+            url = record.get("url")
+            url = url if isinstance(url, str) else ""
+            return Document(text, file.name, at, url, shard.language)
+    except UnicodeDecodeError as error:
+        return Broken(file.name, at, not_utf8(error))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return Broken(file.name, at, f'is no JSON object with a string under "{shard.key}"')
+
+
+def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
+    content = Content(plain, file.name)
+    try:
+        whole = content.read(LONGEST_LINE + 1)
+        text = whole.decode("utf-8-sig")
+    except Damaged as error:
+        yield Broken(file.name, 0, str(error))
+    except UnicodeDecodeError as error:
+        yield Broken(file.name, 0, not_utf8(error))
+    else:
+        if len(whole) > LONGEST_LINE:
+            yield Broken(file.name, 0, f"is longer than {LONGEST_LINE:,} bytes")
+        else:
+            yield Document(text, file.name, 0, "", shard.language)
+
+
+def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise missing("pyarrow", file.place) from error
+    damaged = (pyarrow.ArrowException, OSError)  # Arrow says OSError for bytes that make no sense
+    try:
+        table = parquet.ParquetFile(plain, pre_buffer=False, buffer_size=2**20)
+    except damaged as error:
+        yield Broken(file.name, 0, f"is damaged or no Parquet file ({first_line(error)})")
+        return
+    names = table.schema_arrow.names
+    if shard.key not in names:
+        raise UserError(f'{file.place} has no column "{shard.key}", only {", ".join(names)}.')
+    columns = [shard.key, *({"url"} & set(names))]
+    first = 0
+    for group in range(table.num_row_groups):
+        row = first
+        first += table.metadata.row_group(group).num_rows
+        try:
+            for batch in table.iter_batches(64, row_groups=[group], columns=columns):
+                urls = batch.column("url") if "url" in columns else [None] * len(batch)
+                for text, url in zip(batch.column(shard.key), urls, strict=True):
+                    yield _of_row(text, url, file, row, shard)
+                    row += 1
+        except damaged:
+            yield Broken(file.name, row, f"is damaged, and so are all up to row {first - 1:,}")
+
+
+def _of_row(text: Any, url: Any, file: File, row: int, shard: Shard) -> Document | Broken:
+    try:
+        value, link = text.as_py(), url.as_py() if url is not None else None
+    except UnicodeDecodeError as error:
+        return Broken(file.name, row, not_utf8(error))
+    if not isinstance(value, str):
+        return Broken(file.name, row, f'has no text in its column "{shard.key}"')
+    return Document(value, file.name, row, link if isinstance(link, str) else "", shard.language)
+
+
+_READERS: dict[str, Callable[[BinaryIO, File, Shard], Iterator[Document | Broken]]] = {
+    "warc": _of_warc,
+    "jsonl": _of_jsonl,
+    "parquet": _of_parquet,
+    "txt": _of_txt,
+}
