@@ -7,7 +7,7 @@ it. So what is damaged costs its member, and reading goes on at the next that ca
 import io
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from polylm_jax.errors import UserError
@@ -49,9 +49,9 @@ def _codec(name: str) -> _Codec | None:
     return None
 
 
-def opened(plain: BinaryIO, file: Path) -> BinaryIO:
-    """The content of a file that may be compressed; Damaged is raised where it is damaged."""
-    codec = _codec(str(file))
+def opened(plain: BinaryIO, name: str) -> BinaryIO:
+    """The content of a file of this name; Damaged is raised where it is so."""
+    codec = _codec(name)
     return io.BufferedReader(_Blocks(_members(plain, codec)), 2**20) if codec else plain
 
 

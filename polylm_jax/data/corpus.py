@@ -1,6 +1,6 @@
 """The corpus: documents per source, split in train and valid, from packages or a user's folder.
 
-On disk, under its path:
+On disk, under its path, if `build` made it (in shards it is as `shards` has it):
 
     <source>/train.jsonl, valid.jsonl   one {"text": …, "from": "Django"} a line
     pairs/<language>.jsonl              questions and answers to tune on, if corpus.pairs asks
@@ -28,15 +28,16 @@ from polylm_jax.data import packages, pairs
 from polylm_jax.data.documents import Reading, Stretch
 from polylm_jax.data.languages import CODE, LANGUAGES, NON_ENGLISH, in_order, is_bilingual, name_of
 from polylm_jax.data.packages import Package, Piece
-from polylm_jax.data.replacing import BUILDING, SPLITS, only_writer, refuse_to_replace, replace
+from polylm_jax.data.replacing import BUILDING, only_writer, refuse_to_replace, replace
+from polylm_jax.data.shards import COUNT, SHARD, SPLITS, Text, lines_of, texts
 from polylm_jax.data.sides import hashed
 from polylm_jax.data.writing import write
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST, LocalPlace, MaybeLocalPlace
+from polylm_jax.files import MANIFEST, MaybeLocalPlace, Place, local, opened
 from polylm_jax.jsonl import read_json
 from polylm_jax.ranges import OneOf, Range, check
 
-_COUNTS = {"documents": range(2**53), "bytes": range(2**53)}
+_COUNTS = {"documents": COUNT, "bytes": COUNT, "shards?": [SHARD]}
 MANIFEST_FORM = {
     "sha256": str,
     "sources": {str: {"train": _COUNTS, "valid": _COUNTS}},
@@ -53,7 +54,7 @@ Source = tuple[str, Iterator[Stretch], Reading]
 class Corpus:
     """Where the corpus lies and what it is made of.
 
-    path: folder of the corpus.
+    path: folder of the corpus; one in shards may lie on any path that fsspec knows.
     text: folder of the user's own text, instead of the packages: .txt, .jsonl and .parquet files
         named xx.* or below a folder xx, the first two also as .gz and .zst, where xx is a
         language's code (hi, swh, zh-Hant, pt-BR), a pair of them (en-hi) or "code".
@@ -67,7 +68,7 @@ class Corpus:
         to tune on (`polylm_jax.data.pairs`) and are kept out of the text; 0 makes none.
     """
 
-    path: LocalPlace = "data/corpus"
+    path: Place = "data/corpus"
     text: MaybeLocalPlace = ""
     valid_share: Annotated[float, Range(0, 0.5)] = 0.1
     valid_megabytes: Annotated[float, Range(0, 1e6)] = 20.0
@@ -91,7 +92,7 @@ def build(corpus: Corpus, large: bool, progress: Callable[[str], None] = print) 
     """
     if corpus.text and large:
         raise UserError("corpus.text replaces the packages: leave out either it or --large")
-    root = Path(os.path.realpath(corpus.path))
+    root = Path(os.path.realpath(local(corpus.path, "corpus.path")))
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -163,11 +164,11 @@ def manifest(path: str) -> dict:
     "bytes", what became of all that was read (see `writing.write`).
     Raises UserError if there is no corpus at `path`.
     """
-    file = Path(path, MANIFEST)
-    if not file.is_file():
+    files, root = opened(path)
+    if not files.isfile(f"{root}/{MANIFEST}"):
         raise UserError(f"no corpus at {path}; run polylm corpus --small")
     wanted = f"the manifest of a corpus; run polylm corpus again to make {path} anew"
-    return read_json(file, MANIFEST_FORM, wanted)
+    return read_json(f"{path}/{MANIFEST}", MANIFEST_FORM, wanted)
 
 
 def sources(path: str) -> list[str]:
@@ -181,14 +182,20 @@ def documents(path: str, source: str, split: str) -> Iterator[str]:
     A document of more than a million characters comes in several texts.
     Raises UserError if there is no corpus at `path` or if it lacks the source.
     """
+    for text in files_of(path, source, split):
+        with lines_of(text) as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
+
+
+def files_of(path: str, source: str, split: str) -> list[Text]:
+    """The files of one source and split of a built corpus, in order. UserError as of documents."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, not one of {SPLITS}")
-    known = sources(path)
+    known = manifest(path)["sources"]
     if source not in known:
         raise UserError(f"the corpus at {path} has no source {source!r}, only {', '.join(known)}")
-    with open(Path(path) / source / f"{split}.jsonl", encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
+    return texts(path, source, split, known[source][split])
 
 
 def grouped(pieces: Iterable[Piece], both_ways: bool) -> Iterator[str]:

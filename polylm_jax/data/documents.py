@@ -141,7 +141,7 @@ def _read(file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
             yield from _of_parquet(file, origin, reading)
             return
         with open(file, "rb") as plain:
-            content = opened(plain, file)
+            content = opened(plain, str(file))
             of_kind = _of_txt if kind.lower() == ".txt" else _of_jsonl
             yield from of_kind(content, file, origin, reading)
     except OSError as error:

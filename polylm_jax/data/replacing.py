@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polylm_jax.data.shards import SPLITS
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 
 BUILDING, REPLACING = ".building-", ".replacing"  # folders in a corpus's while it is made
-SPLITS = ("train", "valid")
 BESIDE = {"licences": "packages", "pairs": "pairs"}  # folders that are no sources; their entries
 
 
@@ -36,25 +36,29 @@ def only_writer(root: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _made(root: Path) -> list[str]:
-    """What of a folder an older corpus is, by its manifest."""
+def _made(root: Path) -> dict[str, set[str]]:
+    """What folders an older corpus has, by its manifest, and which files of text in them."""
     try:
         made = json.loads((root / MANIFEST).read_text("utf-8"))
-        return [*made["sources"], *(name for name, entry in BESIDE.items() if made.get(entry))]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
+        plain = {f"{split}.jsonl" for split in SPLITS}
+        sources = {
+            source: plain | {one["file"] for s in SPLITS for one in entry[s].get("shards", ())}
+            for source, entry in made["sources"].items()
+        }
+        return sources | {name: set() for name, entry in BESIDE.items() if made.get(entry)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def refuse_to_replace(root: Path, sources: Iterable[str]) -> None:
     """Refuses what a corpus of these sources at `root` would take away and no corpus made."""
     made = _made(root)
-    lines = {f"{split}.jsonl" for split in SPLITS}
     others = [
         entry
         for name in {*sources, *made, *BESIDE}
         if (root / name).is_dir()
         for entry in (root / name).iterdir()
-        if name not in made or (name not in BESIDE and entry.name not in lines)
+        if name not in made or (name not in BESIDE and entry.name not in made[name])
     ]
     if others:
         raise UserError(

@@ -1,0 +1,193 @@
+"""A corpus in shards, written by as many processes as one likes and read from anywhere.
+
+    <path>/<source>/train-00017-of-01024.jsonl.zst    {"text": …, "from": …, "id": …} a line
+    <path>/<source>/valid-00017-of-01024.jsonl.zst    those that are held out, by their texts' hash
+    <path>/manifest.json                              written last: what it says is there
+
+A shard may be .jsonl, .jsonl.gz or .jsonl.zst. Its hash is of its lines, so it is the same in all
+three. A shard without a document is no file. The lines of a split, one shard after another, are
+those of a corpus in one file, train.jsonl or valid.jsonl, and mean the same.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from polylm_jax.data.compressed import Damaged, missing
+from polylm_jax.data.compressed import opened as decompressed
+from polylm_jax.data.documents import STRETCH, stretches
+from polylm_jax.data.sides import hashed
+from polylm_jax.errors import UserError, first_line
+from polylm_jax.files import MANIFEST, opened, output, put
+
+SPLITS = ("train", "valid")
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+COUNT = range(2**53)
+SHARD = {"file": str, "documents": COUNT, "bytes": COUNT, "content": COUNT, "sha256": str}
+
+_LEVEL = 3  # of zstd; gzip's 6 is as small and takes ten times as long
+
+
+class Text(NamedTuple):
+    """A file of a corpus. place: path or URL. content: bytes of its lines, decompressed."""
+
+    place: str
+    content: int
+
+
+def name_of(split: str, number: int, count: int, ending: str = ".jsonl.zst") -> str:
+    """The name of shard `number` of `count`, from 0."""
+    return f"{split}-{number:05d}-of-{count:05d}{ending}"
+
+
+def write_shard(
+    path: str,
+    source: str,
+    number: int,
+    count: int,
+    documents: Iterable[tuple[str, str, int]],
+    held_out: int = 0,
+    ending: str = ".jsonl.zst",
+) -> dict[str, dict]:
+    """Writes shard `number` of `count` of a source and returns its entries, for `write_manifest`.
+
+    documents: text, where it is from, and id of each, in order; no text holds half a character.
+    held_out: texts whose `sides.hashed` is less go to valid, the others to train; what
+        `sides.threshold` returns.
+    ending: one of ENDINGS.
+
+    Each file is whole or not there. The same documents give the same bytes.
+    """
+    if "://" not in path:  # elsewhere a folder is there when a file is
+        Path(path, source).mkdir(parents=True, exist_ok=True)
+    written: dict[str, _Writing] = {}
+    with ExitStack() as files:
+        for text, origin, identity in documents:
+            split = SPLITS[hashed(text) < held_out]
+            if split not in written:
+                name = name_of(split, number, count, ending)
+                file = files.enter_context(_new(f"{path}/{source}/{name}"))
+                written[split] = _Writing(name, file)
+            written[split].add(text, {"from": origin, "id": f"{identity:016x}"})
+    return {split: writing.entry() for split, writing in written.items()}
+
+
+def write_manifest(
+    path: str, entries: Mapping[str, Iterable[dict[str, dict]]], **more: Any
+) -> dict:
+    """Writes the manifest of a corpus whose shards are all there, and returns it.
+
+    entries: of each source, what `write_shard` returned, in order of the shards' numbers.
+    more: what else it shall say.
+    """
+    sources = {}
+    for source, shards in entries.items():
+        shards = list(shards)
+        of_split = {split: [one[split] for one in shards if split in one] for split in SPLITS}
+        digests = [one["sha256"] for some in of_split.values() for one in some]
+        sources[source] = {
+            split: {
+                "documents": sum(one["documents"] for one in some),
+                "bytes": sum(one["bytes"] for one in some),
+                "shards": some,
+            }
+            for split, some in of_split.items()
+        } | {"sha256": hashlib.sha256("".join(digests).encode()).hexdigest()}
+    content = json.dumps([(source, entry["sha256"]) for source, entry in sources.items()])
+    manifest = more | {"sha256": hashlib.sha256(content.encode()).hexdigest(), "sources": sources}
+    put(f"{path}/{MANIFEST}", json.dumps(manifest, indent=1).encode() + b"\n")
+    return manifest
+
+
+def texts(path: str, source: str, split: str, entry: dict) -> list[Text]:
+    """The files of a source and split, in order, given its entry in the corpus's manifest."""
+    if "shards" in entry:
+        shards = entry["shards"]
+        return [Text(f"{path}/{source}/{shard['file']}", shard["content"]) for shard in shards]
+    place = f"{path}/{source}/{split}.jsonl"
+    files, file = opened(place)
+    try:
+        return [Text(place, files.size(file))]
+    except FileNotFoundError:
+        raise UserError(f"{place} is missing; run polylm corpus again.") from None
+
+
+@contextmanager
+def lines_of(text: Text, begin: int = 0) -> Iterator[BinaryIO]:
+    """The lines of a file of a corpus, from a byte of them on.
+
+    UserError, also for reads inside the block, where it is missing, cut short or damaged.
+    """
+    files, path = opened(text.place)
+    try:
+        with files.open(path, "rb") as plain, decompressed(plain, text.place) as lines:
+            if lines is plain:
+                lines.seek(begin)
+            else:
+                _pass(lines, begin)
+            yield lines
+    except FileNotFoundError:
+        raise UserError(f"{text.place} is missing; make the corpus again.") from None
+    except Damaged as error:
+        raise UserError(f"{text.place} {error}; make the corpus again.") from None
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"{text.place} cannot be read ({reason}); make it readable.") from error
+
+
+def _pass(lines: BinaryIO, size: int) -> None:
+    while size and (passed := lines.read(min(size, 2**20))):
+        size -= len(passed)
+
+
+class _Writing:
+    """A file of a shard as it is written, and what its entry will say."""
+
+    def __init__(self, name: str, file: BinaryIO):
+        self._name, self._file, self._digest = name, file, hashlib.sha256()
+        self._documents = self._bytes = self._content = 0
+
+    def add(self, text: str, about: dict) -> None:
+        *first, last = stretches(text, STRETCH)
+        for part, some in enumerate([*first, last], 1):
+            parts = ({"part": part} if first else {}) | (
+                {"more": True} if part <= len(first) else {}
+            )
+            line = json.dumps({"text": some} | about | parts, ensure_ascii=False).encode() + b"\n"
+            self._file.write(line)
+            self._digest.update(line)
+            self._content += len(line)
+            self._bytes += len(some.encode())
+        self._documents += 1
+
+    def entry(self) -> dict:
+        return {
+            "file": self._name,
+            "documents": self._documents,
+            "bytes": self._bytes,
+            "content": self._content,
+            "sha256": self._digest.hexdigest(),
+        }
+
+
+@contextmanager
+def _new(place: str) -> Iterator[BinaryIO]:
+    """A file to write, compressed as its name says; the same content gives the same file."""
+    with output(place) as plain:
+        if place.endswith(".gz"):
+            with gzip.GzipFile("", "wb", 6, plain, mtime=0) as file:
+                yield file  # type: ignore[misc]
+        elif place.endswith(".zst"):
+            try:
+                import zstandard
+            except ImportError as error:
+                raise missing("zstandard", place) from error
+            with zstandard.ZstdCompressor(_LEVEL).stream_writer(plain, closefd=False) as file:
+                yield file
+        else:
+            yield plain
