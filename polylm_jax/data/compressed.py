@@ -110,12 +110,14 @@ class Content:
         if self._ended:
             return False
         block = next(self._blocks, b"")
+        while block is None and not self._apart:
+            block = next(self._blocks, b"")
         if isinstance(block, Damaged):
             self._held, self._from = b"", 0
             raise block
         if block is None:
-            self._ended = self._apart
-            return not self._apart
+            self._ended = True
+            return False
         self._held, self._from = self._held[self._from :] + block, 0
         return bool(block)
 

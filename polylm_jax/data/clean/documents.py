@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from polylm_jax.data import corpus
 from polylm_jax.data import documents as users
 from polylm_jax.data.clean import archives
 from polylm_jax.data.compressed import Content, Damaged, missing
@@ -117,14 +119,14 @@ def shards(
     """All shards of the inputs, in order of their names.
 
     inputs: path of a file or folder, local or at a URL, or a pattern of them (*, **, ?, [ab]), and
-        the language of its text, "" where that is to be found out.
+        the language of its text, "" where that is to be found out; a corpus knows its own.
     passed: is told what is passed over, kind: [files, bytes].
 
     UserError for an input that has nothing to read, for a language that is none, and for a file
     that two inputs have.
     """
     passed = {} if passed is None else passed
-    found = [(language, *_files(path, passed)) for path, language in inputs.items()]
+    found = [one for path, language in inputs.items() for one in _found(path, language, passed)]
     if not found:
         raise UserError("there is nothing to clean; name files, folders or patterns as its inputs.")
     for path, language in inputs.items():
@@ -164,8 +166,26 @@ def read(shard: Shard) -> Iterator[Document | Broken]:
 # --- which files there are
 
 
+def _found(
+    path: str, language: str, passed: dict[str, list[int]]
+) -> list[tuple[str, str, list[File]]]:
+    """The files of an input, by language, and the folder with "/" at its end that all are below."""
+    if not language and not _WILD.search(path):
+        with suppress(UserError):  # it is no corpus
+            manifest = corpus.manifest(path)
+            return [
+                (source, f"{path}/", _of_corpus(path, source)) for source in manifest["sources"]
+            ]
+    return [(language, *_files(path, passed))]
+
+
+def _of_corpus(path: str, source: str) -> list[File]:
+    texts = [text for split in corpus.SPLITS for text in corpus.files_of(path, source, split)]
+    return [File(one.place.removeprefix(f"{path}/"), one.place, one.content) for one in texts]
+
+
 def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
-    """The folder that an input is below, with "/" at its end, and its files, by names below it."""
+    """As `_found`, of what is no corpus."""
     files, root = opened(path)
     if _WILD.search(root) and not files.exists(root):
         found = files.glob(root, detail=True)
@@ -257,6 +277,7 @@ def _of_warc(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | B
 
 def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
     content = Content(plain, file.name)
+    begun: Document | None = None  # a document of a corpus may have several lines
     while True:
         begin = content.at
         try:
@@ -269,26 +290,34 @@ def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | 
             yield Broken(file.name, begin, str(error))
             continue
         if not line:
-            return
+            break
         if size > len(line) or size == LONGEST_LINE:
             yield Broken(file.name, begin, f"is longer than {LONGEST_LINE:,} bytes")
         elif line.strip():
-            yield _of_line(line, file, begin, shard)
+            found, more = _of_line(line, file, begin, shard)
+            if isinstance(found, Document):
+                found = begun._replace(text=begun.text + found.text) if begun else found
+                begun = found if more and len(found.text) < LONGEST_LINE else None
+            if not begun or isinstance(found, Broken):
+                yield found
+    if begun:
+        yield begun
 
 
-def _of_line(line: bytes, file: File, at: int, shard: Shard) -> Document | Broken:
+def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document | Broken, bool]:
+    """What a line of JSON has, and whether the next has more of the same document."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
         text = record[shard.key]
         if isinstance(text, str):
-            url = record.get("url")
+            url, more = record.get("url"), record.get("more") is True and "part" in record
             url = url if isinstance(url, str) else ""
-            return Document(text, file.name, at, url, shard.language)
+            return Document(text, file.name, at, url, shard.language), more
     except UnicodeDecodeError as error:
-        return Broken(file.name, at, not_utf8(error))
+        return Broken(file.name, at, not_utf8(error)), False
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
-    return Broken(file.name, at, f'is no JSON object with a string under "{shard.key}"')
+    return Broken(file.name, at, f'is no JSON object with a string under "{shard.key}"'), False
 
 
 def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
@@ -303,7 +332,7 @@ def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Br
     else:
         if len(whole) > LONGEST_LINE:
             yield Broken(file.name, 0, f"is longer than {LONGEST_LINE:,} bytes")
-        else:
+        elif whole:
             yield Document(text, file.name, 0, "", shard.language)
 
 

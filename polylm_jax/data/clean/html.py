@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from polylm_jax.data.compressed import missing
+from polylm_jax.errors import first_line
 
 SECONDS = 5  # of processor time for a page; one of a megabyte takes 0.1
 MEMORY = 2**30  # bytes of address space, of which Python and the library take a quarter
@@ -178,6 +179,7 @@ def _write(file: int, content: bytes) -> None:
 def _serve(seconds: float, memory: int) -> None:
     """What the child does: answers page after page until its input ends."""
     from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLParserException
 
     with suppress(ValueError, OSError):  # no limit can be set where there is a lower one
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -191,9 +193,9 @@ def _serve(seconds: float, memory: int) -> None:
             text = decoded(pages.read(size), content_type)
             text = extract_plain_text(text, main_content=True)
             done, answer = 1, text.encode("utf-8", "replace")
-        except MemoryError:
+        except (MemoryError, HTMLParserException):  # any bytes parse, while there is memory
             done, answer = 0, f"takes more than {memory / 2**30:g} GiB to read".encode()
-        except Exception as error:  # the library's own kinds are no matter of ours
-            done, answer = 0, f"is no HTML that can be read ({type(error).__name__})".encode()
+        except Exception as error:
+            done, answer = 0, f"breaks the reader of HTML ({first_line(error)})".encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write(1, _SIZES.pack(done, len(answer)) + answer)
