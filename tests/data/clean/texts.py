@@ -26,7 +26,7 @@ def documents(noise: int = 60, seed: int = 0) -> list[str]:
     chance = random.Random(seed)
     real = ["\n".join(chance.choices(some, k=len(some))) for some in SENTENCES.values()]
     made = ["".join(chance.choices(ALPHABET, k=chance.randrange(200))) for _ in range(noise)]
-    words = [" ".join(chance.choices("to be or not 7".split(), k=60)) for _ in range(10)]
+    words = [" ".join(chance.choices(["to", "be", "or", "not", "7"], k=60)) for _ in range(10)]
     texts = [*real, *AWKWARD, *made, *words]
     chance.shuffle(texts)
     return texts
