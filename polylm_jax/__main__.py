@@ -32,6 +32,7 @@ VERBS = {
     "status": "say where a run stands and whether it is healthy",
     "runs": "list all runs in a folder, one line each",
     "compare": "set runs side by side: settings, bits per byte, figures",
+    "sweep": "train all combinations of some settings' values, and compare them",
     "report": "show a run: bits per byte, the curriculum, figures, samples",
     "generate": "continue prompts with a trained model",
     "chat": "talk with a model in the terminal",

@@ -63,19 +63,7 @@ class Comparison:
 
 def read_run(folder: str, name: str) -> Run:
     """A run as it stands. UserError where it has no checkpoint or was never validated."""
-    files, place = opened(folder)
-    steps = checkpoints(folder)
-    if not steps:
-        raise UserError(f"{folder} has no checkpoint yet, which tells its settings; leave it out.")
-    try:
-        meta = json.loads(files.cat_file(f"{place}/checkpoints/{steps[-1]}/meta/metadata"))
-        settings, rows = values_of(meta["gin"]), meta["fingerprints"]["row store"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(
-            f"the checkpoint of step {steps[-1]} in {folder} does not tell what was trained, as "
-            "one does that was imported or is damaged; leave that run out."
-        ) from None
-    metrics = read_metrics(folder)
+    (settings, rows), metrics = _noted(folder), read_metrics(folder)
     bits = {
         record["tokens"]: {n: b for n, b in record["bits_per_byte"].items() if b is not None}
         for record in of_kind(metrics, "valid")
@@ -84,6 +72,27 @@ def read_run(folder: str, name: str) -> Run:
     if not bits:
         raise UserError(f"{folder} was not validated yet; train on, or leave it out.")
     return Run(name, folder, settings, rows, metrics, bits)
+
+
+def settings_of(folder: str) -> dict[str, str]:
+    """The settings that a run's newest checkpoint notes: name -> value as gin writes it."""
+    return _noted(folder)[0]
+
+
+def _noted(folder: str) -> tuple[dict[str, str], str]:
+    """Settings and fingerprint of the rows, as the newest checkpoint has them."""
+    files, place = opened(folder)
+    steps = checkpoints(folder)
+    if not steps:
+        raise UserError(f"{folder} has no checkpoint yet, which tells its settings; leave it out.")
+    try:
+        meta = json.loads(files.cat_file(f"{place}/checkpoints/{steps[-1]}/meta/metadata"))
+        return values_of(meta["gin"]), meta["fingerprints"]["row store"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"the checkpoint of step {steps[-1]} in {folder} does not tell what was trained, as "
+            "one does that was imported or is damaged; leave that run out."
+        ) from None
 
 
 def names_of(folders: Sequence[str]) -> list[str]:
@@ -112,10 +121,7 @@ def compare(folders: Sequence[str]) -> Comparison:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(run.settings.get(name, "") for name in apart), []).append(run)
-    named = {
-        group[0].name if len(group) == 1 else f"{group[0].name} + {len(group) - 1}": group
-        for group in groups.values()
-    }
+    named = _named(list(groups.values()))
     tokens = max(set.intersection(*(set(run.bits) for run in runs)), default=None)
     if tokens is None:
         ends = "; ".join(f"{run.name}: {', '.join(f'{t:,}' for t in run.bits)}" for run in runs)
@@ -131,6 +137,18 @@ def compare(folders: Sequence[str]) -> Comparison:
         for name in differing
     }
     return Comparison(named, shown, tokens, _rows(list(named.values()), tokens))
+
+
+def _named(groups: list[list[Run]]) -> dict[str, list[Run]]:
+    """Groups by what their runs' names share, such as all but a sweep's seed, or by their first."""
+    parts = [[run.name.split(",") for run in group] for group in groups]
+    shared = [",".join(p for p in group[0] if all(p in one for one in group)) for group in parts]
+    named = dict[str, list[Run]]()
+    for same, group in zip(shared, groups, strict=True):
+        first, others = group[0].name, len(group) - 1
+        unclear = others and (not same or shared.count(same) > 1)
+        named[f"{first} + {others}" if unclear else same if others else first] = group
+    return named
 
 
 def _rows(groups: list[list[Run]], tokens: int) -> dict[str, list[Spread]]:

@@ -35,12 +35,17 @@ def run(given: argparse.Namespace) -> None:
     folders = list(dict.fromkeys(folder for text in given.run for folder in _folders(text)))
     if len(folders) < 2:
         raise UserError(f"only {folders[0]} is given; compare takes two runs or more.")
+    write(folders, given.out)
+
+
+def write(folders: list[str], out: str) -> None:
+    """Compares runs; prints the text and writes it, with its figure, into a folder."""
     found = compare(folders)
-    picture = compared.draw(found, Path(given.out, "compare.png"))
+    picture = compared.draw(found, Path(out, "compare.png"))
     text = markdown(found, picture.name)
-    Path(given.out, "compare.md").write_text(text, encoding="utf-8")
+    Path(out, "compare.md").write_text(text, encoding="utf-8")
     print(text)
-    print(f"Written to {given.out}/compare.md and {picture}.")
+    print(f"Written to {out}/compare.md and {picture}.")
 
 
 def _folders(text: str) -> list[str]:
