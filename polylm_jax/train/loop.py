@@ -24,7 +24,7 @@ from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
-from polylm_jax.ranges import Range, Seed, check
+from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.sizes import Count, Size
 from polylm_jax.train import checkpoint, door, ending
 from polylm_jax.train.agreement import check_data, check_settings
@@ -33,7 +33,7 @@ from polylm_jax.train.claim import claimed
 from polylm_jax.train.course import Course, begun, going_on
 from polylm_jax.train.ends import RunEnded
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
-from polylm_jax.train.metrics import Clock, Metrics
+from polylm_jax.train.metrics import TRACKERS, Clock, Metrics
 from polylm_jax.train.optimizer import OptimizerSettings, in_steps
 from polylm_jax.train.progress import make_report
 from polylm_jax.train.remarks import differences, remarks
@@ -66,6 +66,7 @@ class Training:
     accept_changes: step of the checkpoint from which on another curriculum or other rows hold.
     data_timeout: seconds that a step waits for its rows before the run ends with an error; 0: it
         waits for ever.
+    trackers: what shows the run beside its log, metrics.jsonl: of "tensorboard" and "wandb".
     """
 
     folder: Place = "runs/polylm"
@@ -82,6 +83,7 @@ class Training:
     start_moments: bool = False
     accept_changes: Annotated[int, Range(1, also=(0, "no changes"))] = 0
     data_timeout: Annotated[float, Range(0.001, 1e8, also=(0, "no limit"))] = 300.0
+    trackers: tuple[Annotated[str, OneOf(*TRACKERS)], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         check(self, "train")
@@ -214,7 +216,7 @@ def train(
         with (
             jax.set_mesh(mesh),
             contextlib.closing(checkpoint.open_manager(training.folder, retention)) as manager,
-            Metrics(training.folder, first) as metrics,
+            Metrics(training.folder, first, training.trackers, gin) as metrics,
             hosts.stop_signals() as stopped,
         ):
             base: tuple[Any, ...] = ()  # what stays frozen, if anything

@@ -1,4 +1,4 @@
-"""What a run says while it works: a live line, a JSONL file and TensorBoard."""
+"""What a run says while it works: a live line, a JSONL file, TensorBoard and other trackers."""
 
 import contextlib
 import errno
@@ -6,39 +6,50 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fsspec.implementations.local import LocalFileSystem
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from polylm_jax.console import LiveLine
 from polylm_jax.files import opened
 from polylm_jax.jsonl import backwards, dumps
 from polylm_jax.train.log import alive, logs, part_number
+from polylm_jax.train.tensorboard import TensorBoard
+from polylm_jax.train.weights_and_biases import WeightsAndBiases, check_installed, failed
 
-FLUSH = 10.0  # seconds between two writes to the disk of what TensorBoard shows: each takes 6 ms
+TRACKERS = ("tensorboard", "wandb")
 
 
 class Metrics:
-    """Writes records to FOLDER/metrics.jsonl and FOLDER/tensorboard; only process 0 does.
+    """Writes records to FOLDER/metrics.jsonl and to trackers; only process 0 does.
 
     folder: local, or a path that fsspec knows, such as gs://bucket/run. An object store appends
     to nothing: there the records wait on this machine's disk, and `publish` makes files of
     those that are new, FOLDER/metrics-STEP.jsonl, or with the next number where a run went back,
     so that their names are in the order of time. Nothing is made before the first record.
+    trackers: of TRACKERS; TensorBoard's files are in FOLDER/tensorboard. One that fails is told of
+    and gets no more. gin: the resolved configuration, for those that show it.
 
     error: why nothing can be logged any more, None while it can. From then on records are kept in
     `unwritten`, for a checkpoint to take them along.
     """
 
-    def __init__(self, folder: str, active: bool) -> None:
+    def __init__(
+        self,
+        folder: str,
+        active: bool,
+        trackers: Sequence[str] = ("tensorboard",),
+        gin: str = "",
+    ) -> None:
+        if "wandb" in trackers:
+            check_installed()
         self._active, self._line = active, LiveLine()
+        self._wanted, self._gin = set(trackers), gin  # those that have not failed
+        self._trackers = dict[str, TensorBoard | WeightsAndBiases]()  # that are at work
         self.error: OSError | None = None
         self.unwritten: list[dict[str, Any]] = []
         self._run, (self._files, self._folder) = folder, opened(folder)
@@ -48,15 +59,13 @@ class Metrics:
 
     def _open(self) -> None:
         place = Path(self._folder if self._local else tempfile.mkdtemp(prefix="polylm-metrics-"))
-        path, board = place / "metrics.jsonl", place / "tensorboard"
-        board.mkdir(parents=True, exist_ok=True)
+        path = place / "metrics.jsonl"
+        place.mkdir(parents=True, exist_ok=True)
         _drop_half_line(path)
         self._file = path.open("ab", buffering=0)
-        # TensorBoard reads files by name, and two starts may fall into one second; the plain
-        # writer, because SummaryWriter's thread waits by the wall clock, which may jump
-        number = len(list(board.iterdir()))
-        self._board = EventsWriter(f"{board}/events.part-{number:09d}")
-        self._place, self._flushed = place, time.monotonic()
+        self._place = place
+        if "tensorboard" in self._wanted:
+            self._begin("tensorboard", lambda: TensorBoard(place / "tensorboard"))
 
     def start(self, step: int) -> None:
         """Logs that the run goes on from a step, 0 for one from nothing.
@@ -64,17 +73,18 @@ class Metrics:
         What earlier starts logged beyond it is dead from here on, here and in TensorBoard.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
+        if self._active and "wandb" in self._wanted and "wandb" not in self._trackers:
+            # before the first record: it looks up what was logged last
+            self._begin("wandb", lambda: WeightsAndBiases(self._run, self._gin, self.say))
         self.write({"kind": "start", "step": step, "time": now})
-        # TensorBoard drops what it has of this step and later ones, and `step` itself was made
-        first = step + 1 if step else 0
-        self._event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+        self._each(lambda tracker: tracker.start(step))
 
     def reaches_beyond(self, step: int) -> bool:
         """Whether the log has records of later steps: then the run went back."""
         return self._active and next(alive(self._run), {"step": 0})["step"] > step
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record; its numbers go to TensorBoard as kind/name at record["step"]."""
+        """Appends one record; its numbers go to trackers as kind/name at record["step"]."""
         if not self._active:
             return
         try:
@@ -85,12 +95,9 @@ class Metrics:
         if self.error is not None:
             self.unwritten.append(record)
             return
-        values = [
-            Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
-            for name, value in _flat(record)
-        ]
+        values = [(f"{record['kind']}/{name}", value) for name, value in _flat(record)]
         if values:
-            self._event(Event(step=record["step"], summary=Summary(value=values)))
+            self._each(lambda tracker: tracker.log(record["step"], values))
 
     def _log(self, record: dict[str, Any]) -> None:
         """Adds a line, of which nothing stays where there is no room for all of it."""
@@ -106,26 +113,33 @@ class Metrics:
                 self._file.truncate(size)
             raise
 
-    def _event(self, event: Event) -> None:
+    def _begin(self, name: str, make: Callable[[], TensorBoard | WeightsAndBiases]) -> None:
+        """Makes a tracker, unless that fails."""
+        try:
+            self._trackers[name] = make()
+        except Exception as error:
+            self._give_up(name, error)
+
+    def _each(self, tell: Callable[[TensorBoard | WeightsAndBiases], None]) -> None:
+        """Tells each tracker."""
         if not self._active or self.error is not None:
             return
-        event.wall_time = time.time()
-        try:
-            self._board.write_event(event)
-            if time.monotonic() > self._flushed + FLUSH:
-                self._flush()
-        except OSError as error:
-            self.error = error
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._give_up(name, error)
 
-    def _flush(self) -> None:
-        self._board.flush()
-        self._flushed = time.monotonic()
+    def _give_up(self, name: str, error: Exception) -> None:
+        self._trackers.pop(name, None)
+        self._wanted.discard(name)
+        self.say(failed(name, error))
 
     def publish(self) -> None:
         """Makes what was written safe; in an object store, it comes to the folder only here."""
         if not self._place:
             return
-        self._flush()
+        self._each(lambda tracker: tracker.flush())
         if self._local:
             return
         if self._part is None:
@@ -134,16 +148,18 @@ class Metrics:
         self._files.put_file(
             str(self._place / "metrics.jsonl"), f"{self._folder}/metrics-{number:09d}.jsonl"
         )
-        (events,) = (self._place / "tensorboard").iterdir()
-        target = f"{self._folder}/tensorboard/events.part-{number:09d}.out.tfevents"
-        self._files.put_file(str(events), target)
+        for events in (self._place / "tensorboard").glob("*"):
+            target = f"{self._folder}/tensorboard/events.part-{number:09d}.out.tfevents"
+            self._files.put_file(str(events), target)
         self._part = number
         shutil.rmtree(self._close())
 
     def _close(self) -> Path:
         assert self._place
         self._file.close()
-        self._board.close()
+        if board := self._trackers.pop("tensorboard", None):
+            with contextlib.suppress(OSError):
+                board.close()
         place, self._place = self._place, None
         return place
 
@@ -178,6 +194,8 @@ class Metrics:
                 self.publish()
                 if self._place:
                     self._close()
+            for tracker in self._trackers.values():
+                tracker.close()
 
 
 class Clock:
