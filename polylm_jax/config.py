@@ -16,6 +16,9 @@ from typing import Any
 
 from gin import config_parser
 
+from polylm_jax.data.clean.engine import Beam
+from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.thresholds import Thresholds
 from polylm_jax.data.corpus import Corpus
 from polylm_jax.data.rows import RowSettings
 from polylm_jax.data.schedule import Schedule
@@ -61,6 +64,9 @@ BLOCKS: dict[str, type] = {
     "task_filters": TaskFilters,
     "evaluation": Evaluation,
     "serve": Serving,
+    "clean": Clean,
+    "thresholds": Thresholds,
+    "beam": Beam,
 }
 SETTINGS = {
     f"{name}.{field.name}": (name, field.name)

@@ -1,0 +1,132 @@
+"""Work on many pieces by Apache Beam: each piece alone, or what pieces say, grouped by its key.
+
+What is made goes to files, never back through Beam, so every runner will do. What goes through
+it is small: names of pieces, and bytes that pack thousands of numbers; text never does.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from polylm_jax.errors import UserError, first_line
+from polylm_jax.ranges import Range, check
+
+LOCAL = "FnApiRunner"
+
+
+@dataclass(frozen=True)
+class Beam:
+    """What runs `polylm clean`.
+
+    runner: a runner of Apache Beam, by name or by module and name; FnApiRunner is this machine.
+    workers: processes of this machine, for FnApiRunner.
+    options: Beam's flags for another runner, such as "--project=mine", "--region=europe-west4".
+    """
+
+    runner: str = LOCAL
+    workers: Annotated[int, Range(1, 4096)] = 1
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self, "beam")
+
+
+def each(beam: Beam, function: Callable[[Any], None], pieces: Sequence[Any]) -> None:
+    """Calls function(piece) for every piece, in any order and any process."""
+    if pieces:
+        with _pipeline(beam) as (pipeline, b):
+            _ = pipeline | b.Create(pieces, reshuffle=True) | b.Map(function)
+
+
+def grouped(
+    beam: Beam,
+    emit: Callable[[Any], Iterable[tuple[int, bytes]]],
+    pieces: Sequence[Any],
+    reduce: Callable[[int, list[bytes]], None],
+) -> None:
+    """Calls reduce(key, values) for every key of all that emit(piece) gives, values in any order.
+
+    A value should pack much: it is the number of values that costs, not their size.
+    """
+    if pieces:
+        with _pipeline(beam) as (pipeline, b):
+            _ = (
+                pipeline
+                | b.Create(pieces, reshuffle=True)
+                | b.FlatMap(emit)
+                | b.GroupByKey()
+                | b.MapTuple(_Reduce(reduce))
+            )
+
+
+@dataclass(frozen=True)
+class _Reduce:
+    """Values come as an iterable of Beam's own, that may be read from elsewhere."""
+
+    function: Callable[[int, list[bytes]], None]
+
+    def __call__(self, key: int, values: Iterable[bytes]) -> None:
+        self.function(key, list(values))
+
+
+class _pipeline:
+    """A pipeline that runs at the block's end; a UserError of a worker comes out as one."""
+
+    def __init__(self, beam: Beam) -> None:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        flags = list(beam.options)
+        runner: Any = beam.runner
+        if runner == LOCAL:
+            from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+            runner = FnApiRunner()
+            if beam.workers > 1:
+                flags += [
+                    "--direct_running_mode=multi_processing",
+                    f"--direct_num_workers={beam.workers}",
+                ]
+        logging.getLogger("apache_beam").setLevel(logging.ERROR)
+        try:
+            self._pipeline = apache_beam.Pipeline(runner, PipelineOptions(flags))
+        except (ValueError, ImportError, AttributeError) as error:
+            reason = first_line(error).rstrip(".")
+            raise UserError(f"beam.runner={beam.runner} cannot be started: {reason}.") from error
+        self._beam = apache_beam
+
+    def __enter__(self) -> tuple[Any, Any]:
+        return self._pipeline, self._beam
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if error:
+            return
+        try:
+            self._pipeline.run().wait_until_finish()
+        except Exception as failed:
+            said = _user_error(failed)
+            if said is None:
+                raise
+            raise UserError(said) from failed
+
+
+def _user_error(failed: BaseException) -> str | None:
+    """What a UserError in a worker said: Beam hands on the text of its trace."""
+    if isinstance(failed, UserError):
+        return str(failed)
+    said = re.findall(r"UserError: (.+?)(?: \[while running|\n|$)", str(failed))
+    return said[-1] if said else None
+
+
+def packed(keys: Any, rows: Any, parts: int) -> Iterator[tuple[int, bytes]]:
+    """Rows [n, …] by the part of their keys, uint64 [n]: a part and its rows as bytes."""
+    import numpy as np
+
+    part = (keys % np.uint64(parts)).astype(np.int64)
+    order = np.argsort(part, kind="stable")
+    part, rows = part[order], rows[order]
+    starts = np.flatnonzero(np.diff(part, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(part)], strict=True):
+        yield int(part[start]), rows[start:end].tobytes()

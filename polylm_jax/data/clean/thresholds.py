@@ -1,0 +1,227 @@
+"""Thresholds from data: what a rule cuts in English text, it may cut in another language.
+
+Published thresholds are of English and of one program's words, and nobody says PolyLM's. So a
+threshold is carried over by its tail: "at least 0.8 of the words have a letter" becomes the value
+below which as large a share of the language's own documents lies as lies below 0.8 of English.
+
+Histograms have fixed bins and whole counts, so that their sum is the same in any order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+
+from polylm_jax.files import MaybePlace
+from polylm_jax.ranges import OneOf, Range, Share, check
+
+Limit = tuple[float | None, float | None]  # least and most, both allowed; None sets no bound
+Limits = dict[str, dict[str, Limit]]  # of a language, of a feature
+Histograms = Mapping[str, Mapping[str, np.ndarray]]  # of a language, of a feature: counts
+
+_FINE = 7  # bits of a float's fraction: a bin is 0.4 to 0.8% wide
+_LEAST, _MOST = 2.0**-20, 2.0**44  # what lies outside is in the first or last bin
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What decides where rules cut; see `derive`.
+
+    method: "tails" of the language's own text, or the published "english" values for all.
+    reference: corpus of clean text that tails are taken from; "" for what is cleaned.
+    documents: a language with fewer takes the values of all text in its script.
+    drop: most of a language that one rule may drop.
+    keep: share that perplexity and quality let pass.
+    limits: language: feature: (least, most), in place of what is derived.
+    """
+
+    method: Annotated[str, OneOf("tails", "english")] = "tails"
+    reference: MaybePlace = ""
+    documents: Annotated[int, Range(1)] = 2000
+    drop: Share = 0.1
+    keep: Share = 0.9
+    limits: dict[str, dict[str, tuple[float | None, float | None]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, "thresholds")
+
+
+def _bin(values: np.ndarray) -> np.ndarray:
+    return np.maximum(values, _LEAST).astype(np.float64).view(np.int64) >> (52 - _FINE)
+
+
+_FIRST = int(_bin(np.array([_LEAST]))[0])
+BINS = int(_bin(np.array([_MOST]))[0]) - _FIRST
+
+
+def histogram(values: np.ndarray) -> np.ndarray:
+    """How many of the values, none of them negative, lie in each bin, int64 [BINS].
+
+    What is no number is in none.
+    """
+    there = values[~np.isnan(values)]
+    return np.bincount(np.minimum(_bin(there) - _FIRST, BINS - 1), minlength=BINS)
+
+
+def lower_edges() -> np.ndarray:
+    """Where the bins begin, float64 [BINS]; the first at 0."""
+    edges = ((np.arange(BINS) + _FIRST) << (52 - _FINE)).view(np.float64)
+    edges[0] = 0
+    return edges
+
+
+def tail(counts: np.ndarray, edge: float, above: bool) -> float:
+    """The share of the values that lies above an edge, or below, to the width of a bin."""
+    at = int(np.minimum(_bin(np.array([edge])) - _FIRST, BINS - 1)[0])
+    beyond = counts[at + 1 :] if above else counts[:at]
+    return float(beyond.sum() / max(counts.sum(), 1))
+
+
+def bound(counts: np.ndarray, share: float, above: bool) -> float:
+    """The edge of a bin nearest the middle beyond which at most `share` of the values lie."""
+    allowed = share * counts.sum()
+    if above:
+        within = np.cumsum(counts[::-1])[::-1] <= allowed  # what lies from this edge on
+        at = int(within.argmax()) if within.any() else BINS - 1
+    else:
+        at = int((np.cumsum(counts) - counts <= allowed).sum()) - 1
+    return float(lower_edges()[at])
+
+
+def language_score(counts: np.ndarray) -> float:
+    """Below which score of language identification a document is dropped.
+
+    The median less one deviation, between 0.3 and 0.9, as FineWeb2 has it (arXiv 2506.20920).
+    """
+    edges = lower_edges()
+    middles = (edges + np.append(edges[1:], _MOST)) / 2
+    mean = float((counts * middles).sum() / max(counts.sum(), 1))
+    spread = float(np.sqrt((counts * (middles - mean) ** 2).sum() / max(counts.sum(), 1)))
+    return max(0.3, min(0.9, bound(counts, 0.5, above=False) - spread))
+
+
+@dataclass(frozen=True)
+class Derived:
+    """The thresholds of a language.
+
+    documents: it has. pooled: the script whose documents they are from, "" for its own.
+    shares: what lies outside each limit, of its own documents.
+    """
+
+    limits: dict[str, Limit]
+    documents: int
+    pooled: str
+    shares: dict[str, float]
+
+
+def derive(
+    histograms: Histograms,
+    scripts: Mapping[str, str],
+    english: Mapping[str, Limit],
+    kept: Mapping[str, bool],
+    settings: Thresholds,
+    reference: Histograms | None = None,
+) -> dict[str, Derived]:
+    """The thresholds of every language.
+
+    scripts: of each language, for pooling. english: published limits of features.
+    kept: features that `settings.keep` of a language pass, with whether what is large is bad.
+    reference: histograms of clean text, where there is some. The score of a language, "score", is
+        cut by `language_score`.
+    """
+    clean = reference or histograms
+    pools: dict[str, dict[str, np.ndarray]] = {}
+    for language, features in clean.items():
+        pool = pools.setdefault(scripts.get(language, ""), {})
+        for name, counts in features.items():
+            pool[name] = pool.get(name, 0) + counts
+    found = {}
+    for language, own in histograms.items():
+        documents = int(max((counts.sum() for counts in own.values()), default=0))
+        theirs = clean.get(language, {})
+        enough = max((c.sum() for c in theirs.values()), default=0) >= settings.documents
+        script = scripts.get(language, "")
+        source = theirs if enough else pools.get(script, {})
+        limits = _limits(source, clean.get("en", {}), english, kept, settings)
+        limits |= settings.limits.get(language, {})
+        shares = {
+            name: sum(
+                tail(own[name], edge, above)
+                for edge, above in zip(limit, (False, True), strict=True)
+                if edge is not None
+            )
+            for name, limit in limits.items()
+            if name in own
+        }
+        found[language] = Derived(limits, documents, "" if enough else script or "all", shares)
+    return found
+
+
+def _limits(
+    source: Mapping[str, np.ndarray],
+    model: Mapping[str, np.ndarray],
+    english: Mapping[str, Limit],
+    kept: Mapping[str, bool],
+    settings: Thresholds,
+) -> dict[str, Limit]:
+    """Limits from the histograms of a language, or of its script. model: those of English."""
+    limits: dict[str, Limit] = {}
+    for name, published in english.items():
+        counts, theirs = source.get(name), model.get(name)
+        if (
+            settings.method == "english"
+            or counts is None
+            or theirs is None
+            or theirs.sum() < settings.documents
+        ):
+            limits[name] = published
+        else:
+            limits[name] = _carried(published, theirs, counts, settings.drop)
+    for name, high_is_bad in kept.items():
+        counts = source.get(name)
+        if counts is None or not counts.sum():
+            continue
+        cut = _rounded(bound(counts, 1 - settings.keep, above=high_is_bad))
+        limits[name] = (None, cut) if high_is_bad else (cut, None)
+    if "score" in source:
+        limits["score"] = (_rounded(language_score(source["score"])), None)
+    return limits
+
+
+def _carried(published: Limit, model: np.ndarray, counts: np.ndarray, most: float) -> Limit:
+    """The limit beyond which as large a tail lies as beyond the published one in `model`.
+
+    Where nothing of English lies there, it is the published one.
+    """
+
+    def carried(edge: float | None, above: bool) -> float | None:
+        if edge is None:
+            return None
+        share = tail(model, edge, above) or tail(counts, edge, above)
+        return _rounded(bound(counts, min(share, most), above)) if share else edge
+
+    return carried(published[0], False), carried(published[1], True)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def as_gin(derived: Mapping[str, Derived], made_from: str) -> str:
+    """The thresholds as a gin file to be read, edited and given back with --gin_file."""
+    lines = [
+        "# What `polylm clean` drops, by language: (least, most), None for no bound. Behind it is",
+        "# the share of the language's documents that lies outside. Edit it and run",
+        "# `polylm clean write`: what is here is taken as it stands.",
+        f"# Derived from scores {made_from}.",
+        "thresholds.limits = {",
+    ]
+    for language, found in derived.items():
+        pooled = f"; too few, so of all in {found.pooled} script" if found.pooled else ""
+        lines.append(f'    "{language}": {{  # {found.documents:,} documents{pooled}')
+        for name, limit in found.limits.items():
+            share = f"{found.shares[name]:.2%}" if name in found.shares else "not measured"
+            lines.append(f'        "{name}": {limit!r},  # {share}')
+        lines.append("    },")
+    return "\n".join([*lines, "}", ""])

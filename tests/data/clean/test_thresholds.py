@@ -1,0 +1,121 @@
+"""Thresholds carry English tails over to other languages, whole numbers add up in any order, and
+what is written is read back by the one reader of gin."""
+
+import numpy as np
+import pytest
+
+from polylm_jax import config
+from polylm_jax.data.clean import thresholds
+from polylm_jax.data.clean.thresholds import Thresholds, histogram
+
+SETTINGS = Thresholds(documents=1000)
+
+
+def test_bins_keep_quantiles_and_tails_to_their_width():
+    chance = np.random.default_rng(0)
+    for values in (chance.random(5000), chance.lognormal(3, 2, 5000), chance.integers(0, 40, 5000)):
+        counts = histogram(values.astype(float))
+        assert counts.sum() == 5000
+        for share in (0, 0.01, 0.2):
+            low = thresholds.bound(counts, share, above=False)
+            high = thresholds.bound(counts, share, above=True)
+            assert (values < low).mean() <= share
+            assert (values > high).mean() <= share
+            assert low <= np.quantile(values, share) <= 1.01 * low + 1.1
+            assert high >= np.quantile(values, 1 - share) >= high / 1.01 - 1.1
+
+
+def test_parts_add_up_and_what_is_no_number_is_left_out():
+    values = np.array([0, 1e-30, 0.5, np.nan, 3, 1e300, 7, 7])
+    parts = sum(histogram(some) for some in np.split(values, [1, 2, 6]))
+    assert (parts == histogram(values[::-1])).all()
+    assert parts.sum() == 7
+
+
+def of(**features):
+    return {name: histogram(np.asarray(values, float)) for name, values in features.items()}
+
+
+def test_a_tail_of_english_is_cut_from_another_language():
+    chance = np.random.default_rng(1)
+    english, german = chance.random(4000), 3 * chance.random(4000)
+    derived = thresholds.derive(
+        {"en": of(x=english), "de": of(x=german)}, {}, {"x": (0.05, 0.97)}, {}, SETTINGS
+    )
+    least, most = derived["de"].limits["x"]
+    assert (german < least).mean() == pytest.approx((english < 0.05).mean(), abs=0.004)
+    assert (german > most).mean() == pytest.approx((english > 0.97).mean(), abs=0.012)
+    assert derived["de"].shares["x"] == pytest.approx(
+        ((german < least) | (german > most)).mean(), abs=0.008
+    )
+    published = Thresholds(method="english", documents=1000)
+    derived = thresholds.derive({"de": of(x=german)}, {}, {"x": (0.05, 0.97)}, {}, published)
+    assert derived["de"].limits["x"] == (0.05, 0.97)
+
+
+def test_no_rule_drops_more_than_it_may_and_none_is_made_up():
+    english, german = np.linspace(0, 1, 2000), np.linspace(0, 9, 2000)
+    derived = thresholds.derive(
+        {"en": of(x=english), "de": of(x=german)},
+        {},
+        {"x": (None, 0.2), "y": (1.0, None)},
+        {},
+        SETTINGS,
+    )
+    assert derived["de"].shares["x"] <= 0.1
+    assert derived["de"].limits["y"] == (1.0, None)
+    untouched = thresholds.derive(
+        {"en": of(x=english), "de": of(x=english)}, {}, {"x": (None, 5.0)}, {}, SETTINGS
+    )
+    assert untouched["de"].limits["x"] == (None, 5.0)
+
+
+def test_a_language_with_few_documents_takes_those_of_its_script_and_says_so():
+    few, many = np.full(12, 0.5), np.linspace(0, 1, 2000)
+    derived = thresholds.derive(
+        {"en": of(x=many), "sw": of(x=few), "ru": of(x=many + 4), "he": of(x=few)},
+        {"en": "LATIN", "sw": "LATIN", "ru": "CYRILLIC", "he": "HEBREW"},
+        {"x": (None, 0.95)},
+        {},
+        SETTINGS,
+    )
+    assert derived["sw"].limits == derived["en"].limits
+    assert derived["sw"].pooled == "LATIN"
+    assert not derived["ru"].pooled
+    text = thresholds.as_gin(derived, "abc")
+    assert '"sw": {  # 12 documents; too few, so of all in LATIN script' in text
+
+
+def test_perplexity_keeps_its_share_and_scores_lie_between_the_two_ends():
+    bits = np.linspace(1, 3, 2000)
+    derived = thresholds.derive(
+        {"de": of(bits=bits, good=bits, score=np.full(2000, 0.99))},
+        {},
+        {},
+        {"bits": True, "good": False},
+        SETTINGS,
+    )
+    limits = derived["de"].limits
+    assert (bits <= limits["bits"][1]).mean() == pytest.approx(0.9, abs=0.03)
+    assert (bits >= limits["good"][0]).mean() == pytest.approx(0.9, abs=0.03)
+    assert limits["score"] == (0.9, None)
+
+
+def test_the_gin_file_is_read_back_as_it_was_derived_and_can_be_edited(tmp_path):
+    chance = np.random.default_rng(1)
+    derived = thresholds.derive(
+        {"en": of(x=chance.random(2000)), "zh-Hant": of(x=chance.random(9))},
+        {},
+        {"x": (0.05, 0.97), "y": (None, 3.0)},
+        {},
+        SETTINGS,
+    )
+    file = tmp_path / "thresholds.gin"
+    file.write_text(thresholds.as_gin(derived, "abc"))
+    config.parse([str(file)], [])
+    read = config.get("thresholds").limits
+    assert read == {language: one.limits for language, one in derived.items()}
+    file.write_text(file.read_text().replace("(None, 3.0)", "(1, None)"))
+    config.parse([str(file)], [])
+    assert config.get("thresholds").limits["en"]["y"] == (1.0, None)
+    config.parse([], [])
