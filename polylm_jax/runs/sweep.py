@@ -62,7 +62,7 @@ def read_over(text: str) -> Over:
 
 
 def _split(values: str, text: str) -> Iterator[str]:
-    start, quote, open_ = 0, "", []
+    start, quote, open_ = 0, "", list[str]()
     for at, letter in enumerate(values):
         if quote:
             quote = "" if letter == quote and values[at - 1] != "\\" else quote

@@ -217,7 +217,7 @@ def test_a_run_without_two_sides_has_its_figures_without_a_share(tmp_path, names
 
 
 def test_the_bands_of_a_stack():
-    few = figures._groups(["en", "cs", "hi", "code", "en-hi"], np.ones(5))
+    few = figures.groups(["en", "cs", "hi", "code", "en-hi"], np.ones(5))
     assert {name: members for name, (_, members) in few.items() if members} == {
         "English": ["en"],
         "Czech (cs)": ["cs"],
@@ -225,10 +225,10 @@ def test_the_bands_of_a_stack():
         "code": ["code"],
         "bilingual": ["en-hi"],
     }
-    papers = figures._groups(list(LANGUAGES), np.ones(18))
+    papers = figures.groups(list(LANGUAGES), np.ones(18))
     assert papers["West Asian"][1] == ["ar", "tr", "he"]
     many = ["bn", "cs", "el", "fa", "fi", "hi", "sw"]
-    grouped = figures._groups(many, np.array([9, 9, 9, 9, 9, 1, 2]))
+    grouped = figures.groups(many, np.array([9, 9, 9, 9, 9, 1, 2]))
     assert grouped["others"][1] == ["hi", "sw"]
     assert [members for _, members in grouped.values()].count([]) == 3
     assert sorted(name for _, members in grouped.values() for name in members) == many

@@ -6,7 +6,7 @@ of a sure line of 20 letters it may be 0.2.
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,7 +110,7 @@ def _by_line(text: str, predict: Callable[[str], Label]) -> tuple[str, float, fl
 
 def _vote(labels: Sequence[Label], weights: Sequence[int]) -> Label:
     """The code with the largest sum of scores, and what it is of the weights."""
-    sums: Counter[str] = Counter()
+    sums = defaultdict[str, float](float)
     for (code, score), weight in zip(labels, weights, strict=True):
         sums[code] += score * weight
     code, most = max(sums.items(), key=lambda item: (item[1], item[0]))

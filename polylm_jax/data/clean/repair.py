@@ -104,7 +104,7 @@ def _straightened(text: str) -> tuple[str, int]:
     """Takes out what forces letters into a direction, and what ends that, up to a line's end."""
     if not _OVERRIDES.search(text):
         return text, 0
-    places, open_ = 0, []
+    places, open_ = 0, list[bool]()
 
     def kept(found: re.Match[str]) -> str:
         nonlocal places

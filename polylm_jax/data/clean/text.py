@@ -412,7 +412,8 @@ def shingle_sizes(batch: Batch) -> np.ndarray:
     """Code points of a shingle of each document, by the script that most of it is in, int64."""
     letters = batch.counts[:, list(LETTERS)].sum(1)
     sizes = np.full(len(batch), SHINGLE)
-    for kind, size in _SHINGLES.items():
+    for kind, usual in _SHINGLES.items():
+        size: int | np.ndarray = usual
         own = batch.counts[:, kind]
         if kind == Kind.HAN:
             japanese = batch.counts[:, Kind.KANA] > _KANA_SHARE * letters
