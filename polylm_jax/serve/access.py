@@ -8,6 +8,7 @@ import base64
 import binascii
 import hmac
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,10 +56,16 @@ def check_host(host: str, key: str, settings: Serving) -> None:
 
 
 class Door:
-    """An ASGI app that lets in whom it may and hands them on."""
+    """An ASGI app that lets in whom it may and hands them on.
 
-    def __init__(self, app: ASGIApp, key: str, origins: tuple[str, ...]) -> None:
+    methods: function (path) -> what may be done there.
+    """
+
+    def __init__(
+        self, app: ASGIApp, key: str, origins: tuple[str, ...], methods: Callable[[str], set[str]]
+    ) -> None:
         self._app, self._key, self._origins = app, key.encode(), origins
+        self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,7 +86,8 @@ class Door:
             await send(message)
 
         if scope["method"] == "OPTIONS":  # browsers send it without the key
-            await _preflight(headers, known)(scope, receive, told)
+            methods = ", ".join(sorted(self._methods(scope["path"]) | {"OPTIONS"}))
+            await _preflight(headers, known, methods)(scope, receive, told)
             return
         try:
             self._let_in(scope["path"], headers, origin, known)
@@ -133,11 +141,11 @@ def _host(url: str, part: str) -> str | None:
         return None
 
 
-def _preflight(headers: Headers, known: bool) -> Response:
-    allowed = {"Allow": "GET, POST, OPTIONS"}
+def _preflight(headers: Headers, known: bool, methods: str) -> Response:
+    allowed = {"Allow": methods}
     if known:
         allowed |= {
-            "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+            "Access-Control-Allow-Methods": methods,
             "Access-Control-Allow-Headers": headers.get("access-control-request-headers", "*"),
             "Access-Control-Max-Age": "600",
         }

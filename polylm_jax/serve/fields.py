@@ -203,16 +203,22 @@ def _stop(given: Any, name: str) -> Stop:
 def _prompt(given: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(given, str):
         return (given,)
-    ids = range(2**31)
-    if isinstance(given, list) and len(given) > 0:
-        if has_form(given, [ids]):
-            return (tuple(given),)
-        if len(given) <= MOST_CHOICES:
-            if has_form(given, [str]):
-                return tuple(given)
-            if has_form(given, [[ids]]) and all(given):
-                return tuple(tuple(one) for one in given)
+    if ids := _ids(given):
+        return (ids,)
+    if isinstance(given, list) and 0 < len(given) <= MOST_CHOICES:
+        if has_form(given, [str]):
+            return tuple(given)
+        if all(several := tuple(map(_ids, given))):
+            return several
     _wrong(name, f"it must be a text, ids, or a list of at most {MOST_CHOICES} texts or lists")
+
+
+def _ids(given: Any) -> tuple[int, ...]:
+    """Ids, of which JSON may make whole floats; none where something else is among them."""
+    if not isinstance(given, list) or not has_form(given, [float]):
+        return ()
+    ids = tuple(map(int, given))
+    return ids if ids == tuple(given) and all(0 <= one < 2**31 for one in ids) else ()
 
 
 def _messages(given: Any, name: str) -> tuple[Message, ...]:

@@ -329,7 +329,13 @@ def make_app(
         },
     )
     app.router.redirect_slashes = False
-    return Door(app, key, tuple(origins))
+
+    def methods(path: str) -> set[str]:
+        return {
+            name for route in routes if route.path_regex.match(path) for name in route.methods or ()
+        }
+
+    return Door(app, key, tuple(origins), methods)
 
 
 def _api(desk: Desk) -> list[Route]:

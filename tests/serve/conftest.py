@@ -1,6 +1,8 @@
 """A server of a fake engine, on a port of its own."""
 
+import socket
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -60,14 +62,20 @@ def open_site(vocabulary, say):
     """Function (engine's settings, key, origins, drain_seconds, chat) -> a context with a Site."""
 
     @contextmanager
-    def open_site(key="", origins=(), drain_seconds=5, chat=None, script=None, **settings):
+    def open_site(
+        key="", origins=(), drain_seconds=5, chat=None, script=None, unread=0, **settings
+    ):
         engine = FakeEngine(script or say, **settings)
         chat = chat or ChatSettings(format="base", keep_ends=True)
         desk = Desk(Served("tiny", vocabulary, engine.context, chat), engine)
         listening = bind("127.0.0.1", 0)
+        if unread:  # bytes of an answer that may lie unread between server and client
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread)
         server = Server(make_app(desk, key, origins), desk, drain_seconds)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
         site = Site(listening.getsockname()[1], engine, desk, server, thread)
         try:
             yield site

@@ -172,10 +172,11 @@ def test_bodies_and_headers_are_bounded(client, site, monkeypatch):
     assert client.get("/health").json()["status"] == "ok"
 
 
-def send(site, path, said):
-    """A raw connection on which a request was sent."""
-    body = json.dumps(said).encode()
-    connection = socket.create_connection(("127.0.0.1", site.port))
+def send(site, path, said, buffer=2**16):
+    """A raw connection on which a request was sent. buffer: bytes that it takes unread."""
+    body, connection = json.dumps(said).encode(), socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.connect(("127.0.0.1", site.port))
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
@@ -208,14 +209,16 @@ def test_what_ended_is_not_cancelled(client, site):
 
 
 def test_a_client_that_does_not_read_slows_nobody(open_site):
-    with open_site(slots=2, burst=40) as site:
-        wide = {"prompt": "«" + "w " * 400 + "»", "max_tokens": 1000, "stream": True, "n": 16}
-        idle = [send(site, "/v1/completions", wide | {"logprobs": 20}) for _ in range(2)]
+    with open_site(slots=2, burst=20, unread=4096) as site:
+        wide = {"prompt": "«" + "w " * 300 + "»", "max_tokens": 600, "stream": True, "n": 2}
+        idle = [send(site, "/v1/completions", wide | {"logprobs": 20}, 4096) for _ in range(2)]
         assert soon(lambda: site.engine.counts().new_tokens > 0)
         for _ in range(3):
             answer = HTTP.post(site.url + "/v1/completions", json={"prompt": "«a»"}, timeout=20)
             assert answer.json()["choices"][0]["text"] == "a"
         assert soon(lambda: site.engine.counts().running == 0, 20)
+        time.sleep(0.1)
+        assert len(site.desk.running) == 2  # their answers wait, and hold no slot
         for connection in idle:
             connection.close()
         assert soon(lambda: not site.desk.running)

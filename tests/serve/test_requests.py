@@ -276,7 +276,7 @@ def test_choices_of_a_prompt_differ_by_their_seeds_and_those_of_equal_prompts_do
 
 def test_prompts_may_be_texts_or_ids(served, vocabulary):
     [ids] = vocabulary.encode(["Bread"])
-    for prompt in ("Bread", ids, [ids], ["Bread"]):
+    for prompt in ("Bread", ids, [ids], ["Bread"], [*map(float, ids)]):
         assert [c.prompt for c in understood(served, Completion, prompt=prompt).calls] == [(*ids,)]
     assert understood(served, Completion, prompt="").calls[0].prompt == (2,)
     with pytest.raises(Refusal, match="holds the id 100000"):
