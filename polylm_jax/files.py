@@ -288,8 +288,8 @@ def put(path: str, content: bytes) -> None:
         raise
 
 
-def write_manifest(folder: Path, manifest: dict) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+def write_manifest(folder: Path | str, manifest: dict) -> None:
+    put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode() + b"\n")
 
 
 def already_made(path: str, made_from: dict) -> bool:

@@ -1,38 +1,40 @@
 """Building a row store: documents are tokenized in parts, and shards are cut from the parts.
 
-A part is the documents that begin in one stretch of a source's file, so that cores share a
+A part is the documents that begin in one stretch of a file of a source, so that cores share a
 large source. What a part or a shard holds depends on the text alone: not on who makes it, nor
 in what order, nor on how often the build was stopped.
 
-    <path>.partial/scratch/<source>.<split>.<part>.part   a tokenized part; kept if we are stopped
-    <path>.partial/scratch/<source>.<split>.json         the manifest's entry, once shards are cut
-    <path>.partial/whole/                                what will be <path>
+    <scratch>/<source>.<split>.<part>.part    a tokenized part; kept if we are stopped
+    <scratch>/<source>.<split>.json           the manifest's entry, once shards are cut
+    <whole>/                                  what will be <path>
+
+Both folders are in <path>.partial, or, on a file system that is not of this machine, <path>.partial
+and <path> itself. `making.resumed` says more.
 """
 
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import groupby
-from operator import itemgetter
-from pathlib import Path
 from struct import pack
 from typing import NamedTuple
 
 import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
-from polylm_jax.data import corpus
+from polylm_jax.data import corpus, cutting
+from polylm_jax.data.cutting import HEAD, Lines, Span
 from polylm_jax.data.documents import batches, stretches
-from polylm_jax.data.rows import LINE, RowSettings, Store, checksum, open_store
+from polylm_jax.data.making import content, is_made, note, remove, resumed, there, written
+from polylm_jax.data.rows import LINE, RowSettings, Store, open_store
+from polylm_jax.data.shards import Text, lines_of
 from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
 from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
-from polylm_jax.files import already_made, new_file, resumed_folder, write_manifest
+from polylm_jax.files import opened, write_manifest
 
 # A part is documents from about this much of a file; it fits in memory many times over.
 PART_BYTES = 16_000_000
@@ -47,10 +49,28 @@ LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 
 
 class _Part(NamedTuple):
+    """The documents of a file that begin at these bytes of its lines.
+
+    first: the byte of the whole split's lines that is the file's first.
+    """
+
     source: str
     split: str
     number: int
-    bytes: int  # of the source's file
+    text: Text
+    begin: int
+    end: int
+    first: int
+
+
+class _Cut(NamedTuple):
+    """A shard of rows to be cut, or, of number -1, the index of a split and its ids' hash."""
+
+    source: str
+    split: str
+    number: int
+    ids: list[Span]
+    lines: list[Lines]
 
 
 class _Stretch(NamedTuple):
@@ -70,27 +90,24 @@ class _Job:
     """What every worker has to know.
 
     dtype: of the ids, little-endian.
-    part_bytes: see PART_BYTES.
-    extends: path of the store whose rows come first, "" for none.
+    scratch, whole: folders, here or elsewhere.
     """
 
-    corpus: str
     tokenizer: Tokenizer
     settings: RowSettings
     dtype: np.dtype
-    part_bytes: int
-    scratch: Path
-    whole: Path
-    extends: str = ""
+    scratch: str
+    whole: str
 
-    def text(self, source: str, split: str) -> Path:
-        return Path(self.corpus, source, f"{split}.jsonl")
+    def tokens(self, part: _Part) -> str:
+        return f"{self.scratch}/{_name(part)}"
 
-    def tokens(self, part: _Part) -> Path:
-        return self.scratch / f"{part.source}.{part.split}.{part.number:06d}.part"
+    def entry(self, source: str, split: str) -> str:
+        return f"{self.scratch}/{source}.{split}.json"
 
-    def entry(self, source: str, split: str) -> Path:
-        return self.scratch / f"{source}.{split}.json"
+
+def _name(part: _Part) -> str:
+    return f"{part.source}.{part.split}.{part.number:06d}.part"
 
 
 def build(
@@ -114,11 +131,6 @@ def build(
     no source has a single row to train on, where text is damaged, or where the disk is full. A
     source without one is left out, and said to be.
     """
-    if "://" in settings.path:
-        raise UserError(
-            f"rows.path is {settings.path}: rows are read there but not made there; "
-            "make them on a local disk and copy the folder."
-        )
     text = corpus.manifest(corpus_path)
     made_from = {
         "corpus": text["sha256"],
@@ -129,24 +141,31 @@ def build(
     old = _extended(settings, tokenizer, extends)
     if old:
         made_from |= {"extends": old.fingerprint}
-    if already_made(settings.path, made_from):
+    if is_made(settings.path, made_from):
         print(f"rows: {settings.path} is already made; kept.")
         return open_store(settings.path).manifest
 
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
     sources = list(dict.fromkeys([*text["sources"], *(old.sources if old else ())]))
-    streams = [(source, split) for source in text["sources"] for split in corpus.SPLITS]
-    with resumed_folder(settings.path, made_from | {"part": PART_BYTES, "parts": 2}) as (
-        scratch,
-        whole,
-    ):
-        job = _Job(corpus_path, tokenizer, settings, dtype, PART_BYTES, scratch, whole, extends)
-        for source in sources:
-            (whole / source).mkdir(exist_ok=True)
-        parts = _parts(job, streams)
-        with shared_by(job, workers or _worth(job, streams)) as run:
-            _tokenize_all(job, parts, run)
-            cut = dict(run(_cut_stream, [(s, split) for s in sources for split in corpus.SPLITS]))
+    streams = [(source, split) for source in sources for split in corpus.SPLITS]
+    texts = {
+        (source, split): corpus.files_of(corpus_path, source, split)
+        for source, split in streams
+        if source in text["sources"]
+    }
+    with resumed(settings.path, made_from | {"part": PART_BYTES, "parts": 3}) as (scratch, whole):
+        job = _Job(tokenizer, settings, dtype, scratch, whole)
+        done = there(scratch)
+        parts = {
+            stream: _parts(*stream, texts.get(stream, []))
+            for stream in streams
+            if f"{stream[0]}.{stream[1]}.json" not in done
+        }
+        with shared_by(job, workers or _worth(texts.values())) as run:
+            _tokenize_all([part for some in parts.values() for part in some], done, run)
+            cut = dict(_cut_all(job, parts, old, run))
+        for source, split in set(streams) - set(cut):
+            cut[source, split] = json.loads(content(job.entry(source, split)) or b"")
         entries = {
             source: {split: cut[source, split] for split in corpus.SPLITS} for source in sources
         }
@@ -155,7 +174,7 @@ def build(
             raise UserError(_short(corpus_path, left_out, settings.length, ""))
         for source in left_out:
             del entries[source]
-            shutil.rmtree(whole / source)
+            remove(f"{whole}/{source}")
         manifest = {
             "made_from": made_from,
             "dtype": dtype.name,
@@ -228,62 +247,56 @@ def _flat(entries: dict[str, dict[str, dict]]) -> Iterator[tuple[tuple[str, str]
             yield (source, split), entry
 
 
-def _size(file: Path) -> int:
-    if not file.is_file():
-        raise UserError(f"{file} is missing; run polylm corpus again.")
-    return file.stat().st_size
+def _parts(source: str, split: str, texts: list[Text]) -> list[_Part]:
+    """The parts of a split's files."""
+    parts: list[_Part] = []
+    first = 0
+    for text in texts:
+        for begin in range(0, text.content, PART_BYTES):
+            end = min(begin + PART_BYTES, text.content)
+            parts.append(_Part(source, split, len(parts), text, begin, end, first))
+        first += text.content
+    return parts
 
 
-def _parts(job: _Job, streams: Iterable[tuple[str, str]]) -> list[_Part]:
-    """The parts of all streams whose shards are not cut yet."""
-    return [
-        _Part(source, split, number, min(job.part_bytes, size - number * job.part_bytes))
-        for source, split in streams
-        if not job.entry(source, split).is_file()
-        for size in [_size(job.text(source, split))]
-        for number in range(-(-size // job.part_bytes))
-    ]
-
-
-def _worth(job: _Job, streams: Iterable[tuple[str, str]]) -> int:
-    size = sum(_size(job.text(*stream)) for stream in streams)
+def _worth(texts: Iterable[list[Text]]) -> int:
+    size = sum(text.content for some in texts for text in some)
     return min(len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
 
 
 # --- tokenizing
 
 
-def _tokenize_all(job: _Job, parts: list[_Part], run: Callable) -> None:
+def _tokenize_all(parts: list[_Part], done: set[str], run: Callable) -> None:
     """Tokenize the parts that no earlier run has, with a line on stderr that says how far."""
-    left = [part for part in parts if not job.tokens(part).is_file()]
+    left = [part for part in parts if _name(part) not in done]
     if len(left) < len(parts):
         print(f"rows: going on; {len(parts) - len(left):,} of {len(parts):,} parts are there.")
-    total = sum(part.bytes for part in left)
+    total = sum(part.end - part.begin for part in left)
     line, started = LiveLine(LINE_SECONDS), time.monotonic()
-    done = tokens = 0
+    worked = tokens = 0
     for part, count in run(_tokenize, left):
-        done += part.bytes
+        worked += part.end - part.begin
         tokens += count
         seconds = time.monotonic() - started
         line.show(
-            f"rows: {part.source}, {done / total:.0%} of {total / 1e6:,.1f} MB, "
+            f"rows: {part.source}, {worked / total:.0%} of {total / 1e6:,.1f} MB, "
             f"{tokens / seconds:,.0f} tokens/s, "
-            f"{format_duration(seconds * (total / done - 1))} left",
-            last=done == total,
+            f"{format_duration(seconds * (total / worked - 1))} left",
+            last=worked == total,
         )
 
 
 def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
     """Write a part's tokens, with </s> after each document; return how many.
 
-    The file holds the number of lines, of documents and of their text's bytes, the lines as in
-    the store but with tokens counted from the part's first, and the tokens.
+    The file holds a HEAD, the lines as in the store but with tokens counted from the part's first,
+    and the tokens. One that is there is not written again.
     """
+    with suppress(FileNotFoundError):
+        return part, int(_head(job.tokens(part))["tokens"])
     packed, places, begun, size, tokens = [], [], 0, 0, 0
-    begin = part.number * job.part_bytes
-    text = job.text(part.source, part.split)
-    lines = _lines(text, begin, begin + job.part_bytes)
-    for batch in batches(_stretches(lines), lambda one: len(one.text), BATCH_CHARACTERS):
+    for batch in batches(_stretches(_lines(part)), lambda one: len(one.text), BATCH_CHARACTERS):
         texts = [stretch.text.encode() for stretch in batch]
         size += sum(map(len, texts))
         for stretch, ids in zip(batch, _encoded(job.tokenizer, batch, texts), strict=True):
@@ -295,11 +308,10 @@ def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
             tokens += len(ids)
             # half as dear again through NumPy, an integer at a time
             packed.append(pack(f"{len(ids)}{job.dtype.char}", *ids))
-    lines_at = np.array(places, LINE)
-    with new_file(job.tokens(part), job.scratch) as file:
-        np.array([len(lines_at), begun, size], "<i8").tofile(file)
-        lines_at.tofile(file)
-        file.write(b"".join(packed))
+    head = np.array((len(places), begun, size, tokens), HEAD)
+    with written(job.tokens(part), job.scratch) as file:
+        file.write(head.tobytes() + np.array(places, LINE).tobytes())
+        file.writelines(packed)
     return part, tokens
 
 
@@ -333,120 +345,122 @@ def _stretches(lines: Iterable[_Stretch]) -> Iterator[_Stretch]:
         yield line._replace(text=last)
 
 
-def _lines(file: Path, begin: int, end: int) -> Iterator[_Stretch]:
-    """The lines that begin at these bytes of a source's file."""
-    with open(file, "rb") as lines:
-        if begin:
-            # the line that the part's first byte may lie in belongs to the part before
-            lines.seek(begin - 1)
-            lines.readline()
-        place = lines.tell()
+def _lines(part: _Part) -> Iterator[_Stretch]:
+    """The lines that begin in a part."""
+    # the line that the part's first byte may lie in belongs to the part before
+    place = max(0, part.begin - 1)
+    with lines_of(part.text, place) as lines:
+        if part.begin:
+            place += len(lines.readline())
         for line in lines:
-            if place >= end:
+            if place >= part.end:
                 return
             try:
                 record = json.loads(line.decode())
-                text, part, more = record["text"], record.get("part", 1), record.get("more")
+                text, number, more = record["text"], record.get("part", 1), record.get("more")
             except (ValueError, LookupError, TypeError):
                 raise UserError(
-                    f"{file} is damaged at its byte {place:,}; run polylm corpus again."
+                    f"{part.text.place} is damaged at its byte {place:,}; run polylm corpus again."
                 ) from None
-            yield _Stretch(text, place, begins=part == 1, ends=not more)
+            yield _Stretch(text, part.first + place, begins=number == 1, ends=not more)
             place += len(line)
+    if place < part.end:
+        raise UserError(f"{part.text.place} is cut short; make the corpus again.")
 
 
 # --- cutting
 
 
-def _cut_stream(job: _Job, stream: tuple[str, str]) -> tuple[tuple[str, str], dict]:
-    """Cut the parts of a (source, split) into shards; return its entry in the manifest too."""
+def _cut_all(
+    job: _Job, parts: dict[tuple[str, str], list[_Part]], old: Store | None, run: Callable
+) -> Iterator[tuple[tuple[str, str], dict]]:
+    """Cuts the shards of all splits, and gives the manifest's entry of each once it is there."""
+    splits: dict[tuple[str, str], _Split] = {}
+
+    def cuts() -> Iterator[_Cut]:
+        for stream, some in parts.items():
+            splits[stream] = split = _laid_out(job, stream, some, old)
+            yield from split.cuts
+
+    for cut, made in run(_cut, cuts()):
+        split = splits[cut.source, cut.split]
+        split.made[cut.number] = made
+        if len(split.made) < len(split.cuts):
+            continue
+        stream = (cut.source, cut.split)
+        entry = _entry(split)
+        note(job.entry(*stream), entry, job.scratch)
+        for part in parts[stream]:
+            remove(job.tokens(part))
+        yield stream, entry
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What is to be cut of a split, and what has been, by its number.
+
+    totals: what its entry counts. former: of the store that it extends, what its entry says.
+    """
+
+    cuts: list[_Cut]
+    totals: dict[str, int]
+    former: dict
+    made: dict[int, dict] = field(default_factory=dict)
+
+
+def _entry(split: _Split) -> dict:
+    """What the manifest says of a split, all of which is cut."""
+    index = split.made[-1]
+    shards = [split.made[number] for number in range(len(split.cuts) - 1)]
+    return split.totals | index | {"shards": shards} | split.former
+
+
+def _laid_out(job: _Job, stream: tuple[str, str], parts: list[_Part], old: Store | None) -> _Split:
+    """Where a split's shards lie in its tokenized parts, and in the store that it extends."""
     source, split = stream
-    done = job.entry(source, split)
-    if done.is_file():
-        return stream, json.loads(done.read_text())
-    parts = _parts(job, [stream]) if job.text(source, split).parent.is_dir() else []
-    files = [job.tokens(part) for part in parts]
-    old = open_store(job.extends) if job.extends else None
+    size, length = job.dtype.itemsize, job.settings.length
     former = old.manifest["sources"][source][split] if old and source in old.sources else None
-    digest = sha256()
-    totals = {"documents": 0, "bytes": 0, "tokens": 0}
-    index = job.whole / source / f"{split}.documents"
-
-    def stream_of_parts() -> Generator[np.ndarray, None, None]:
-        with new_file(index, job.scratch) as file:
-            if old and former:
-                totals["documents"], totals["bytes"] = former["documents"], former["bytes"]
-                for ids in old.stream(source, split):
-                    digest.update(ids.data)
-                    totals["tokens"] += len(ids)
-                    yield ids
-            for path in files:
-                with open(path, "rb") as part:
-                    count, begun, size = np.fromfile(part, "<i8", 3).tolist()
-                    lines, ids = np.fromfile(part, LINE, count), np.fromfile(part, job.dtype)
-                lines["token"] += totals["tokens"]
-                file.write(lines.data)
-                digest.update(ids.data)
-                totals["documents"] += begun
-                totals["bytes"] += size
-                totals["tokens"] += len(ids)
-                yield ids
-
-    length = job.settings.length
-    shards = []
-    # closed by hand, or a failed write would leave the index's temporary file to the collector
-    with closing(stream_of_parts()) as ids:
-        cut = _cut(ids, job.settings.shard_rows * length + 1)
-        for number, pieces in groupby(cut, key=itemgetter(0)):
-            path = job.whole / source / f"{split}-{number:05d}.tokens"
-            if _write_shard(path, map(itemgetter(1), pieces), length, job.scratch):
-                shards.append(_described(path))
+    ids: list[Span] = []
+    totals = dict.fromkeys(COUNTED, 0)
+    if old and former:
+        ids = cutting.of_store(f"{old.path}/{source}", former["shards"], size)
+        totals = {
+            "documents": former["documents"],
+            "bytes": former["bytes"],
+            "tokens": sum(span.end - span.begin for span in ids) // size,
+        }
+    lines = []
+    for part in parts:
+        head = _head(job.tokens(part))
+        of_lines, of_ids = cutting.of_part(job.tokens(part), head, totals["tokens"], size)
+        lines.append(of_lines)
+        ids.append(of_ids)
+        for name in COUNTED:
+            totals[name] += int(head[name])
     rows = max(0, totals["tokens"] - 1) // length
+    cuts = [_Cut(source, split, -1, ids, lines)]
+    for number, first in enumerate(range(0, rows, job.settings.shard_rows)):
+        last = min(first + job.settings.shard_rows, rows)
+        begin, end = first * length * size, (last * length + 1) * size
+        cuts.append(_Cut(source, split, number, cutting.parts_of(ids, begin, end), []))
     kept = rows * length + 1 if rows else 0
-    entry = totals | {
-        "rows": rows,
-        "dropped_tokens": totals["tokens"] - kept,
-        "sha256": digest.hexdigest(),
-        "shards": shards,
-        "index": _described(index),
-    }
-    if former:
-        begun = {"rows": former["rows"], "sha256": former["sha256"]}
-        entry["extends"] = [*former.get("extends", []), begun]
-    with new_file(done, job.scratch) as file:
-        file.write(json.dumps(entry).encode())
-    for path in files:
-        path.unlink()
-    return stream, entry
+    totals |= {"rows": rows, "dropped_tokens": totals["tokens"] - kept}
+    if not former:
+        return _Split(cuts, totals, {})
+    begun = {"rows": former["rows"], "sha256": former["sha256"]}
+    return _Split(cuts, totals, {"extends": [*former.get("extends", []), begun]})
 
 
-def _cut(stream: Iterable[np.ndarray], capacity: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Split a stream [tokens] into (shard number, piece): `capacity` tokens in every shard but
-    the last, and each shard's last token once more as the first of the next."""
-    number, room = 0, capacity
-    for tokens in stream:
-        while len(tokens) >= room:
-            yield number, tokens[:room]
-            tokens = tokens[room - 1 :]
-            number, room = number + 1, capacity
-        yield number, tokens
-        room -= len(tokens)
+def _head(place: str) -> np.void:
+    files, path = opened(place)
+    return np.frombuffer(files.cat_file(path, 0, HEAD.itemsize), HEAD)[0]
 
 
-def _write_shard(path: Path, pieces: Iterable[np.ndarray], length: int, scratch: Path) -> int:
-    """Write the whole rows of these tokens; return how many. Without one, leave no file."""
-    tokens = 0
-    with new_file(path, scratch) as file:
-        for piece in pieces:
-            file.write(piece.data)
-            tokens += len(piece)
-        rows = max(0, tokens - 1) // length
-        file.truncate((rows * length + 1) * piece.itemsize)
-    if not rows:
-        path.unlink()
-    return rows
-
-
-def _described(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return {"file": path.name, "bytes": path.stat().st_size, "crc32": checksum(file)}
+def _cut(job: _Job, cut: _Cut) -> tuple[_Cut, dict]:
+    """Write a shard, or an index, and return what the entry says of it."""
+    begin = f"{job.whole}/{cut.source}/{cut.split}"
+    if cut.number >= 0:
+        name = f"{begin}-{cut.number:05d}.tokens"
+        return cut, cutting.write(name, cutting.read(cut.ids), job.scratch)
+    index = cutting.write(f"{begin}.documents", cutting.counted(cut.lines), job.scratch)
+    return cut, {"sha256": cutting.digest(cut.ids), "index": index}

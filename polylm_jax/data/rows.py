@@ -33,6 +33,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
+from polylm_jax.data.shards import COUNT, lines_of
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, Place, opened
 from polylm_jax.jsonl import parse_json
@@ -47,7 +48,6 @@ EXAMPLE = np.dtype([("token", "<i8"), ("file", "<i4"), ("line", "<i4")])
 # Bits of a token's marks.
 LEARNED, FIRST = 1, 2
 
-COUNT = range(2**53)
 FILE = {"file": str, "bytes": COUNT, "crc32": COUNT}
 ENTRY = {"rows": COUNT, "shards": [FILE], "index": FILE}
 STORE = {
@@ -234,13 +234,16 @@ class Store:
                 "documents."
             )
         end = np.searchsorted(lines_at["token"], first + self.length, "right")
-        text = Path(corpus_path, source, f"{split}.jsonl")
-        with open(text, "rb") as lines:
-            found = []
-            for number in range(begin, end):
-                lines.seek(lines_at["byte"][number])
+        texts = corpus.files_of(corpus_path, source, split)
+        firsts = np.cumsum([0, *(text.content for text in texts)])  # bytes of the split's lines
+        found = []
+        for number in range(begin, end):
+            byte = lines_at["byte"][number]
+            file = np.searchsorted(firsts, byte, "right") - 1
+            with lines_of(texts[file], byte - firsts[file]) as lines:
                 name = json.loads(lines.readline()).get("from", "")
-                found.append(Origin(str(text), number + 1, name))
+            line = number - np.searchsorted(lines_at["byte"], firsts[file]) + 1
+            found.append(Origin(texts[file].place, int(line), name))
         return found
 
 

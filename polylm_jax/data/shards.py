@@ -14,8 +14,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.data.compressed import Damaged, missing
 from polylm_jax.data.compressed import opened as decompressed
@@ -126,11 +129,13 @@ def lines_of(text: Text, begin: int = 0) -> Iterator[BinaryIO]:
     files, path = opened(text.place)
     try:
         with files.open(path, "rb") as plain, decompressed(plain, text.place) as lines:
-            if lines is plain:
-                lines.seek(begin)
-            else:
+            if lines is not plain:
                 _pass(lines, begin)
-            yield lines
+                yield lines
+                return
+            lines.seek(begin)
+            # elsewhere a file gives lines slowly
+            yield lines if isinstance(files, LocalFileSystem) else BufferedReader(lines, 2**20)
     except FileNotFoundError:
         raise UserError(f"{text.place} is missing; make the corpus again.") from None
     except Damaged as error:
