@@ -1,0 +1,271 @@
+"""An n-gram model of a language's pieces, which knows fluent text from shuffled, menus and noise.
+
+It is modified Kneser-Ney, interpolated (Chen and Goodman 1998), with the counts, discounts and
+special words of KenLM's lmplz (Heafield and others 2013), so that every probability is the same.
+A sentence is a line of text. All n-grams are kept: take as much clean text as memory allows.
+
+An n-gram is a number: its place among those of its order, which are sorted by the place of its
+first n-1 words and then by its last one. So a model is a few arrays, and scoring looks all tokens
+up at once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import BinaryIO, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from polylm_jax.data.clean.text import mix
+from polylm_jax.data.documents import stretches
+from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.errors import UserError
+
+UNKNOWN, BEGIN, END = range(3)  # words that every model has
+_WORDS = 3
+_LINE = 4096  # characters; a longer line is several
+_FALLBACK = (0.5, 1.0, 1.5)  # discounts where text is too small to tell them, as KenLM's
+_NOWHERE = np.int64(-1)
+
+
+class Sentences(NamedTuple):
+    """Words of sentences, each with BEGIN and END around it.
+
+    words: int64. begins: which of them begin a sentence, bool.
+    """
+
+    words: np.ndarray
+    begins: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """N-grams of orders 1 to n, which words make them and what follows them.
+
+    vocabulary: word of each piece, int32 [pieces]; UNKNOWN for what was not seen.
+    keys: of each order from 2 on, (place of the first n-1 words) * words + last, uint64, ascending.
+    logs: log10 of the probability of the last word after the others, float32, of each order.
+    backoffs: log10 of what a longer context gives to it, float32, of each order but the last.
+    """
+
+    vocabulary: np.ndarray
+    keys: tuple[np.ndarray, ...]
+    logs: tuple[np.ndarray, ...]
+    backoffs: tuple[np.ndarray, ...]
+
+    @property
+    def order(self) -> int:
+        return len(self.logs)
+
+    @property
+    def words(self) -> int:
+        return len(self.logs[0])
+
+    @cached_property
+    def tables(self) -> tuple["Table", ...]:
+        return tuple(map(Table.of, self.keys))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where keys are found in two or three steps: a place by hash, then the next ones.
+
+    slots: place of a key in each slot, or -1, int32 [2 ** bits]. keys: as in `Model`.
+    """
+
+    slots: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def of(cls, keys: np.ndarray) -> "Table":
+        bits = max(4, int(2 * len(keys)).bit_length())
+        slots = np.full(1 << bits, _NOWHERE, np.int32)
+        left = np.arange(len(keys), dtype=np.int32)
+        slot = _slots(keys, bits)
+        while len(left):
+            free = slots[slot] == _NOWHERE
+            slots[slot[free]] = left[free]  # of those that want one slot, the last gets it
+            lost = slots[slot] != left
+            left, slot = left[lost], (slot[lost] + 1) & ((1 << bits) - 1)
+        return cls(slots, keys)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Places of the keys, int64; -1 for those that are not there."""
+        mask = len(self.slots) - 1
+        slot = _slots(keys, mask.bit_length())
+        found = np.full(len(keys), _NOWHERE)
+        left = np.arange(len(keys) if len(self.keys) else 0)
+        slot = slot[: len(left)]
+        while len(left):
+            place = self.slots[slot]
+            there = place != _NOWHERE
+            same = there & (self.keys[np.maximum(place, 0)] == keys[left])
+            found[left[same]] = place[same]
+            more = there & ~same
+            left, slot = left[more], (slot[more] + 1) & mask
+        return found
+
+
+def _slots(keys: np.ndarray, bits: int) -> np.ndarray:
+    return (mix(keys) >> np.uint64(64 - bits)).astype(np.int64)
+
+
+def train(sentences: Sentences, pieces: int, order: int = 5) -> Model:
+    """The model of sentences of pieces, numbers below `pieces` + 3; see `sentences`."""
+    seen = np.zeros(pieces + _WORDS, bool)
+    seen[sentences.words] = True
+    seen[[UNKNOWN, BEGIN, END]] = True
+    number = np.where(seen, np.cumsum(seen) - 1, UNKNOWN).astype(np.int32)
+    words, count = number[sentences.words].astype(np.int64), int(seen.sum())
+
+    # where the n-gram that ends at a word is among those of its order; the words are order 1
+    at = words
+    keys: list[np.ndarray] = []
+    suffixes = [np.zeros(count, np.int64)]
+    prefixes = [np.zeros(count, np.int64)]
+    raws = [np.bincount(words, minlength=count)]
+    begin = [np.arange(count) == BEGIN]
+    for _ in range(1, order):
+        ends = np.flatnonzero((at[:-1] != _NOWHERE) & ~sentences.begins[1:]) + 1
+        key = at[ends - 1].astype(np.uint64) * np.uint64(count) + words[ends].astype(np.uint64)
+        key, first, inverse, raw = np.unique(key, True, True, True)
+        keys.append(key)
+        suffixes.append(at[ends[first]])
+        prefixes.append((key // np.uint64(count)).astype(np.int64))
+        raws.append(raw)
+        begin.append(begin[-1][prefixes[-1]])
+        at = np.full(len(words), _NOWHERE)
+        at[ends] = inverse.reshape(-1)
+
+    counts = _adjusted(raws, suffixes, begin)
+    logs: list[np.ndarray] = []
+    backoffs: list[np.ndarray] = []
+    below = np.full(1, 1 / (count - 1))  # <s> is never told
+    for some, prefix, suffix in zip(counts, prefixes, suffixes, strict=True):
+        discounts = _discounts(some)
+        contexts = len(logs[-1]) if logs else 1
+        kind = np.minimum(some, 3)
+        total = np.bincount(prefix, some, contexts)
+        spared = np.bincount(prefix, discounts[kind], contexts)
+        weight = np.where(total > 0, spared / np.maximum(total, 1), 1.0)
+        chance = (some - discounts[kind]) / np.maximum(total[prefix], 1)
+        chance = chance + weight[prefix] * below[suffix]
+        if logs:
+            backoffs.append(np.log10(weight).astype(np.float32))
+        else:
+            chance[BEGIN] = 1
+        logs.append(np.log10(chance).astype(np.float32))
+        below = chance
+    return Model(number, tuple(keys), tuple(logs), tuple(backoffs))
+
+
+def _adjusted(
+    raws: list[np.ndarray], suffixes: list[np.ndarray], begin: list[np.ndarray]
+) -> list[np.ndarray]:
+    """What n-grams count: how many words stand before them; how often they do, for the longest.
+
+    Nothing can stand before those that begin a sentence, so they count as often as they do.
+    """
+    counts = []
+    for raw, longer, begins in zip(raws[:-1], suffixes[1:], begin[:-1], strict=True):
+        counts.append(np.where(begins, raw, np.bincount(longer, minlength=len(raw))))
+    counts.append(raws[-1])
+    counts[0][BEGIN] = 0
+    return counts
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """What is taken of counts 0, 1, 2, and 3 or more, float64 [4] (Chen and Goodman, eq. 26)."""
+    one, two, three, four = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].tolist()
+    if not (one and two and three):
+        return np.array([0, *_FALLBACK])
+    share = one / (one + 2 * two)
+    found = [1 - 2 * share * two / one, 2 - 3 * share * three / two, 3 - 4 * share * four / three]
+    good = all(0 <= discount <= size for size, discount in enumerate(found, 1))
+    return np.array([0, *(found if good else _FALLBACK)])
+
+
+def log10s(model: Model, sentences: Sentences) -> np.ndarray:
+    """log10 of the probability of each word after those before it, float32; 0 for BEGIN.
+
+    A context that was not seen costs nothing; of one that was, without the word, the backoff.
+    """
+    words = model.vocabulary[sentences.words].astype(np.int64)
+    score = model.logs[0][words]
+    at = words
+    for keys, logs, backoffs in zip(model.tables, model.logs[1:], model.backoffs, strict=True):
+        known = np.flatnonzero((at[:-1] != _NOWHERE) & ~sentences.begins[1:]) + 1
+        context = at[known - 1]
+        key = context.astype(np.uint64) * np.uint64(model.words) + words[known].astype(np.uint64)
+        place = keys.find(key)
+        there = place != _NOWHERE
+        score[known] += backoffs[context]
+        score[known[there]] = logs[place[there]]
+        at = np.full(len(words), _NOWHERE)
+        at[known] = place
+    score[sentences.begins] = 0
+    return score
+
+
+def sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Sentences, np.ndarray]:
+    """The lines of texts as sentences of pieces, and where each text's begin, int64 [texts + 1].
+
+    A piece's word is its id and 3 more.
+    """
+    lines = [[*_lines(text)] for text in texts]
+    tokens = tokenizer.encode([line for some in lines for line in some])
+    sizes = np.array([len(one) + 2 for one in tokens], np.int64)
+    words = np.full(sizes.sum(), END, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    begins = np.zeros(len(words), bool)
+    begins[starts] = True
+    words[starts] = BEGIN
+    inside = ~begins
+    inside[starts + sizes - 1] = False
+    words[inside] = np.fromiter((i for one in tokens for i in one), np.int64) + _WORDS
+    offsets = np.cumsum([0, *(len(some) for some in lines)])
+    return Sentences(words, begins), np.append(starts, len(words))[offsets]
+
+
+def _lines(text: str) -> Iterable[str]:
+    for line in text.split("\n"):
+        if line.strip():
+            yield from stretches(line.strip(), _LINE)
+
+
+def bits_per_byte(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Bits that a text's lines take with the model, by their UTF-8 bytes, float32 [texts].
+
+    The end of a line is one byte. Not a number for a text without a line.
+    """
+    some, offsets = sentences(tokenizer, texts)
+    text = np.repeat(np.arange(len(texts)), np.diff(offsets))
+    sums = np.bincount(text, log10s(model, some), len(texts))
+    sizes = [sum(len(line.encode()) + 1 for line in _lines(one)) for one in texts]
+    with np.errstate(invalid="ignore"):
+        return (-sums * np.log2(10) / np.array(sizes)).astype(np.float32)
+
+
+def save(model: Model, file: BinaryIO) -> None:
+    """Writes the arrays of a model as one .npz."""
+    arrays = {"vocabulary": model.vocabulary}
+    for name in ("keys", "logs", "backoffs"):
+        arrays |= {f"{name}{order}": some for order, some in enumerate(getattr(model, name))}
+    np.savez(file, **arrays)
+
+
+def load(content: bytes, name: str) -> Model:
+    """The model that `save` wrote. UserError naming the file if it is none."""
+    try:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            orders = sum(key.startswith("logs") for key in arrays)
+            return Model(
+                arrays["vocabulary"],
+                tuple(arrays[f"keys{order}"] for order in range(orders - 1)),
+                tuple(arrays[f"logs{order}"] for order in range(orders)),
+                tuple(arrays[f"backoffs{order}"] for order in range(orders - 1)),
+            )
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        raise UserError(f"{name} is no n-gram model; delete it and clean again.") from error
