@@ -23,6 +23,7 @@ from polylm_jax.errors import UserError, first_line
 # A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
 VERBS = {
     "corpus": "fetch real text, or take your own, and hold some out",
+    "clean": "clean text of the web: languages, rules, copies; keep every verdict",
     "tokenizer": "train a SentencePiece tokenizer, or take an existing one",
     "rows": "tokenize the corpus into rows; check them; show one",
     "curriculum": "show what a schedule reads over a run",

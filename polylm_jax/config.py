@@ -17,6 +17,7 @@ from typing import Any
 from gin import config_parser
 
 from polylm_jax.data.clean.engine import Beam
+from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Thresholds
 from polylm_jax.data.corpus import Corpus
@@ -65,6 +66,7 @@ BLOCKS: dict[str, type] = {
     "evaluation": Evaluation,
     "serve": Serving,
     "clean": Clean,
+    "language": Identification,
     "thresholds": Thresholds,
     "beam": Beam,
 }

@@ -37,7 +37,7 @@ class Index:
     widths: np.ndarray
     starts: np.ndarray
     items: np.ndarray
-    short: int
+    short: int = 0
 
 
 def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -174,9 +174,16 @@ def with_sizes(labels: np.ndarray) -> np.ndarray:
     return found[np.argsort(found[:, 0])]
 
 
-# a candidate to survive its cluster; fields but `document` are compared in this order
+# a candidate to survive its cluster, compared in this order; id is what others know it by
 CANDIDATE = np.dtype(
-    [("cluster", "<u8"), ("passes", "u1"), ("bits", "<f8"), ("length", "<u8"), ("document", "<u8")]
+    [
+        ("cluster", "<u8"),
+        ("passes", "u1"),
+        ("bits", "<f8"),
+        ("length", "<u8"),
+        ("document", "<u8"),
+        ("id", "<u8"),
+    ]
 )
 
 

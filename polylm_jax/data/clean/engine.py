@@ -8,7 +8,10 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
+
+import numpy as np
 
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.ranges import Range, check
@@ -75,9 +78,11 @@ class _pipeline:
     """A pipeline that runs at the block's end; a UserError of a worker comes out as one."""
 
     def __init__(self, beam: Beam) -> None:
+        logging.disable(logging.WARNING)  # of what it misses for Google's services
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
+        logging.disable(logging.NOTSET)
         flags = list(beam.options)
         runner: Any = beam.runner
         if runner == LOCAL:
@@ -120,13 +125,17 @@ def _user_error(failed: BaseException) -> str | None:
     return said[-1] if said else None
 
 
-def packed(keys: Any, rows: Any, parts: int) -> Iterator[tuple[int, bytes]]:
+def packed(keys: np.ndarray, rows: np.ndarray, parts: int) -> Iterator[tuple[int, bytes]]:
     """Rows [n, …] by the part of their keys, uint64 [n]: a part and its rows as bytes."""
-    import numpy as np
-
     part = (keys % np.uint64(parts)).astype(np.int64)
     order = np.argsort(part, kind="stable")
     part, rows = part[order], rows[order]
-    starts = np.flatnonzero(np.diff(part, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(part)], strict=True):
+    for start, end in runs(part):
         yield int(part[start]), rows[start:end].tobytes()
+
+
+def runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where each run of equal values begins and ends."""
+    if len(values):
+        changes = np.flatnonzero(np.diff(values)) + 1
+        yield from pairwise([0, *changes.tolist(), len(values)])

@@ -7,8 +7,10 @@ below which as large a share of the language's own documents lies as lies below 
 Histograms have fixed bins and whole counts, so that their sum is the same in any order.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated
 
 import numpy as np
@@ -160,31 +162,28 @@ def derive(
 
 def _limits(
     source: Mapping[str, np.ndarray],
-    model: Mapping[str, np.ndarray],
+    models: Mapping[str, np.ndarray],
     english: Mapping[str, Limit],
     kept: Mapping[str, bool],
     settings: Thresholds,
 ) -> dict[str, Limit]:
-    """Limits from the histograms of a language, or of its script. model: those of English."""
+    """Limits from the histograms of a language, or of its script. models: those of English."""
     limits: dict[str, Limit] = {}
     for name, published in english.items():
-        counts, theirs = source.get(name), model.get(name)
-        if (
-            settings.method == "english"
-            or counts is None
-            or theirs is None
-            or theirs.sum() < settings.documents
-        ):
+        counts, theirs = source.get(name), models.get(name)
+        if settings.method == "english" or counts is None or not counts.sum():
             limits[name] = published
         else:
-            limits[name] = _carried(published, theirs, counts, settings.drop)
+            enough = theirs is not None and theirs.sum() >= settings.documents
+            model = theirs if enough and theirs is not None else counts
+            limits[name] = _carried(published, model, counts, settings.drop)
     for name, high_is_bad in kept.items():
         counts = source.get(name)
         if counts is None or not counts.sum():
             continue
         cut = _rounded(bound(counts, 1 - settings.keep, above=high_is_bad))
         limits[name] = (None, cut) if high_is_bad else (cut, None)
-    if "score" in source:
+    if "score" in source and source["score"].sum():
         limits["score"] = (_rounded(language_score(source["score"])), None)
     return limits
 
@@ -192,14 +191,17 @@ def _limits(
 def _carried(published: Limit, model: np.ndarray, counts: np.ndarray, most: float) -> Limit:
     """The limit beyond which as large a tail lies as beyond the published one in `model`.
 
-    Where nothing of English lies there, it is the published one.
+    Where nothing of English lies there, it is the published one, but never one that drops more
+    than `most`.
     """
 
     def carried(edge: float | None, above: bool) -> float | None:
         if edge is None:
             return None
         share = tail(model, edge, above) or tail(counts, edge, above)
-        return _rounded(bound(counts, min(share, most), above)) if share else edge
+        if not share or (share <= most and share == tail(counts, edge, above)):
+            return edge
+        return _rounded(bound(counts, min(share, most), above))
 
     return carried(published[0], False), carried(published[1], True)
 
@@ -208,15 +210,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def as_gin(derived: Mapping[str, Derived], made_from: str) -> str:
+_ORIGIN = re.compile(rb"# Derived as ([0-9a-f]{16})\.")
+
+
+def as_gin(derived: Mapping[str, Derived]) -> str:
     """The thresholds as a gin file to be read, edited and given back with --gin_file."""
-    lines = [
-        "# What `polylm clean` drops, by language: (least, most), None for no bound. Behind it is",
-        "# the share of the language's documents that lies outside. Edit it and run",
-        "# `polylm clean write`: what is here is taken as it stands.",
-        f"# Derived from scores {made_from}.",
-        "thresholds.limits = {",
-    ]
+    lines = ["thresholds.limits = {"]
     for language, found in derived.items():
         pooled = f"; too few, so of all in {found.pooled} script" if found.pooled else ""
         lines.append(f'    "{language}": {{  # {found.documents:,} documents{pooled}')
@@ -224,4 +223,28 @@ def as_gin(derived: Mapping[str, Derived], made_from: str) -> str:
             share = f"{found.shares[name]:.2%}" if name in found.shares else "not measured"
             lines.append(f'        "{name}": {limit!r},  # {share}')
         lines.append("    },")
-    return "\n".join([*lines, "}", ""])
+    body = "\n".join([*lines, "}", ""])
+    return f"{_HEAD}# Derived as {_digest(body.encode())}.\n{body}"
+
+
+_HEAD = """\
+# What `polylm clean` drops, by language: (least, most), None for no bound. Behind each is the
+# share of the language's documents that lies outside. Edit it and run `polylm clean` again: what
+# is here is taken as it stands.
+"""
+
+
+def _digest(body: bytes) -> str:
+    return sha256(body).hexdigest()[:16]
+
+
+def origin(file: bytes) -> bytes:
+    """Which thresholds a gin file was derived as, be it edited; empty if it was not."""
+    found = _ORIGIN.search(file)
+    return found[1] if found else b""
+
+
+def is_edited(file: bytes) -> bool:
+    """Whether a gin file is no longer what it was derived as."""
+    found = _ORIGIN.search(file)
+    return not found or _digest(file[found.end() :].lstrip(b"\n")) != found[1].decode()

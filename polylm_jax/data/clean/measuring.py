@@ -1,0 +1,224 @@
+"""The first pass: a shard's documents are read, mended and measured; nothing is decided.
+
+Of a shard it leaves the scores of all documents, a row each; their keys as duplicates; the
+windows of benchmarks that stand in them; histograms of the scores by language; and last a note
+of what was read, without which the others do not count.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from polylm_jax.data.clean import contamination, duplicates, products, rules
+from polylm_jax.data.clean.contamination import Index
+from polylm_jax.data.clean.documents import Broken, Document, read
+from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.products import Piece, digest
+from polylm_jax.data.clean.repair import repair
+from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.text import BATCH, LETTERS, Batch, Kind, fold
+from polylm_jax.data.clean.thresholds import BINS, histogram
+from polylm_jax.data.languages import CODE, is_language
+from polylm_jax.data.sides import hashed
+from polylm_jax.errors import UserError
+
+FORM = 1  # of what is written here; another number makes all anew
+FEATURES = tuple(feature.name for feature in rules.FEATURES)
+HISTOGRAMS = (*FEATURES, "score", "language_share")
+_SETTINGS = ("key", "bad", "longest", "bands", "rows")
+_PLACES = 10  # of broken records that are told
+
+
+def settings_of(clean: Clean, language: Identification, index: str) -> str:
+    """The hash of all that decides what this pass makes of a shard. index: of the benchmarks."""
+    return digest(
+        FORM, FEATURES, [asdict(clean)[name] for name in _SETTINGS], asdict(language), index
+    )
+
+
+def measure(clean: Clean, language: Identification, folder: str, index: str, piece: Piece) -> None:
+    """Measures a shard. folder: of what is made. index: path of the index of benchmarks, or ""."""
+    broken: list[Broken] = []
+    tables: list[dict[str, Any]] = []
+    keys, hits, count = [np.empty((0, clean.bands + 1), np.uint64)], [_none(2)], 0
+    for some in _batches(_unbroken(clean, piece, broken)):
+        table, folded = _scored(some, language)
+        tables.append(table)
+        keys.append(_keys(clean, table, folded))
+        if index:
+            hits.append(contamination.hits(opened_index(index), folded) + np.array([count, 0]))
+        count += len(some)
+    scores = (
+        {name: _joined([table[name] for table in tables]) for name in tables[0]} if count else {}
+    )
+    stem = f"{folder}/{piece.key}"
+    products.save_table(f"{stem}.scores.parquet", scores)
+    products.save(f"{stem}.keys.npy", np.concatenate(keys))
+    products.save(f"{stem}.hits.npy", np.concatenate(hits))
+    languages = sorted(set(scores.get("language", [])))
+    products.save(f"{stem}.histograms.npy", _histograms(scores, languages))
+    note = {
+        "shard": piece.shard.name,
+        "documents": count,
+        "bytes": int(sum(scores.get("bytes", []))),
+        "broken": len(broken),
+        "first_broken": [f"{one.file}@{one.record} {one.reason}" for one in broken[:_PLACES]],
+        "languages": languages,
+        "scripts": _scripts(scores, languages),
+    }
+    products.save_json(f"{stem}.json", note)
+
+
+def mended(document: Document) -> tuple[str, dict[str, int]]:
+    """A document's text as it is kept, and what was mended in it; code stays as it is."""
+    if document.language == CODE:
+        return document.text.encode("utf-8", "replace").decode(), {}
+    return repair(document.text)
+
+
+@lru_cache(maxsize=1)
+def opened_index(path: str) -> Index:
+    """The index of benchmarks that `save_index` wrote."""
+    arrays = {name: products.load(f"{path}.{name}.npy") for name in _ARRAYS}
+    return Index(names=tuple(products.load_json(f"{path}.json")), **arrays)
+
+
+def save_index(path: str, index: Index) -> None:
+    for name in _ARRAYS:
+        products.save(f"{path}.{name}.npy", getattr(index, name))
+    products.save_json(f"{path}.json", list(index.names))
+
+
+_ARRAYS = ("hashes", "widths", "starts", "items")
+
+
+def read_histograms(path: str, languages: list[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Language, feature and counts, int64 [BINS], of what `measure` wrote."""
+    rows = products.load(path)
+    groups = rows[:, 0] * len(HISTOGRAMS) + rows[:, 1]
+    for group in np.unique(groups):
+        some = rows[groups == group]
+        counts = np.zeros(BINS, np.int64)
+        counts[some[:, 2]] = some[:, 3]
+        yield languages[some[0, 0]], HISTOGRAMS[some[0, 1]], counts
+
+
+def _none(width: int) -> np.ndarray:
+    return np.empty((0, width), np.int64)
+
+
+def _joined(parts: list) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [value for part in parts for value in part]
+
+
+def _unbroken(clean: Clean, piece: Piece, broken: list[Broken]) -> Iterator[Document]:
+    for one in read(piece.shard):
+        if isinstance(one, Document):
+            yield one
+        elif clean.bad == "refuse":
+            raise UserError(
+                f"{one.file}@{one.record} {one.reason}; mend it, or count such records with "
+                "--gin.clean.bad=skip."
+            )
+        else:
+            broken.append(one)
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """The documents in lists of no more than a batch of text, or one that is longer alone."""
+    some: list[Document] = []
+    size = 0
+    for one in documents:
+        if some and size + len(one.text) > BATCH:
+            yield some
+            some, size = [], 0
+        some.append(one)
+        size += len(one.text)
+    if some:
+        yield some
+
+
+def _scored(documents: list[Document], settings: Identification) -> tuple[dict[str, Any], Batch]:
+    """The scores of documents by name, and their folded text.
+
+    Of a document that is longer than a batch the rules look at as much as a batch holds.
+    """
+    texts, mends = zip(*map(mended, documents), strict=True)
+    batch = Batch.of([text[:BATCH] for text in texts])
+    lengths = np.array([len(text) for text in texts])
+    said = [one.language for one in documents]
+    languages, scores, shares = _identified(texts, said, settings)
+    features = rules.measure(batch) | {"characters": lengths.astype(np.float64)}
+    folded = fold(batch if lengths.max() <= BATCH else Batch.of(texts))
+    contents = [text.encode() for text in texts]
+    about = {
+        "id": np.array([one.id for one in documents], np.uint64),
+        "file": [one.file for one in documents],
+        "record": np.array([one.record for one in documents], np.int64),
+        "url": [one.url for one in documents],
+        "language": languages,
+        "score": scores,
+        "language_share": shares,
+        "bytes": np.array([len(content) for content in contents], np.int64),
+        "hash": np.array([hashed(text) for text in texts], np.uint64),
+        "mended": [" ".join(counts) for counts in mends],
+        "letters": batch.counts[:, list(LETTERS)].argmax(1),
+    }
+    return about | {name: features[name] for name in FEATURES}, folded
+
+
+def _identified(
+    texts: Sequence[str], said: list[str], settings: Identification
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The language of each document, how sure that is, and the share of its letters in it.
+
+    Where somebody has said the language, the others are NaN.
+    """
+    scores, shares = np.full((2, len(said)), np.nan)
+    codes = list(said)
+    unsaid = [at for at, language in enumerate(said) if not language]
+    if unsaid:
+        found = identify([texts[at] for at in unsaid], settings)
+        scores[unsaid], shares[unsaid] = found.scores, found.shares
+        for at, code in zip(unsaid, found.codes, strict=True):
+            codes[at] = code
+    return codes, scores, shares
+
+
+def _keys(clean: Clean, scores: dict[str, Any], folded: Batch) -> np.ndarray:
+    numbers = {name: hashed(name) for name in set(scores["language"])}
+    languages = np.array([numbers[name] for name in scores["language"]], np.uint64)
+    found = duplicates.keys(folded, languages, clean.bands, clean.rows)
+    found[scores["characters"] > clean.longest] = duplicates.NONE
+    return found
+
+
+def _histograms(scores: dict[str, Any], languages: list[str]) -> np.ndarray:
+    """Language, feature, bin, count, int64 [n, 4]: what is not 0 of the histograms."""
+    found = [_none(4)]
+    for at, language in enumerate(languages):
+        if is_language(language):
+            own = np.array([name == language for name in scores["language"]])
+            for feature, name in enumerate(HISTOGRAMS):
+                counts = histogram(scores[name][own])
+                bins = np.flatnonzero(counts)
+                rows = np.column_stack([np.full_like(bins, feature), bins, counts[bins]])
+                found.append(np.column_stack([np.full(len(rows), at), rows]))
+    return np.concatenate(found)
+
+
+def _scripts(scores: dict[str, Any], languages: list[str]) -> dict[str, dict[str, int]]:
+    """How many documents of each language are mostly in each script."""
+    found: dict[str, dict[str, int]] = {}
+    for language in languages:
+        own = np.array([name == language for name in scores["language"]])
+        kinds, counts = np.unique(scores["letters"][own], return_counts=True)
+        found[language] = {
+            Kind(LETTERS[kind]).name: int(count) for kind, count in zip(kinds, counts, strict=True)
+        }
+    return found

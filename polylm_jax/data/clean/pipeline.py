@@ -1,0 +1,445 @@
+"""The four passes of `polylm clean`, one after another: measure, thresholds, duplicates, write.
+
+Each looks at what is there and makes the rest, so that a run which ended anywhere goes on where it
+was. All that is made is a function of the inputs and settings alone: not of the runner, of the
+number of workers, or of the order in which shards are done.
+"""
+
+import fcntl
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polylm_jax.console import LiveLine, format_duration
+from polylm_jax.data.clean import (
+    clusters,
+    contamination,
+    documents,
+    measuring,
+    products,
+    rules,
+    thresholds,
+    verdicts,
+)
+from polylm_jax.data.clean import deciding as deciding_
+from polylm_jax.data.clean.deciding import Deciding
+from polylm_jax.data.clean.engine import Beam, each, grouped
+from polylm_jax.data.clean.language import Identification
+from polylm_jax.data.clean.products import WORK, Piece, digest, pieces
+from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.thresholds import Limits, Thresholds
+from polylm_jax.data.languages import in_order
+from polylm_jax.data.shards import write_manifest
+from polylm_jax.data.sides import threshold
+from polylm_jax.errors import UserError
+from polylm_jax.files import MANIFEST, opened, put
+
+GIN = "thresholds.gin"
+_SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl(\.gz|\.zst)?")
+_PART = 2**26 // 50  # clusters of which one worker finds the best copies
+# of a document's letters, in lines of its language: what HPLT v2 keeps (arXiv 2503.10267)
+_SHARE = {"language_share": (0.2, None)}
+_LOOK = 1.0  # seconds between two looks at what is made
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done. passed: what of the inputs is passed over, kind: [files, bytes]."""
+
+    clean: Clean
+    language: Identification
+    beam: Beam
+    pieces: tuple[Piece, ...]
+    passed: dict[str, list[int]]
+
+    def folder(self, stage: str, *settings: Any) -> str:
+        return f"{self.clean.output}/{WORK}/{stage}-{digest(*settings)}"
+
+    @property
+    def inputs(self) -> list[str]:
+        return [piece.key for piece in self.pieces]
+
+    @property
+    def index(self) -> str:
+        """Where the index of the benchmarks is, "" where there are none to look for."""
+        if not self.clean.evaluation:
+            return ""
+        files = []
+        for folder in self.clean.evaluation:
+            system, root = opened(folder)
+            files += [(name, system.ukey(name)) for name in sorted(system.find(root))]
+        return self.folder("index", files)
+
+    @property
+    def measured(self) -> str:
+        settings = measuring.settings_of(self.clean, self.language, _name(self.index))
+        return self.folder("measured", settings)
+
+    @property
+    def clusters(self) -> str:
+        return self.folder("duplicates", _name(self.measured), self.inputs)
+
+
+def _name(path: str) -> str:
+    """What a product is called, wherever the output is."""
+    return path.rpartition("/")[2]
+
+
+def planned(clean: Clean, language: Identification, beam: Beam) -> Job:
+    """The job that settings ask for. UserError for inputs that are none, or hold the output."""
+    if not clean.inputs:
+        raise UserError(
+            "clean.inputs is empty; name what to clean in a gin file: "
+            'clean.inputs = {"data/web/*.warc.gz": "", "data/wiki/de": "de"}.'
+        )
+    passed: dict[str, list[int]] = {}
+    shards = documents.shards(_corpora(clean.inputs), clean.key, passed)
+    _, output = opened(clean.output)
+    for shard in shards:
+        for file in shard.files:
+            _, place = opened(file.place)
+            if place.startswith(f"{output}/"):
+                raise UserError(
+                    f"clean.output={clean.output} lies in what is cleaned ({file.place}); name a "
+                    "folder elsewhere."
+                )
+    return Job(clean, language, beam, tuple(pieces(shards)), passed)
+
+
+def _corpora(inputs: dict[str, str]) -> dict[str, str]:
+    """The inputs, with the sources of a corpus in the place of its folder."""
+    found: dict[str, str] = {}
+    for path, language in inputs.items():
+        files, root = opened(path)
+        manifest = f"{root}/{MANIFEST}"
+        sources: dict = {}
+        if not language and files.isfile(manifest):
+            with files.open(manifest) as file:
+                content = json.load(file)
+            sources = content.get("sources", {}) if isinstance(content, dict) else {}
+        found |= {f"{path}/{name}": name for name in sources} or {path: language}
+    return found
+
+
+@contextmanager
+def alone(output: str) -> Iterator[None]:
+    """Holds an output on this machine against other processes."""
+    if "://" in output:
+        yield
+        return
+    folder = os.path.join(output, WORK)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is cleaning into {output}; wait for it or stop it."
+            ) from None
+        yield
+
+
+@contextmanager
+def _watched(stage: str, folder: str, ending: str, wanted: int) -> Iterator[None]:
+    """Shows how many of a stage's products are there while the block runs."""
+    line, stop, begun = LiveLine(10), threading.Event(), time.monotonic()
+    before = len([name for name in products.names(folder) if name.endswith(ending)])
+
+    def look() -> None:
+        while not stop.wait(_LOOK):
+            done = len([name for name in products.names(folder) if name.endswith(ending)])
+            left = (wanted - done) * (time.monotonic() - begun) / max(done - before, 1)
+            soon = f", {format_duration(left)} left" if done > before else ""
+            line.show(f"clean {stage}: {done:,} of {wanted:,} shards{soon}")
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        line.close()
+
+
+def measure(job: Job) -> list[dict]:
+    """The first pass; returns the notes of all shards."""
+    if job.index and not products.exists(f"{job.index}.json"):
+        index = contamination.index(contamination.read(job.clean.evaluation))
+        measuring.save_index(job.index, index)
+    there = set(products.names(job.measured))
+    todo = [piece for piece in job.pieces if f"{piece.key}.json" not in there]
+    if todo:
+        _folder(job.measured)
+        with _watched("measure", job.measured, ".json", len(job.pieces)):
+            work = partial(measuring.measure, job.clean, job.language, job.measured, job.index)
+            each(job.beam, work, todo)
+    return [products.load_json(f"{job.measured}/{piece.key}.json") for piece in job.pieces]
+
+
+def _folder(path: str) -> None:
+    files, root = opened(path)
+    files.makedirs(root, exist_ok=True)
+
+
+def histograms(job: Job, notes: list[dict]) -> dict[str, dict[str, np.ndarray]]:
+    """The histograms of all shards together, by language and feature."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for piece, note in zip(job.pieces, notes, strict=True):
+        path = f"{job.measured}/{piece.key}.histograms.npy"
+        for language, name, counts in measuring.read_histograms(path, note["languages"]):
+            features = found.setdefault(language, {})
+            features[name] = features[name] + counts if name in features else counts
+    return {language: found[language] for language in in_order(found)}
+
+
+def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
+    """The second pass; returns the place of the gin file, which its user may have edited.
+
+    UserError where it was edited and is of other scores than there are now.
+    """
+    copy = f"{job.folder('thresholds', _name(job.measured), job.inputs, asdict(settings))}.gin"
+    if not products.exists(copy):
+        derived = thresholds.derive(
+            histograms(job, notes),
+            _scripts(notes),
+            {feature.name: feature.limit for feature in rules.FEATURES} | _SHARE,
+            {},
+            settings,
+            _reference(job, settings),
+        )
+        put(copy, thresholds.as_gin(derived).encode())
+    place, new = f"{job.clean.output}/{GIN}", products.read(copy)
+    there = products.read(place) if products.exists(place) else b""
+    if thresholds.origin(there) != thresholds.origin(new):
+        if there and thresholds.is_edited(there):
+            raise UserError(
+                f"{place} was edited and is of other text or settings; move it away, and give it "
+                "back with --gin_file if it is still wanted."
+            )
+        put(place, new)
+    return place
+
+
+def _reference(job: Job, settings: Thresholds) -> dict[str, dict[str, np.ndarray]] | None:
+    """The histograms of the clean text that thresholds.reference names."""
+    if not settings.reference:
+        return None
+    other = planned(replace(job.clean, inputs={settings.reference: ""}), job.language, job.beam)
+    return histograms(other, measure(other))
+
+
+def _scripts(notes: list[dict]) -> dict[str, str]:
+    """The script that most documents of each language are in."""
+    counts: dict[str, dict[str, int]] = {}
+    for note in notes:
+        for language, scripts in note["scripts"].items():
+            of = counts.setdefault(language, {})
+            for script, count in scripts.items():
+                of[script] = of.get(script, 0) + count
+    return {language: max(sorted(of), key=of.__getitem__) for language, of in counts.items()}
+
+
+def duplicates(job: Job, notes: list[dict]) -> None:
+    """The third pass."""
+    if products.exists(f"{job.clusters}/{clusters.DONE}"):
+        return
+    _folder(job.clusters)
+    keys = [
+        clusters.Keys(piece.number, f"{job.measured}/{piece.key}.keys.npy") for piece in job.pieces
+    ]
+    count = sum(note["documents"] for note in notes) * (1 + job.clean.bands)
+    clusters.find(job.beam, keys, count, job.clean.shuffle_megabytes * 1e6, job.clusters)
+
+
+def write(job: Job, notes: list[dict], limits: Limits) -> dict:
+    """The fourth pass; returns the manifest of the corpus."""
+    settings = deciding_.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
+    made_from = digest(settings, job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
+    _stand_aside(job, made_from)
+    deciding = Deciding(
+        job.clean,
+        limits,
+        job.measured,
+        job.clusters,
+        job.folder("decided", settings),
+        job.index,
+        _stock(job, notes),
+        max(1, sum(note["documents"] for note in notes) // _PART),
+    )
+    edges, tasks = _decided(job, deciding)
+    written = job.folder("written", made_from)
+    _folder(written)
+    there = set(products.names(written))
+    todo = [task for task in tasks if f"{task.piece.number:08}.json" not in there]
+    if todo:
+        with _watched("write", written, ".json", len(tasks)):
+            work = partial(verdicts.write, deciding, job.clean.output, written)
+            each(job.beam, work, todo)
+    told = [products.load_json(f"{written}/{task.piece.number:08}.json") for task in tasks]
+    _check(notes, told)
+    return _finished(job, limits, edges, told)
+
+
+def _stock(job: Job, notes: list[dict]) -> str:
+    """How many documents have each window of the benchmarks, a cluster being one; in a file."""
+    if not job.index:
+        return ""
+    path = job.folder("stock", _name(job.clusters), _name(job.index)) + ".npy"
+    if not products.exists(path):
+        total = np.zeros(len(measuring.opened_index(job.index).hashes), np.int64)
+        for piece, note in zip(job.pieces, notes, strict=True):
+            hits = products.load(f"{job.measured}/{piece.key}.hits.npy")
+            cluster, _ = clusters.of(job.clusters, piece.number, note["documents"])
+            own = (piece.number << clusters.PLACE) + 1 + hits[:, 0]
+            first = (cluster[hits[:, 0]] == 0) | (cluster[hits[:, 0]].astype(np.int64) == own)
+            total += np.bincount(hits[first, 1], minlength=len(total))
+        products.save(path, total)
+    return path
+
+
+def _decided(job: Job, deciding: Deciding) -> tuple[dict[str, int], list[verdicts.Task]]:
+    """Decides on all documents; returns below which hash a language's are held out, and what
+    each shard is to write."""
+    if not products.exists(f"{deciding.folder}/done"):
+        _folder(deciding.folder)
+        grouped(
+            job.beam,
+            partial(deciding_.decide, deciding),
+            job.pieces,
+            partial(deciding_.tell, deciding),
+        )
+        best = [n for n in products.names(deciding.folder) if n.startswith("best-")]
+        told = [*(f"{deciding.folder}/{name}" for name in best), *range(len(job.pieces))]
+        keys = {piece.number: piece.key for piece in job.pieces}
+        grouped(job.beam, deciding_.told, told, partial(deciding_.settle, deciding, keys))
+        put(f"{deciding.folder}/done", b"")
+    notes = [products.load_json(f"{deciding.folder}/{p.number:08}.json") for p in job.pieces]
+    found, survivors = (sum(note[name] for note in notes) for name in ("clusters", "survivors"))
+    if found != survivors:
+        raise AssertionError(f"{found} clusters of duplicates have {survivors} survivors")
+    return _shared(job, deciding, notes)
+
+
+def _shared(
+    job: Job, deciding: Deciding, notes: list[dict]
+) -> tuple[dict[str, int], list[verdicts.Task]]:
+    """Who writes which file of which language, and the hashes below which it is held out."""
+
+    def held(language: str) -> Iterator[np.ndarray]:
+        for piece, note in zip(job.pieces, notes, strict=True):
+            if language in note["languages"]:
+                rows = products.load(f"{deciding.folder}/{piece.number:08}.held.npy")
+                yield rows[rows["language"] == note["languages"].index(language)]
+
+    edges: dict[str, int] = {}
+    shares: list[dict[str, verdicts.Share]] = [{} for _ in job.pieces]
+    for language in in_order({name for note in notes for name in note["languages"]}):
+        wanted = (job.clean.valid_share, job.clean.valid_megabytes * 1e6)
+        edge = threshold(held(language), *wanted)
+        with_some = [
+            piece.number
+            for piece, note in zip(job.pieces, notes, strict=True)
+            if language in note["languages"] and note["kept"][note["languages"].index(language)]
+        ]
+        if with_some:
+            edges[language] = edge
+        for place, number in enumerate(with_some):
+            shares[number][language] = verdicts.Share(place, len(with_some), edge)
+    return edges, [verdicts.Task(*one) for one in zip(job.pieces, shares, strict=True)]
+
+
+def _check(notes: list[dict], told: list[dict]) -> None:
+    """All that was read was kept or dropped, once."""
+    read = sum(note["documents"] for note in notes)
+    for one in told:
+        for language, counts in one["counts"].items():
+            became = counts["kept"][0] + sum(count for count, _ in counts["first"].values())
+            if became != counts["read"][0]:
+                raise AssertionError(f"{language}: documents are lost or counted twice: {counts}")
+            entry = one["entries"].get(language, {})
+            if sum(split["documents"] for split in entry.values()) != counts["kept"][0]:
+                raise AssertionError(f"{language}: {counts['kept'][0]} are kept, but not written")
+    total = sum(counts["read"][0] for one in told for counts in one["counts"].values())
+    if total != read:
+        raise AssertionError(f"{read:,} documents were read, and {total:,} have a verdict")
+
+
+def _stand_aside(job: Job, made_from: str) -> None:
+    """Takes an older corpus's manifest away before its files change. UserError for what is not
+    ours."""
+    output, note = job.clean.output, f"{job.clean.output}/{WORK}/writing.json"
+    manifest = f"{output}/{MANIFEST}"
+    if products.exists(manifest) and not products.exists(note):
+        raise UserError(
+            f"{output} holds a corpus that polylm clean did not make; name another folder with "
+            "--gin.clean.output=FOLDER."
+        )
+    if products.exists(note) and products.load_json(note) == made_from:
+        return
+    files, root = opened(output)
+    if products.exists(manifest):
+        files.rm(f"{root}/{MANIFEST}")
+    # what was written there is about to be replaced, so no note may say that it is there
+    for name in products.names(f"{output}/{WORK}"):
+        if name.startswith("written-"):
+            files.rm(f"{root}/{WORK}/{name}", recursive=True)
+    products.save_json(note, made_from)
+
+
+def _finished(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -> dict:
+    """Removes files of an older corpus and writes the manifest."""
+    output = job.clean.output
+    entries = {
+        language: [one["entries"][language] for one in told if language in one["entries"]]
+        for language in edges
+    }
+    wanted = {
+        f"{language}/{split['file']}"
+        for language, some in entries.items()
+        for one in some
+        for split in one.values()
+    }
+    files, root = opened(output)
+    for path in files.find(root):
+        name = path.removeprefix(f"{root}/")
+        shard, verdict = _SHARD_FILE.fullmatch(name.rpartition("/")[2]), name.split("/")
+        stale = verdict[0] == verdicts.FOLDER and verdict[-1] not in {
+            verdicts.name_of(piece.number) for piece in job.pieces
+        }
+        if (shard and name not in wanted and verdict[0] != WORK) or stale:
+            files.rm(path)
+    return write_manifest(
+        output,
+        entries,
+        valid_share=job.clean.valid_share,
+        valid_megabytes=job.clean.valid_megabytes,
+        thresholds=digest(limits),
+    )
+
+
+def counted(told: list[dict]) -> dict[str, dict[str, Any]]:
+    """The counts of all shards together, by language."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in told:
+        for language, counts in one["counts"].items():
+            of = found.setdefault(
+                language, {"read": [0, 0], "kept": [0, 0], "first": {}, "any": {}}
+            )
+            for side in ("read", "kept"):
+                of[side] = [a + b for a, b in zip(of[side], counts[side], strict=True)]
+            for reason, (number, size) in counts["first"].items():
+                some = of["first"].get(reason, [0, 0])
+                of["first"][reason] = [some[0] + number, some[1] + size]
+            for reason, number in counts["any"].items():
+                of["any"][reason] = of["any"].get(reason, 0) + number
+    return {language: found[language] for language in in_order(found)}

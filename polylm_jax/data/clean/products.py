@@ -1,0 +1,112 @@
+"""What the passes of `polylm clean` have made: whole files whose folder tells the settings.
+
+    <output>/.clean/measured-<settings>/<shard>.scores.parquet, .keys.npy, .hits.npy, .json
+    <output>/.clean/duplicates-<settings>/…      and so on, a folder a pass
+
+A folder's name has the hash of all settings and inputs that decide what is in it, a shard's that
+of its files. So what is there need not be made again, and what was made otherwise is not taken.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from polylm_jax.data.clean.documents import Shard
+from polylm_jax.files import opened, put
+
+WORK = ".clean"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A shard of the inputs. number: among all, by name. key: of what it holds, 16 letters."""
+
+    number: int
+    key: str
+    shard: Shard
+
+
+def pieces(shards: Sequence[Shard]) -> list[Piece]:
+    """The shards as pieces, in their order; the key changes when a file does."""
+    found = []
+    for number, shard in enumerate(shards):
+        states = []
+        for file in shard.files:
+            files, root = opened(file.place)
+            states.append((file.name, files.ukey(root)))
+        found.append(Piece(number, digest(shard.kind, shard.language, shard.key, states), shard))
+    return found
+
+
+def digest(*parts: Any) -> str:
+    """16 letters that depend on all parts, which are of JSON or have a repr that says all."""
+    text = json.dumps(parts, sort_keys=True, default=repr)
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def names(folder: str) -> list[str]:
+    """The names of the files in a folder, sorted; none where there is no folder."""
+    files, root = opened(folder)
+    files.invalidate_cache()
+    try:
+        found = files.ls(root, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name.rpartition("/")[2] for name in found)
+
+
+def exists(path: str) -> bool:
+    files, root = opened(path)
+    files.invalidate_cache()
+    return files.exists(root)
+
+
+def read(path: str) -> bytes:
+    files, root = opened(path)
+    return files.cat_file(root)
+
+
+def save(path: str, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    put(path, content.getvalue())
+
+
+def load(path: str) -> np.ndarray:
+    return np.load(io.BytesIO(read(path)), allow_pickle=False)
+
+
+def save_json(path: str, content: Any) -> None:
+    put(path, json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def load_json(path: str) -> Any:
+    return json.loads(read(path))
+
+
+def save_table(path: str, columns: dict[str, Any]) -> None:
+    """A Parquet file of columns: arrays, lists of strings, or lists of lists of them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    content = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), content, compression="zstd")
+    put(path, content.getvalue())
+
+
+def load_table(path: str) -> dict[str, Any]:
+    """The columns of a Parquet file: numbers as arrays, the rest as lists."""
+    from pyarrow import parquet, types
+
+    table = parquet.read_table(io.BytesIO(read(path)))
+    return {
+        field.name: column.to_numpy()
+        if types.is_primitive(field.type) and not types.is_boolean(field.type)
+        else column.to_pylist()
+        for field, column in zip(table.schema, table.columns, strict=True)
+    }

@@ -1,0 +1,174 @@
+"""The last pass: a shard is read again, and what is kept is masked and written.
+
+A shard gives a file of verdicts, a row a document with every score, and the files of its share
+of the corpus. Counts and samples of what was dropped go to a note, which is written last.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import IO, Any
+
+import numpy as np
+
+from polylm_jax.data.clean import clusters, products
+from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held
+from polylm_jax.data.clean.documents import Document, read
+from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
+from polylm_jax.data.clean.private import mask
+from polylm_jax.data.clean.products import Piece
+from polylm_jax.data.shards import write_shard
+from polylm_jax.errors import UserError
+
+FOLDER = "verdicts"
+_ABOUT = ("file", "record", "url", "language", "score", "language_share")
+SAMPLES = 10  # dropped documents of each language and reason that are shown
+SHOWN = 300  # characters of each
+
+_HELD_IN_MEMORY = 2**24  # bytes of a language's text, before it goes to a disk
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a shard writes of a language: file `number` of `count`; see `write_shard`."""
+
+    number: int
+    count: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be written, and its share of each language that it keeps some of."""
+
+    piece: Piece
+    shares: dict[str, Share]
+
+
+def name_of(number: int) -> str:
+    return f"{number:08}.parquet"
+
+
+def write(job: Deciding, output: str, notes: str, task: Task) -> None:
+    """Writes a shard's verdicts and texts below `output`, and its note into the folder `notes`."""
+    piece = task.piece
+    scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
+    settled = products.load(f"{job.folder}/{piece.number:08}.settled.npy")
+    verdicts = _verdicts(job, piece, scores, settled)
+    masked: list[int] = []
+    samples: dict[str, list[tuple[str, str]]] = {}
+    with _Texts() as texts:
+        for at, document in enumerate(_documents(piece, scores)):
+            reason = verdicts["reason"][at]
+            wanted = reason and len(samples.setdefault(_of(scores, at, reason), [])) < SAMPLES
+            if not (settled["kept"][at] or wanted):
+                masked.append(0)
+                continue
+            text, _ = mended(document)
+            text, places = mask(text) if job.clean.mask else (text, {})
+            masked.append(sum(places.values()))
+            if wanted:
+                samples[_of(scores, at, reason)].append((verdicts["id"][at], text[:SHOWN]))
+            else:
+                texts.add(scores["language"][at], text, document.origin, document.id)
+        entries = {
+            language: write_shard(
+                output, language, share.number, share.count, texts.of(language), share.held_out
+            )
+            for language, share in task.shares.items()
+        }
+    verdicts["masked"] = np.array(masked, np.int64)
+    products.save_table(f"{output}/{FOLDER}/{name_of(piece.number)}", verdicts)
+    note = {
+        "counts": _counts(verdicts),
+        "entries": entries,
+        "samples": samples,
+        "masked": sum(masked),
+    }
+    products.save_json(f"{notes}/{piece.number:08}.json", note)
+
+
+def _of(scores: dict[str, Any], at: int, reason: str) -> str:
+    return f"{scores['language'][at]} {reason}"
+
+
+def _documents(piece: Piece, scores: dict[str, Any]) -> Iterator[Document]:
+    """The documents that were measured, in order; a UserError where they are no longer those."""
+    found = (one for one in read(piece.shard) if isinstance(one, Document))
+    for one, identity in zip_longest(found, scores.get("id", [])):
+        if one is None or one.id != identity:
+            raise UserError(f"{piece.shard.name} has changed while it was cleaned; run it again.")
+        yield one
+
+
+def _verdicts(
+    job: Deciding, piece: Piece, scores: dict[str, Any], settled: np.ndarray
+) -> dict[str, Any]:
+    """The columns of a shard's verdicts but for `masked`."""
+    failed = products.load(f"{job.folder}/{piece.number:08}.failed.npy")
+    failed[:, job.order.index(DUPLICATE)] = ~settled["survives"]
+    cluster, size = clusters.of(job.clusters, piece.number, len(failed))
+    names = np.array(job.order, object)
+    reasons = [list(names[row]) for row in failed]
+    held: dict[int, list[str]] = {}
+    for document, item, share in items_held(job, piece).tolist():
+        name = opened_index(job.index).names[item]
+        held.setdefault(document, []).append(f"{name} {share / 10:.0f}%")
+    if not len(failed):
+        scores = {}
+    return {
+        "id": [f"{one:016x}" for one in scores.get("id", [])],
+        **{name: scores.get(name, []) for name in _ABOUT},
+        **{name: scores.get(name, []) for name in ("bytes", "mended", *FEATURES)},
+        "cluster": cluster,
+        "cluster_size": size,
+        "survivor": [f"{one:016x}" if one else "" for one in settled["survivor"].tolist()],
+        "items": [" ".join(held.get(at, [])) for at in range(len(failed))],
+        "kept": settled["kept"],
+        "reason": [some[0] if some else "" for some in reasons],
+        "reasons": [" ".join(some) for some in reasons],
+    }
+
+
+def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Documents and bytes of each language: read, kept, and by first reason; and by any reason."""
+    found: dict[str, dict[str, Any]] = {}
+    for language, size, reason, reasons in zip(
+        *(verdicts[name] for name in ("language", "bytes", "reason", "reasons")), strict=True
+    ):
+        counts = found.setdefault(
+            language, {"read": [0, 0], "kept": [0, 0], "first": {}, "any": {}}
+        )
+        sides = [counts["read"]]
+        sides.append(counts["first"].setdefault(reason, [0, 0]) if reason else counts["kept"])
+        for side in sides:
+            side[0] += 1
+            side[1] += int(size)
+        for one in reasons.split():
+            counts["any"][one] = counts["any"].get(one, 0) + 1
+    return found
+
+
+class _Texts:
+    """Texts of several languages in the order they come, in memory while they are few."""
+
+    def __enter__(self) -> "_Texts":
+        self._files: dict[str, IO[bytes]] = {}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, language: str, text: str, origin: str, identity: int) -> None:
+        if language not in self._files:
+            self._files[language] = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY)  # noqa: SIM115
+        line = json.dumps([text, origin, identity], ensure_ascii=False)
+        self._files[language].write(line.encode() + b"\n")
+
+    def of(self, language: str) -> Iterator[tuple[str, str, int]]:
+        file = self._files[language]
+        file.seek(0)
+        return (tuple(json.loads(line)) for line in file)

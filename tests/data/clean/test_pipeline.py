@@ -1,0 +1,338 @@
+"""The four passes: nothing is lost, one of a cluster survives, and the bytes do not depend on how
+the work was done."""
+
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from polylm_jax.data import corpus
+from polylm_jax.data.clean import pipeline, products
+from polylm_jax.data.clean.engine import Beam
+from polylm_jax.data.clean.language import Identification
+from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.thresholds import Thresholds
+from polylm_jax.errors import UserError
+from tests.data.sentences import SENTENCES
+
+LIMITS = {code: {"words": (20.0, None), "digits": (None, 0.3)} for code in ("de", "en", "zh")}
+
+
+def document(code, chance, sentences=12):
+    return " ".join(chance.choice(SENTENCES[code]) for _ in range(sentences))
+
+
+def write(folder, shards=2):
+    """Documents of three languages, with copies, near copies in other shards, and rubbish."""
+    chance = random.Random(7)
+    for code in ("de", "en", "zh"):
+        (folder / code).mkdir(parents=True)
+        texts = [document(code, chance, 30) for _ in range(18)]
+        near = [text[:-9] + "?" for text in texts[:4]]
+        texts += (
+            texts[:5]
+            + near
+            + ["12 34 56 " * 40, "kurz", "", "\ud800 half" if code == "en" else "x"]
+        )
+        chance.shuffle(texts)
+        for number in range(shards):
+            lines = [json.dumps({"text": text}) for text in texts[number::shards]]
+            (folder / code / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def job(folder, output, beam=None, **settings):
+    named = {f"{folder}/{code}": code for code in settings.pop("order", ("de", "en", "zh"))}
+    clean = Clean(inputs=settings.pop("inputs", named), output=str(output), **settings)
+    return pipeline.planned(clean, Identification(), beam or Beam())
+
+
+def run(work, limits=LIMITS):
+    notes = pipeline.measure(work)
+    pipeline.derive(work, Thresholds(), notes)
+    pipeline.duplicates(work, notes)
+    return pipeline.write(work, notes, limits)
+
+
+def content(output):
+    """All that a run is for: the corpus, the verdicts, the thresholds."""
+    files = [
+        path for path in Path(output).rglob("*") if path.is_file() and ".clean" not in path.parts
+    ]
+    return {
+        path.relative_to(output).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def verdicts(output):
+    rows = []
+    for path in sorted(Path(output, "verdicts").glob("*")):
+        table = products.load_table(str(path))
+        rows += [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("web") / "in")
+
+
+@pytest.fixture(scope="module")
+def done(web, tmp_path_factory):
+    output = tmp_path_factory.mktemp("done") / "out"
+    return output, run(job(web, output))
+
+
+def test_every_document_has_one_verdict_and_what_is_kept_is_in_the_corpus(done):
+    output, manifest = done
+    rows = verdicts(output)
+    assert len(rows) == 3 * (18 + 5 + 4 + 4)
+    assert all(row["kept"] == (not row["reason"]) for row in rows)
+    assert all(row["reason"] == row["reasons"].split(" ")[0] for row in rows)
+    for code in LIMITS:
+        kept = {row["id"] for row in rows if row["kept"] and row["language"] == code}
+        texts, ids = [], []
+        for split in ("train", "valid"):
+            texts += list(corpus.documents(str(output), code, split))
+            for shard in manifest["sources"][code][split]["shards"]:
+                ids += _ids(output / code / shard["file"])
+        assert set(ids) == kept
+        assert len(texts) == len(ids) == len(kept) == 18
+    short = [row for row in rows if row["words"] < 20]
+    assert short
+    assert all("words" in row["reasons"].split() for row in short)
+
+
+def _ids(path):
+    import zstandard
+
+    lines = zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read().splitlines()
+    return [json.loads(line)["id"] for line in lines]
+
+
+def test_a_cluster_has_one_survivor_and_it_is_its_best(done):
+    rows = verdicts(done[0])
+    by_id = {row["id"]: row for row in rows}
+    clusters = {}
+    for row in rows:
+        if row["cluster"]:
+            clusters.setdefault(row["cluster"], []).append(row)
+    assert len(clusters) >= 3 * 5
+    for members in clusters.values():
+        survivors = {row["survivor"] for row in members}
+        assert len(survivors) == 1
+        survivor = by_id[survivors.pop()]
+        assert survivor in members
+        assert [row["id"] for row in members if "duplicate" not in row["reasons"].split()] == [
+            survivor["id"]
+        ]
+        assert all(row["cluster_size"] == len(members) for row in members)
+        assert survivor["characters"] == max(
+            row["characters"] for row in members if row["reasons"] in ("", "duplicate")
+        )
+
+
+def test_another_order_of_inputs_and_another_copy_of_them_give_the_same_bytes(web, done, tmp_path):
+    run(job(web, tmp_path / "out", order=("zh", "de", "en"), shuffle_megabytes=1))
+    assert content(tmp_path / "out") == content(done[0])
+
+
+def test_a_changed_threshold_reruns_the_last_pass_only(web, done, tmp_path):
+    output = tmp_path / "out"
+    work = job(web, output)
+    run(work)
+    before = content(output)
+    made = {
+        path: path.stat().st_mtime_ns
+        for path in (output / ".clean").rglob("*.npy")
+        if "decided" not in str(path)
+    }
+    changed = run(work, LIMITS | {"de": {"words": (10**6, None)}})
+    assert "de" not in changed["sources"]
+    assert not (output / "de").exists() or not list((output / "de").iterdir())
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    run(work)
+    assert content(output) == before
+
+
+def test_a_run_that_is_whole_does_nothing(web, done, monkeypatch):
+    def none(*_):
+        raise AssertionError("work is done again")
+
+    monkeypatch.setattr(pipeline, "each", none)
+    monkeypatch.setattr(pipeline, "grouped", none)
+    before = content(done[0])
+    run(job(web, done[0]))
+    assert content(done[0]) == before
+
+
+def test_clusters_are_the_same_by_rounds_of_stars(web, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.clusters, "_AT_ONCE", 0)
+    monkeypatch.setattr(pipeline.clusters, "PART", 2**10)
+    run(job(web, tmp_path / "out"))
+    assert content(tmp_path / "out") == content(done[0])
+
+
+CHILD = """
+import sys
+from tests.data.clean.test_pipeline import LIMITS, job, run
+run(job(sys.argv[1], sys.argv[2]))
+"""
+
+
+def killed(web, output, seconds):
+    """Whether a run was ended by SIGKILL after so many seconds."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(web), str(output)], stderr=subprocess.DEVNULL
+    )
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+    return child.wait() == -signal.SIGKILL
+
+
+def crash_at(monkeypatch, module, call):
+    """Lets the n-th file that is put fail, as if the process had ended there."""
+    put, count = module.put, [0]
+
+    def crash(*arguments):
+        count[0] += 1
+        if count[0] == call:
+            raise RuntimeError
+        put(*arguments)
+
+    monkeypatch.setattr(module, "put", crash)
+
+
+@pytest.mark.parametrize("moment", [4, 31, 60])
+def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(
+    web, done, tmp_path, monkeypatch, moment
+):
+    crash_at(monkeypatch, products, moment)
+    with pytest.raises(RuntimeError):
+        run(job(web, tmp_path / "out"))
+    monkeypatch.undo()
+    run(job(web, tmp_path / "out"))
+    assert content(tmp_path / "out") == content(done[0])
+
+
+@pytest.mark.rare
+def test_twenty_kills_end_in_the_same_bytes(web, done, tmp_path):
+    chance, begun, kills = random.Random(1), time.monotonic(), 0
+    killed(web, tmp_path / "whole", 600)
+    whole = time.monotonic() - begun
+    while kills < 20:
+        output = tmp_path / f"out{kills}"
+        for _ in range(3):
+            kills += killed(web, output, chance.uniform(0.3, 1) * whole)
+        killed(web, output, 600)
+        assert content(output) == content(done[0])
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize(
+    "beam",
+    [
+        Beam(workers=2),
+        Beam(runner="apache_beam.runners.dask.dask_runner.DaskRunner"),
+        Beam(runner="BundleBasedDirectRunner"),
+    ],
+    ids=lambda beam: beam.runner.rpartition(".")[2],
+)
+def test_runners_and_processes_give_the_same_bytes(web, done, tmp_path, beam):
+    if "dask" in beam.runner:
+        pytest.importorskip("distributed")
+    run(job(web, tmp_path / "out", beam))
+    assert content(tmp_path / "out") == content(done[0])
+
+
+def test_broken_inputs_are_counted_and_named_and_the_rest_is_kept(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    chance = random.Random(2)
+    good = [json.dumps({"text": document("de", chance)}) for _ in range(12)]
+    (folder / "a.jsonl").write_bytes(
+        "\n".join(good[:6]).encode() + b'\n{"text": 5}\nno json\n\xff\xfe{}\n'
+    )
+    cut = gzip.compress("\n".join(good).encode())
+    (folder / "b.jsonl.gz").write_bytes(cut[: len(cut) // 2])
+    (folder / "c.jsonl").write_bytes(b"")
+    awkward = [
+        "\x00".join(document("de", chance).split()),
+        "\ud800" + document("de", chance),
+        document("de", chance, 3) + "\ufeff" + document("de", chance, 3),
+        "x" * 5_000_000,
+        "wort " * 300_000,
+        "‮" + document("de", chance),
+    ]
+    lines = [json.dumps({"text": text}) for text in awkward]
+    (folder / "d.jsonl").write_text("\n".join(lines) + "\n")
+    work = job(folder, tmp_path / "out", inputs={str(folder): "de"}, longest=3_000_000)
+    notes = pipeline.measure(work)
+    assert [note["broken"] for note in notes] == [3, 1, 1, 0]
+    assert "a.jsonl@" in notes[0]["first_broken"][0]
+    assert "b.jsonl.gz" in notes[1]["first_broken"][0]
+    run(work, {"de": {}})
+    rows = verdicts(tmp_path / "out")
+    [long] = [row for row in rows if row["characters"] > 3_000_000]
+    assert long["reason"] == "longest"
+    texts = list(corpus.documents(str(tmp_path / "out"), "de", "train"))
+    assert not any(mark in text for text in texts for mark in "\x00\ufeff\u202e")
+    with pytest.raises(UserError, match=r"a\.jsonl@"):
+        pipeline.measure(job(folder, tmp_path / "strict", inputs={str(folder): "de"}, bad="refuse"))
+
+
+def test_all_documents_the_same_leave_one(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    text = document("de", random.Random(3))
+    (folder / "a.jsonl").write_text((json.dumps({"text": text}) + "\n") * 300)
+    run(job(folder, tmp_path / "out", inputs={str(folder): "de"}))
+    rows = verdicts(tmp_path / "out")
+    assert sum(row["kept"] for row in rows) == 1
+    assert {row["reason"] for row in rows} == {"", "duplicate"}
+
+
+def test_a_benchmarks_item_takes_its_document_out(tmp_path):
+    folder, tasks = tmp_path / "in", tmp_path / "tasks"
+    folder.mkdir()
+    tasks.mkdir()
+    chance = random.Random(4)
+    texts = [document("de", chance, 20) for _ in range(5)]
+    item = "Wie viele Äpfel hat Karl, wenn er von sieben Äpfeln drei verschenkt und einen isst?"
+    texts.append(f"{texts[0][:200]} {item.upper()} {texts[1][:200]}")
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tasks / "mgsm.tsv").write_text(f"{item}\t3\n")
+    work = job(folder, tmp_path / "out", inputs={str(folder): "de"}, evaluation=(str(tasks),))
+    run(work, {})
+    [row] = [row for row in verdicts(tmp_path / "out") if row["reason"]]
+    assert row["reason"] == "contaminated"
+    assert row["items"].startswith("mgsm.tsv:1 9")
+
+
+def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
+    for settings, words in (
+        ({"inputs": {}}, "clean.inputs is empty"),
+        ({"inputs": {str(tmp_path / "none"): ""}}, "nothing at"),
+        ({"inputs": {str(web): "qqq"}}, "no language's code"),
+    ):
+        with pytest.raises(UserError, match=words):
+            job(web, tmp_path / "out", **settings)
+    with pytest.raises(UserError, match="lies in what is cleaned"):
+        job(web, web / "de")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="did not make"):
+        run(job(web, tmp_path / "other"))
+    assert (tmp_path / "other" / "manifest.json").read_text() == "{}"
+    with pytest.raises(UserError, match=r"beam\.runner=Nonesuch"):
+        pipeline.measure(job(web, tmp_path / "out", replace(Beam(), runner="Nonesuch")))
