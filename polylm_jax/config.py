@@ -78,6 +78,11 @@ SETTINGS = {
 
 NAME = re.compile(r"[\w./]*")
 
+# The files that come with the package: in it where it was installed, beside it in a clone.
+GIN_FILES = Path(__file__).parent / "gin_configs"
+if not GIN_FILES.is_dir():
+    GIN_FILES = Path(__file__).parents[1] / "gin_configs"
+
 _in_force: dict[str, Any] = {}
 
 
@@ -109,10 +114,11 @@ def parse(files: list[str], overrides: list[str], base: str = "") -> None:
 
     base: gin text to start from, such as a checkpoint's; a setting of it that is no more is
         passed over.
+    A file that is not here is looked for among those of the package: runs/demo.gin.
     UserError names the file and line, and the nearest known name, of what is wrong.
     """
     start = [one for one in _read(base, Path("the checkpoint's gin")) if one.name in SETTINGS]
-    read = [one for name in files for one in _file(Path(os.path.expanduser(name)))]
+    read = [one for name in files for one in _file(_found(name))]
     given = [*start, *read, *map(_flag, overrides)]
     macros = {one.name: one for one in given if "." not in one.name}
     values = {one.name: one for one in given if "." in one.name}
@@ -159,13 +165,26 @@ class _Values(config_parser.ParserDelegate):
         return Reference(f"{name}()" if evaluate else name)
 
 
+def _found(name: str) -> Path:
+    """The file that a name means: the one here, or else the package's."""
+    here = Path(os.path.expanduser(name))
+    return here if os.path.lexists(here) else _packaged(name) or here
+
+
+def _packaged(name: str) -> Path | None:
+    """The package's gin file of this name, with gin_configs/ before it or without, if any."""
+    path = Path(os.path.normpath(GIN_FILES / name.removeprefix("gin_configs/")))
+    return path if path.is_relative_to(GIN_FILES) and os.path.isfile(path) else None
+
+
 def _file(file: Path, including: tuple[Path, ...] = ()) -> Iterator[Given]:
     """What a gin file and those that it includes say, in order."""
     try:
         text = file.read_text("utf-8-sig")
     except FileNotFoundError:
         raise UserError(
-            f"there is no gin file {file}; those of runs are in gin_configs/runs/."
+            f"there is no gin file {file}, here or in the package; the nearest there is "
+            f"{_nearest(str(file), _names())}."
         ) from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is no gin file: it is not text in UTF-8.") from None
@@ -173,6 +192,11 @@ def _file(file: Path, including: tuple[Path, ...] = ()) -> Iterator[Given]:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{file} cannot be read as a gin file: {reason}.") from None
     yield from _read(text, file, (*including, file.resolve()))
+
+
+def _names() -> list[str]:
+    """The names of the package's gin files, as --gin_file takes them."""
+    return sorted(str(path.relative_to(GIN_FILES)) for path in GIN_FILES.rglob("*.gin"))
 
 
 def _read(text: str, file: Path, including: tuple[Path, ...] = ()) -> Iterator[Given]:
@@ -201,11 +225,11 @@ def _read(text: str, file: Path, including: tuple[Path, ...] = ()) -> Iterator[G
 
 def _included(name: str, file: Path, including: tuple[Path, ...], place: str) -> Path:
     """The file that an include means: beside the one that includes it, from the folder that holds
-    that one's gin_configs/, or from where the command is given."""
+    that one's gin_configs/, from where the command is given, or the package's."""
     inside = [folder.parent for folder in file.resolve().parents if folder.name == "gin_configs"]
     folders = (file.parent, *inside[-1:], Path())
     places = [folder / os.path.expanduser(name) for folder in folders]
-    found = next((path for path in places if os.path.isfile(path)), None)
+    found = next((path for path in places if os.path.isfile(path)), None) or _packaged(name)
     if found is None:
         shown = repr(name)[1:-1]
         raise UserError(f"{place}there is no gin file {shown} to include; mend the path.")

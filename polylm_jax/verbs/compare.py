@@ -1,7 +1,4 @@
-"""Compare runs: the settings in which they differ, bits per byte at equal tokens, a figure.
-
-For example: polylm compare --run=runs/a --run='runs/b*'.
-"""
+"""Compare runs: the settings in which they differ, bits per byte at equal tokens, a figure."""
 
 import argparse
 import glob

@@ -1,4 +1,4 @@
-"""Run lm-eval's own command line on a run: polylm lm-eval --run=DIR -- --tasks NAMES …"""
+"""Run lm-eval's own command line on a run."""
 
 import argparse
 from functools import partial
@@ -14,7 +14,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", required=True, type=partial(existing, name="--run"), help="folder of a run"
     )
-    parser.epilog = f"What stands after -- is for lm-eval. {parser.epilog}"
+    parser.epilog = f"{parser.epilog}\nWhat stands after -- is for lm-eval."
     parser.set_defaults(others=[])
 
 

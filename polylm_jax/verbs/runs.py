@@ -1,7 +1,4 @@
-"""List the runs in a folder and below it, one line each: state, step, loss, bits per byte, speed.
-
-For example: polylm runs, or polylm runs gs://BUCKET/runs --json.
-"""
+"""List the runs in a folder and below it, a line each: state, step, loss, bits per byte, speed."""
 
 import argparse
 import sys

@@ -1,8 +1,6 @@
 """Train every combination of some settings' values, one run after another, and compare them.
 
 Finished runs are passed over and broken ones go on, so the same command finishes a sweep.
-
-For example: polylm sweep --gin_file=runs/demo.gin --over='train.seed=1,2,3' --dry_run
 """
 
 import argparse
