@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?= cpu
 # transformers, peft, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart
 JUDGES := .venv-judges
 
-.PHONY: demo test rare faults fuzz judges lint certify docs clean
+.PHONY: demo study test rare faults fuzz judges lint certify docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -35,6 +35,15 @@ demo: $(VENV)/ready
 		--gin.sampling.temperature=0 --gin.sampling.repetition_penalty=1.3 \
 		--prompt="Translate into Spanish: Open in the Main Area" \
 		--prompt="Translate into English: Ja, löschen"
+
+# does the paper's curriculum help? docs/curriculum.md; on the demo's rows, a quarter of an hour
+study: $(VENV)/ready
+	$(POLYLM) corpus --small $(GIN)
+	$(POLYLM) tokenizer $(GIN)
+	$(POLYLM) rows $(GIN)
+	$(POLYLM) sweep --gin_file=gin_configs/studies/curriculum/small.gin --out=runs/study \
+		--over=SEED=1,2,3 \
+		--over='curriculum.non_english=%FIXED_30,%FIXED_60,%STEP_30_60,%RAMP_30_60,%FALL_60_30'
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1059,6 +1060,21 @@ def test_slurm_trains_with_the_flags_and_a_dry_run_prints_that(cluster):
     cluster.write("tree/tpu_scripts/pasted", printed)
     assert cluster.run("pasted").returncode == 0
     assert (cluster.folder / "srun").read_text() == told
+
+
+def test_a_task_of_a_slurm_array_trains_its_line_of_a_sweep(cluster, monkeypatch):
+    odd = "--gin.note='it\\'s, \\\\ $HOME `id` \"x\"'"
+    lines = [shlex.join(["polylm", "train", "--gin_file=a.gin", f"--gin.x={n}", odd]) for n in "12"]
+    cluster.write("tree/runs.txt", "".join(f"{line}\n" for line in lines))
+    cluster.write("exits", "0\n")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    done = cluster.run("slurm.sbatch", "--sweep=runs.txt")
+    assert done.returncode == 0, done.stderr
+    assert (cluster.folder / "trained").read_text() == f"train --gin_file=a.gin --gin.x=2 {odd}\n"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert "say what to train with" in cluster.run("slurm.sbatch", "--sweep=runs.txt").stderr
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    assert "submit with --array" in cluster.run("slurm.sbatch", "--sweep=runs.txt").stderr
 
 
 @pytest.mark.parametrize(

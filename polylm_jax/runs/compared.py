@@ -1,14 +1,16 @@
 """The figure of runs side by side: loss and bits per byte over tokens, and each language."""
 
+import math
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from polylm_jax.data.languages import is_language
 from polylm_jax.runs import figures
-from polylm_jax.runs.compare import Comparison, Run
+from polylm_jax.runs.compare import Comparison, Run, spread_of
 from polylm_jax.runs.figures import BLUE, COLOURS, GRID, INK, MUTED, PURPLE, RED
 from polylm_jax.runs.log import of_kind
 
@@ -48,21 +50,28 @@ def _loss(ax: Axes, found: Comparison) -> None:
 
 
 def _two_means(ax: Axes, found: Comparison) -> None:
-    """English as a thin line, the mean of the others as a thick one."""
-    for _, colour, run in _coloured(found):
-        tokens = sorted(run.bits)
-        for line, width, chosen in (
-            ("--", 1.2, lambda source: source == "en"),
-            ("-", 2.0, lambda source: source != "en"),
-        ):
-            means = [
-                np.mean([b for s, b in run.bits[t].items() if is_language(s) and chosen(s)] or
-                        [np.nan])
-                for t in tokens
-            ]  # fmt: skip
+    """English as a thin line, the mean of the others as a thick one; of several runs their mean,
+    with their standard deviation around it."""
+    for at, runs in enumerate(found.groups.values()):
+        colour = PALETTE[at % len(PALETTE)]
+        tokens = sorted(set.intersection(*(set(run.bits) for run in runs)))
+        for line, width, english in (("--", 1.2, True), ("-", 2.0, False)):
+            spreads = [spread_of([_mean(run.bits[t], english) for run in runs]) for t in tokens]
+            means = np.array([spread.mean for spread in spreads])
+            deviations = np.array([spread.deviation or 0.0 for spread in spreads])
             ax.plot(tokens, means, line, color=colour, lw=width, marker="o", ms=3)
+            ax.fill_between(tokens, means - deviations, means + deviations, color=colour, alpha=0.2,
+                            lw=0)  # fmt: skip
     ax.axvline(found.tokens, color=GRID, lw=4, zorder=0)
     ax.set(title="Bits per byte: others (full), English (dashed)", xlabel="tokens")
+
+
+def _mean(bits: dict[str, float], english: bool) -> float:
+    """Of English, or of the other languages; NaN where there is none."""
+    chosen = [
+        b for source, b in bits.items() if is_language(source) and (source == "en") == english
+    ]
+    return fmean(chosen) if chosen else math.nan
 
 
 def _languages(ax: Axes, found: Comparison) -> None:
