@@ -35,6 +35,7 @@ demo: $(VENV)/ready
 		--gin.sampling.temperature=0 --gin.sampling.repetition_penalty=1.3 \
 		--prompt="Translate into Spanish: Open in the Main Area" \
 		--prompt="Translate into English: Ja, löschen"
+	$(POLYLM) evaluate --run=$(RUN) --gin_file=gin_configs/evaluation/demo.gin
 
 # does the paper's curriculum help? docs/curriculum.md; on the demo's rows, a quarter of an hour
 study: $(VENV)/ready

@@ -97,7 +97,7 @@ def ours(decoder: Decoder, params: Any, items: list[list[Pair]], settings: Evalu
     started = time.process_time()
     trees = [tree(pairs) for pairs in items]
     for batch in batches(trees, settings.row_length, settings.rows, 1):
-        chances = np.asarray(score_rows(decoder, params, batch)[0])
+        chances = np.asarray(score_rows(decoder, {"params": params}, batch)[0])
         for number, first in batch.trees:
             for text in trees[number].texts:
                 chances[first + text].sum(dtype=np.float64)

@@ -2,65 +2,25 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from polylm_jax.data.tokenizer import Tokenizer
-from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Item, Measure
-from polylm_jax.evaluation.packing import Batch, Tree, batch, plan, tree, windows
+from polylm_jax.evaluation.packing import Planned, Tree, plan, trees_of
 from polylm_jax.evaluation.results import Store
-from polylm_jax.evaluation.score import encode_pairs, score_rows
+from polylm_jax.evaluation.score import Subject, Sums, encode_pairs, score_trees
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.evaluation.work import Result, Work, agreed
 from polylm_jax.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The model that is asked. params: the tree of training. ways: in which its mesh splits a
-    batch."""
-
-    decoder: Decoder
-    params: Any
-    tokenizer: Tokenizer
-    ways: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a task in a language.
-
-    measures: the headline first. samples: a line for each item, as lm-eval writes them.
-    truncated: items that are longer than the model's context. left_out: the same where that is
-    asked, and items with a choice of no tokens.
-    favourite: the choice that was taken most often, and its share; None if nothing is chosen.
-    """
-
-    asked: Asked
-    measures: tuple[Measure, ...]
-    samples: list[dict[str, Any]]
-    truncated: int = 0
-    left_out: int = 0
-    favourite: tuple[int, float] | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """A task that is ready to run. positions: tokens to compute, those in store not counted.
-    run: function (done) that tells `done` how many positions more are computed."""
-
-    items: int
-    positions: int
-    run: Callable[[Callable[[int], None]], list[Result]]
-
-
-@dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """An item as trees: for each, its number and the choice that each of its texts is of."""
 
     item: Item
@@ -69,109 +29,106 @@ class _Encoded:
     long: bool
 
 
-def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept: Store) -> Work:
-    """A task of kind "choice" or "text" in some languages."""
+@dataclass(frozen=True)
+class Plan:
+    """Tasks of kind "choice" and "text" as trees in rows; it knows no parameters.
+
+    items: of each of `asked`. keys: of each tree, its name in a store. planned: of all trees,
+    whatever is in store: so each comes in the same batch again and has the same sums, bit by bit.
+    """
+
+    asked: Sequence[Asked]
+    items: list[list[Encoded]]
+    trees: list[Tree]
+    keys: list[str]
+    planned: list[Planned]
+
+
+def make_plan(
+    tokenizer: Tokenizer,
+    context: int,
+    asked: Sequence[Asked],
+    settings: Evaluation,
+    ways: int,
+    key: Callable[..., str],
+) -> Plan:
+    """context: the model's. ways: see Subject. key: `Store.key`."""
     trees: list[Tree] = []
     numbers: dict[str, int] = {}
-    encoded = [
-        list(_encoded(subject, one.items, settings.too_long, kept, trees, numbers)) for one in asked
+    items: list[list[Encoded]] = []
+    for one in asked:
+        texts = [(c.context, c.continuation) for item in one.items for c in item.choices]
+        pairs = iter(encode_pairs(tokenizer, texts))
+        items.append([])
+        for item in one.items:
+            mine = [next(pairs) for _ in item.choices]
+            tokens = tuple(len(tail) for _, tail in mine)
+            long = any(len(head) + len(tail) - 1 > context for head, tail in mine)
+            found = []
+            if all(tokens) and not (long and settings.too_long == "leave_out"):
+                found = trees_of(mine, context)
+            placed = []
+            for each, texts_of in found:
+                name = key(
+                    "choices", each.tokens, each.branches, each.sources, each.targets, *each.texts
+                )
+                if name not in numbers:
+                    numbers[name] = len(trees)
+                    trees.append(each)
+                placed.append((numbers[name], texts_of))
+            items[-1].append(Encoded(item, tuple(placed), tokens, long))
+    planned = plan([one.size for one in trees], settings.row_length, settings.rows, ways)
+    return Plan(asked, items, trees, list(numbers), planned)
+
+
+def left_of(made: Plan, kept: Store) -> list[int]:
+    """The numbers of the batches that are not in store."""
+    return [
+        number
+        for number, one in enumerate(made.planned)
+        if any(made.keys[tree] not in kept for row in one.trees for tree in row)
     ]
-    keys = list(numbers)
-    # of all trees, whatever is in store: so each comes in the same batch again and has the same
-    # sums, bit by bit
-    sizes = [one.size for one in trees]
-    todo = [
-        one
-        for one in plan(sizes, settings.row_length, settings.rows, subject.ways)
-        if any(keys[number] not in kept for row in one.trees for number in row)
-    ]
-
-    def run(done: Callable[[int], None]) -> list[Result]:
-        _score(subject, (batch(trees, one) for one in todo), trees, keys, kept, done)
-        measure = _texts if asked[0].task.kind == "text" else _choices
-        return [measure(one, items, keys, kept) for one, items in zip(asked, encoded, strict=True)]
-
-    positions = sum(one.rows * one.width for one in todo)
-    return Work(sum(len(one.items) for one in asked), positions, run)
 
 
-def _encoded(
-    subject: Subject,
-    items: Sequence[Item],
-    too_long: str,
+def ask(
+    decoder: Decoder,
+    variables: dict[str, Any],
+    made: Plan,
+    batches: Sequence[int],
     kept: Store,
-    trees: list[Tree],
-    numbers: dict[str, int],
-) -> Iterator[_Encoded]:
-    """Items as trees, each put once into `trees`, and its key into `numbers`; an item with a
-    choice of no tokens has none, nor has one that is too long and to be left out."""
-    texts = [(c.context, c.continuation) for item in items for c in item.choices]
-    pairs = iter(encode_pairs(subject.tokenizer, texts))
-    context = subject.decoder.size.context
-    for item in items:
-        mine = [next(pairs) for _ in item.choices]
-        tokens = tuple(len(tail) for _, tail in mine)
-        long = any(len(head) + len(tail) - 1 > context for head, tail in mine)
-        if not all(tokens) or (long and too_long == "leave_out"):
-            yield _Encoded(item, (), tokens, long)
-            continue
-        parts = [windows(*pair, context) for pair in mine]
-        if all(len(some) == 1 for some in parts):
-            groups = [([pair for [pair] in parts], tuple(range(len(parts))))]
-        else:
-            groups = [([pair], (choice,)) for choice, some in enumerate(parts) for pair in some]
-        found = []
-        for group, choices in groups:
-            one = tree(group)
-            key = kept.key(
-                "choices", one.tokens, one.branches, one.sources, one.targets, *one.texts
-            )
-            if key not in numbers:
-                numbers[key] = len(trees)
-                trees.append(one)
-            found.append((numbers[key], choices))
-        yield _Encoded(item, tuple(found), tokens, long)
-
-
-def _score(
-    subject: Subject,
-    batches: Iterator[Batch],
-    trees: Sequence[Tree],
-    keys: Sequence[str],
-    kept: Store,
-    done: Callable[[int], None],
+    done: Callable[[int], None] = lambda positions: None,
 ) -> None:
-    def keep(one: Batch, found: tuple[jax.Array, jax.Array]) -> None:
-        chances, best = map(np.asarray, found)
-        if not np.isfinite(chances[: one.count]).all():
-            raise UserError(
-                "the model's scores are not finite, so nothing can be said of it; take a "
-                "checkpoint from before its parameters went wrong, or try "
-                "--gin.evaluation.dtype=float32."
-            )
-        kept.add(
-            {
-                keys[number]: [
-                    [chances[first + text].sum(dtype=np.float64), bool(best[first + text].all())]
-                    for text in trees[number].texts
-                ]
-                for number, first in one.trees
-            }
-        )
-        done(one.tokens.size)
+    """Computes some batches of a plan and keeps their answers; `done` is told their positions."""
 
-    # one batch is computed while the one before it is kept
-    before: tuple[Batch, tuple[jax.Array, jax.Array]] | None = None
-    for one in batches:
-        found = score_rows(subject.decoder, subject.params, one)
-        if before:
-            keep(*before)
-        before = one, found
-    if before:
-        keep(*before)
+    def keep(one: Planned, found: dict[int, Sums]) -> None:
+        kept.add({made.keys[number]: texts for number, texts in found.items()})
+        done(one.positions)
+
+    score_trees(decoder, variables, made.trees, (made.planned[n] for n in batches), keep)
 
 
-def _answer(one: _Encoded, keys: Sequence[str], kept: Store) -> tuple[np.ndarray, list[bool]]:
+def results(made: Plan, kept: Store) -> list[Result]:
+    """What came of each task in each language, in the order in which they were asked."""
+    return [
+        (_texts if asked.task.kind == "text" else _choices)(asked, items, made.keys, kept)
+        for asked, items in zip(made.asked, made.items, strict=True)
+    ]
+
+
+def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept: Store) -> Work:
+    """Tasks of kind "choice" or "text" in some languages."""
+    context = subject.decoder.size.context
+    made = make_plan(subject.tokenizer, context, asked, settings, subject.ways, kept.key)
+    left = agreed("choices", left_of(made, kept), made.keys)
+    return Work(
+        sum(len(one.items) for one in asked),
+        sum(made.planned[number].positions for number in left),
+        lambda done: ask(subject.decoder, subject.variables, made, left, kept, done),
+        lambda: results(made, kept),
+    )
+
+
+def _answer(one: Encoded, keys: Sequence[str], kept: Store) -> tuple[np.ndarray, list[bool]]:
     """Of each choice, the sum of ln p and whether all its tokens are the model's best guess."""
     sums, greedy = np.zeros(len(one.tokens)), [True] * len(one.tokens)
     for number, choices in one.trees:
@@ -181,7 +138,7 @@ def _answer(one: _Encoded, keys: Sequence[str], kept: Store) -> tuple[np.ndarray
     return sums, greedy
 
 
-def _sample(one: _Encoded, sums: np.ndarray, greedy: list[bool]) -> dict[str, Any]:
+def _sample(one: Encoded, sums: np.ndarray, greedy: list[bool]) -> dict[str, Any]:
     scored = [[float(value), best] for value, best in zip(sums, greedy, strict=True)]
     return {
         "doc_id": one.item.number,
@@ -200,7 +157,7 @@ def _sample(one: _Encoded, sums: np.ndarray, greedy: list[bool]) -> dict[str, An
 
 # What the sum of ln p is divided by, under lm-eval's names where it has one; its acc_norm divides
 # by characters.
-DIVISORS: dict[str, Callable[[_Encoded], list[int]]] = {
+DIVISORS: dict[str, Callable[[Encoded], list[int]]] = {
     "acc": lambda one: [1] * len(one.tokens),
     "acc_norm": lambda one: [len(_said(c.continuation)) for c in one.item.choices],
     "acc_bytes": lambda one: [len(_said(c.continuation).encode()) for c in one.item.choices],
@@ -213,7 +170,7 @@ def _said(continuation: str) -> str:
     return continuation.removeprefix(" ") or continuation
 
 
-def _choices(asked: Asked, items: list[_Encoded], keys: Sequence[str], kept: Store) -> Result:
+def _choices(asked: Asked, items: list[Encoded], keys: Sequence[str], kept: Store) -> Result:
     asked_of = [one for one in items if one.trees]
     right: dict[str, list[bool]] = {name: [] for name in DIVISORS}
     samples, taken = [], Counter[int]()
@@ -255,7 +212,7 @@ def mean(name: str, each: np.ndarray, note: str = "") -> Measure:
     return Measure(name, value, error, each, note)
 
 
-def _texts(asked: Asked, items: list[_Encoded], keys: Sequence[str], kept: Store) -> Result:
+def _texts(asked: Asked, items: list[Encoded], keys: Sequence[str], kept: Store) -> Result:
     asked_of = [one for one in items if one.trees]
     answers = [_answer(one, keys, kept) for one in asked_of]
     bits = np.array([-sums[0] for sums, _ in answers]) / math.log(2)

@@ -11,14 +11,18 @@ import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import choices, generated, paper, tasks
-from polylm_jax.evaluation.choices import Result, Subject, Work
+from polylm_jax.evaluation import choices, generated, paper
 from polylm_jax.evaluation.results import Store
+from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.evaluation.work import Result, Work
+from polylm_jax.parallel import together
 
-# What makes a task of each kind ready: (subject, the task in its languages, settings, store).
-KINDS: dict[str, Callable[[Subject, Sequence[Asked], Evaluation, Store], Work]] = {
+# What makes tasks of each kind ready: (subject, tasks in languages, settings, store). Those of one
+# function are asked together, so that few shapes are compiled and rows are full.
+Prepare = Callable[[Subject, Sequence[Asked], Evaluation, Store], Work]
+KINDS: dict[str, Prepare] = {
     "choice": choices.prepare,
     "text": choices.prepare,
     "generated": generated.prepare,
@@ -47,48 +51,68 @@ class Report:
 
 
 def evaluate(
-    subject: Subject, settings: Evaluation, kept: Store, say: Callable[[str], None] = print
+    subject: Subject,
+    settings: Evaluation,
+    kept: Store,
+    say: Callable[[str], None] = print,
+    corpus: str = "",
 ) -> dict[str, Report]:
     """Asks everything that the settings name; task -> what came of it. A file that is missing
-    is said and listed, and nothing else depends on it; UserError if all are."""
-    table, asked, missing = tasks.table(), dict[str, list[Asked]](), dict[str, list[Asked]]()
-    for name, codes in settings.chosen():
-        found = [
-            tasks.ask(table[name], code, settings.protocol, settings.folder, settings.limit)
-            for code in codes
-        ]
-        asked[name] = [one for one in found if not one.missing]
-        missing[name] = [one for one in found if one.missing]
-    works = {
-        name: KINDS[table[name].kind](subject, some, settings, kept)
-        for name, some in asked.items()
-        if some
-    }
-    positions = sum(work.positions for work in works.values())
+    is said and listed, and nothing else depends on it; UserError if all are.
+
+    corpus: see `settings.asked`. Of several processes only the first has reports.
+    """
+    every = settings.asked(corpus)
+    there = [one for some in every.values() for one in some if not one.missing]
+    groups: dict[Prepare, list[Asked]] = {}
+    for one in there:
+        groups.setdefault(KINDS[one.task.kind], []).append(one)
+    works = [prepare(subject, some, settings, kept) for prepare, some in groups.items()]
+    positions = sum(work.positions for work in works)
     say(
-        f"{len(works)} tasks in {sum(map(len, asked.values()))} tables, "
-        f"{sum(work.items for work in works.values()):,} items, protocol {settings.protocol}; "
+        f"{len({one.task.name for one in there})} tasks in {len(there)} tables, "
+        f"{sum(work.items for work in works):,} items, protocol {settings.protocol}; "
         f"{positions:,} tokens to compute, {subject.decoder.compute.dtype}."
     )
-    for name, absent in missing.items():
-        if absent:
-            said = " ".join(one.language for one in absent)
-            say(f"missing: {name} {said}: {absent[0].missing}")
+    for line in missing(every):
+        say(line)
     if not works:
-        raise UserError(
-            f"there is no file of any of these tasks in {settings.folder}; docs/evaluation.md "
-            "tells what goes there."
-        )
+        raise nothing_there(settings)
+    first = together.process() == 0
     done = partial(_show, LiveLine(seconds=10), time.monotonic(), positions, [0])
-    results = {name: work.run(done) for name, work in works.items()}
+    for work in works:
+        work.ask(done if first else lambda more: None)
+    if not first:
+        return {}
+    found: dict[str, list[Result]] = {name: [] for name in every}
+    for work in works:
+        for result in work.results():
+            found[result.asked.task.name].append(result)
     return {
         name: Report(
-            results.get(name, []),
-            missing[name],
-            averages(name, results.get(name, []), settings.seed),
+            found[name],
+            [one for one in some if one.missing],
+            averages(name, found[name], settings.seed),
         )
-        for name in asked
+        for name, some in every.items()
     }
+
+
+def missing(every: dict[str, list[Asked]]) -> list[str]:
+    """A line for each task that has no files in some languages."""
+    absent = {name: [one for one in some if one.missing] for name, some in every.items()}
+    return [
+        f"missing: {name} {' '.join(one.language for one in some)}: {some[0].missing}"
+        for name, some in absent.items()
+        if some
+    ]
+
+
+def nothing_there(settings: Evaluation) -> UserError:
+    return UserError(
+        f"there is no file of any of these tasks in {settings.folder}; docs/evaluation.md tells "
+        "what goes there."
+    )
 
 
 def _show(line: LiveLine, started: float, of: int, before: list[int], more: int) -> None:
@@ -111,12 +135,13 @@ def averages(task: str, results: Sequence[Result], seed: int) -> list[Average]:
     if len(by_code) > 1 and tuple(by_code) not in groups.values():
         groups["here"] = tuple(by_code)
     return [
-        _average(name, codes, [by_code[code] for code in codes], seed)
+        average(name, codes, [by_code[code] for code in codes], seed)
         for name, codes in groups.items()
     ]
 
 
-def _average(name: str, codes: tuple[str, ...], results: list[Result], seed: int) -> Average:
+def average(name: str, codes: tuple[str, ...], results: list[Result], seed: int) -> Average:
+    """Over these languages' results, of one task."""
     first = [one.measures[0] for one in results]
     value = float(np.mean([one.value for one in first]))
     values = [one.each for one in first if one.each is not None]

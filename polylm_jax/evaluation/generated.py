@@ -8,18 +8,27 @@ from typing import Any
 import numpy as np
 
 from polylm_jax.decode import weights
+from polylm_jax.errors import UserError
 from polylm_jax.evaluation.answers import Answer, Question, answer
-from polylm_jax.evaluation.choices import Result, Subject, Work
 from polylm_jax.evaluation.items import Measure, Prompt
 from polylm_jax.evaluation.results import Store
+from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.evaluation.work import Result, Work
+from polylm_jax.parallel import together
 
 Batch = list[tuple[str, Question]]  # with their keys in the store
 
 
 def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept: Store) -> Work:
-    """A task of kind "generated" in some languages."""
+    """Tasks of kind "generated" in some languages. UserError of several processes together."""
+    if together.processes() > 1:
+        called = " and ".join(dict.fromkeys(one.task.name for one in asked))
+        raise UserError(
+            f"the answers of {called} are written by one process; leave it out of "
+            "evaluation.tasks, or give no --coordinator."
+        )
     questions = [_questions(subject, one.items, settings.too_long) for one in asked]
     keys = [[_key(kept, one) if one else None for one in some] for some in questions]
     named = {
@@ -29,22 +38,27 @@ def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept
         if key and one
     }
     rows = -(-settings.rows // subject.ways) * subject.ways
-    todo = [batch for batch in _batches(named, rows) if any(key not in kept for key, _ in batch)]
-    positions = sum(map(_positions, todo))
+    left = [batch for batch in _batches(named, rows) if any(key not in kept for key, _ in batch)]
 
-    def run(done: Callable[[int], None]) -> list[Result]:
+    def ask(done: Callable[[int], None]) -> None:
         params = weights.for_decoding(
             subject.params, subject.decoder.size, subject.decoder.compute.dtype
         )
-        for batch in todo:
+        for batch in left:
             found = answer(
                 subject.decoder, params, subject.tokenizer, [one for _, one in batch], rows
             )
             kept.add({key: _kept(one) for (key, _), one in zip(batch, found, strict=True)})
             done(_positions(batch))
-        return [_result(subject, one, names, kept) for one, names in zip(asked, keys, strict=True)]
 
-    return Work(sum(len(one.items) for one in asked), positions, run)
+    return Work(
+        sum(len(one.items) for one in asked),
+        sum(map(_positions, left)),
+        ask,
+        lambda: [
+            _result(subject, one, names, kept) for one, names in zip(asked, keys, strict=True)
+        ],
+    )
 
 
 def _questions(subject: Subject, items: Sequence[Prompt], too_long: str) -> list[Question | None]:

@@ -21,9 +21,9 @@ from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode import chat, weights
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import choices
+from polylm_jax.evaluation import score
 from polylm_jax.evaluation.answers import Question, answer
-from polylm_jax.evaluation.rolling import rolling
+from polylm_jax.evaluation.likelihood import likelihoods
 from polylm_jax.evaluation.score import encode_pairs
 from polylm_jax.model.parameters import count
 
@@ -40,11 +40,12 @@ _MARKS = re.compile("|".join(f"({mark})" for mark in chat.CONTROLS))
 
 
 @dataclass(frozen=True)
-class Subject(choices.Subject):
-    """The model that is asked. batch: requests at once. settings: how its conversations are
-    rendered."""
+class Subject(score.Subject):
+    """The model that is asked. batch: prompts, or rows of `length` tokens, at once. settings: how
+    its conversations are rendered."""
 
     batch: int = 8
+    length: int = 512
     settings: chat.ChatSettings = chat.ChatSettings()  # noqa: RUF009, a frozen dataclass
 
     @cached_property
@@ -280,9 +281,11 @@ def _batch(given: Any) -> int:
 def _scored(
     subject: Subject, ids: Sequence[tuple[list[int], list[int]]]
 ) -> list[tuple[float, bool]]:
-    with _counting("scored") as tell:
-        found = rolling(subject.decoder, subject.params, ids, subject.whole_batch, tell)
-    return [(one.log_likelihood, one.greedy) for one in found]
+    with _counting("scored", len(ids)) as tell:
+        found = likelihoods(
+            subject, ids, subject.length, subject.batch, lambda scores: tell(len(scores))
+        )
+    return [(found[place].log_likelihood, found[place].greedy) for place in range(len(ids))]
 
 
 def _generation(given: dict[str, Any]) -> tuple[tuple[str, ...], int, Sampling]:
@@ -310,14 +313,14 @@ def _generation(given: dict[str, Any]) -> tuple[tuple[str, ...], int, Sampling]:
 
 
 @contextlib.contextmanager
-def _counting(what: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+def _counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A function that is told how many more are done, and shows it."""
     line, so_far = LiveLine(10), 0
 
     def tell(more: int) -> None:
         nonlocal so_far
         so_far += more
-        line.show(f"{so_far:,}{f' of {total:,}' if total else ''} {what}")
+        line.show(f"{so_far:,} of {total:,} {what}")
 
     yield tell
     line.close()

@@ -7,6 +7,7 @@ premises, passages and few-shot examples are shared wherever a benchmark has the
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from polylm_jax.data.tokenizer import EOS
 Ids = Sequence[int]
 Pair = tuple[Ids, Ids]
 
-WIDER = 4  # a tree that fits no row has one so many times as wide, or that many times again
+WIDER = 4  # a tree that fits no row has one up to so many times as wide, or that many times again
+REST = 2048  # what a token costs beside its attention, in tokens that it looks at: a small model
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,7 @@ def tree(pairs: Sequence[Pair]) -> Tree:
     """The tree of an item's (context ids, continuation ids), no context and no other empty."""
     wholes = [[*head, *tail] for head, tail in pairs]
     stem = min(len(whole) - 1 for whole in wholes)
-    for whole in wholes[1:]:
-        both = zip(wholes[0][:stem], whole, strict=False)
-        stem = next((at for at, (one, other) in enumerate(both) if one != other), stem)
+    stem = min([stem, *(shared(wholes[0], whole) for whole in wholes[1:])])
     tokens, branches = wholes[0][:stem], [0] * stem
     numbers: dict[tuple[int, int], int] = {}
     texts = []
@@ -67,6 +67,50 @@ def tree(pairs: Sequence[Pair]) -> Tree:
         _int32(targets),
         tuple(map(_int32, texts)),
     )
+
+
+def shared(one: Ids, other: Ids) -> int:
+    """How many ids both begin with."""
+    both = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in both if a != b), min(len(one), len(other)))
+
+
+def trees_of(pairs: Sequence[Pair], context: int) -> list[tuple[Tree, tuple[int, ...]]]:
+    """Trees of pairs that are asked together, and which pair each of a tree's texts is of.
+
+    It is one tree, but where a pair is longer than the model's context: then each window of each
+    pair is its own.
+    """
+    parts = [windows(*pair, context) for pair in pairs]
+    if all(len(some) == 1 for some in parts):
+        return [(tree([pair for [pair] in parts]), tuple(range(len(parts))))]
+    return [(tree([pair]), (place,)) for place, some in enumerate(parts) for pair in some]
+
+
+def alike(pairs: Sequence[Pair], most: int) -> list[list[int]]:
+    """The pairs' numbers, those together that have enough in common to be one tree.
+
+    Pairs that follow one another by their ids are together where that takes fewer tokens than
+    apart, and none has more in common with the next; a tree has `most` tokens at most.
+    """
+    wholes = [[*head, *tail] for head, tail in pairs]
+    order = sorted(range(len(pairs)), key=lambda number: wholes[number])
+    common = [shared(wholes[one], wholes[other]) for one, other in pairwise(order)]
+    groups: list[list[int]] = []
+    stem = tokens = 0  # of the last group: what all have in common, and all their tokens apart
+    for at, number in enumerate(order):
+        size = len(wholes[number]) - 1
+        before, after = (common[i] if 0 <= i < len(common) else 0 for i in (at - 1, at))
+        count = len(groups[-1]) if groups else 0
+        both = min(stem, before, size)
+        saves = count * both > (count - 1) * stem and before >= after
+        if count and saves and tokens + size - count * both <= most:
+            groups[-1].append(number)
+            stem, tokens = both, tokens + size
+        else:
+            groups.append([number])
+            stem = tokens = size
+    return groups
 
 
 def _int32(ids: Ids) -> np.ndarray:
@@ -118,20 +162,24 @@ class Planned:
     width: int
     rows: int
 
+    @property
+    def positions(self) -> int:
+        return self.rows * self.width
+
 
 def plan(sizes: Sequence[int], width: int, rows: int, ways: int) -> list[Planned]:
     """Which trees go into which row of which batch, the largest first.
 
-    Rows are as wide as `width` or a little wider, whichever leaves the least room; what fits none
-    has much wider ones. rows: of a batch, fewer the wider they are, but always a multiple of ways.
-    The same sizes always have the same plan.
+    Rows are as wide as `width`, or from a quarter to twice of it, whichever takes the least work;
+    what fits none has wider ones. rows: of a batch, fewer the wider they are, but always a
+    multiple of ways. The same sizes always have the same plan.
     """
 
-    def positions(planned: list[Planned]) -> int:
-        return sum(one.rows * one.width for one in planned)
+    def work(planned: list[Planned]) -> int:
+        return sum(one.positions * (one.width + REST) for one in planned)
 
-    bases = (width, width * 3 // 2, width * 2)
-    return min((_planned(sizes, base, rows * width, ways) for base in bases), key=positions)
+    bases = (width // 4, width // 2, width, width * 3 // 2, width * 2)
+    return min((_planned(sizes, base, rows * width, ways) for base in bases), key=work)
 
 
 def _planned(sizes: Sequence[int], width: int, tokens: int, ways: int) -> list[Planned]:
@@ -142,7 +190,8 @@ def _planned(sizes: Sequence[int], width: int, tokens: int, ways: int) -> list[P
             wide *= WIDER
         groups.setdefault(wide, []).append(number)
     found = []
-    for wide, numbers in groups.items():
+    for numbers in groups.values():
+        wide = width * -(-sizes[numbers[0]] // width)
         packed, some = _fitted(numbers, sizes, wide), -(-max(1, tokens // wide) // ways) * ways
         parts = (packed[first : first + some] for first in range(0, len(packed), some))
         found += [Planned(part, wide, some) for part in parts]

@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from polylm_jax.evaluation import paper
-from polylm_jax.evaluation.choices import Result
 from polylm_jax.evaluation.evaluate import Report, above_chance
+from polylm_jax.evaluation.work import Result
 from polylm_jax.runs import figures
 from polylm_jax.runs.figures import BLUE, INK, MUTED, PALE, PURPLE, RED
 

@@ -11,12 +11,14 @@ import json
 import os
 from collections.abc import Iterator
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from polylm_jax.errors import UserError
+from polylm_jax.parallel import together
 
 ANSWERS = "answers.jsonl"
 
@@ -64,12 +66,22 @@ class Store:
 
 @contextlib.contextmanager
 def store(folder: Path, identity: dict[str, Any]) -> Iterator[Store]:
-    """The answers in a folder, which is made, held so that no other process adds to them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ANSWERS
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is evaluating into {folder}; wait for it.") from None
+    """The answers in a folder, which is made, held so that no other process adds to them.
+
+    Of several processes that ask together only the first has the folder; what the others keep is
+    in memory.
+    """
+    with contextlib.ExitStack() as held:
+        refusal = ""
+        file: BinaryIO = BytesIO()
+        if together.process() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            number = os.open(folder / ANSWERS, os.O_RDWR | os.O_CREAT, 0o666)
+            file = held.enter_context(os.fdopen(number, "r+b"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refusal = f"another process is evaluating into {folder}; wait for it."
+        if refusal := together.verdict("evaluation/store", refusal, lambda told: told[0]):
+            raise UserError(refusal)
         yield Store(file, identity)

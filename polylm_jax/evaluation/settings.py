@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation.tasks import PROTOCOLS, table
+from polylm_jax.evaluation.tasks import PROTOCOLS, Asked, ask, table
 from polylm_jax.files import LocalPlace
 from polylm_jax.model.decoder import Dtype
 from polylm_jax.ranges import OneOf, Range, Seed, check
@@ -23,8 +23,8 @@ class Evaluation:
         (0.4.13), where they differ.
     folder: where the benchmarks' files lie; nothing is downloaded.
     limit: items of each task and language, the first so many; 0 for all.
-    row_length: tokens of a row that items are packed into, or up to twice as many if that fits
-        them better; wider ones have wider rows.
+    row_length: tokens of a row that items are packed into, or from a quarter to twice as many if
+        that is less work; what fits none has wider rows.
     rows: rows of that length computed at once; a device of its own takes many more.
     too_long: an item that is longer than the model's context is cut as lm-eval cuts it, which is
         counted, or left out.
@@ -65,3 +65,21 @@ class Evaluation:
             (name, [c for c in known[name].languages if c in (self.languages or some)])
             for name in self.tasks
         ]
+
+    def asked(self, corpus: str) -> dict[str, list[Asked]]:
+        """Each task in each of its languages, read. corpus: whose held-out documents are taken
+        by the tasks that are made of those."""
+        known = table()
+        return {
+            name: [
+                ask(
+                    known[name],
+                    code,
+                    self.protocol,
+                    corpus if known[name].of_corpus else self.folder,
+                    self.limit,
+                )
+                for code in codes
+            ]
+            for name, codes in self.chosen()
+        }

@@ -16,10 +16,10 @@ from rich.text import Text
 from polylm_jax import jsonl
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation import paper, pictures
-from polylm_jax.evaluation.choices import Result
 from polylm_jax.evaluation.evaluate import Average, Report, above_chance, fingerprint
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.evaluation.work import Result
 from polylm_jax.files import put
 
 RESULTS, REPORT, SAMPLES = "results.json", "report.md", "samples_{}.jsonl"
@@ -196,7 +196,9 @@ def results(
             for name, one in found.items()
         },
         "versions": dict.fromkeys(found, settings.protocol),
-        "n-shot": dict.fromkeys(found, 0),
+        "n-shot": {
+            name: one.asked.task.shots.get(settings.protocol, 0) for name, one in found.items()
+        },
         "n-samples": {
             name: {"original": len(one.asked.items), "effective": len(one.samples)}
             for name, one in found.items()

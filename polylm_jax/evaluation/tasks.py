@@ -103,6 +103,8 @@ class Task:
     translated: whether item n is the same in all languages.
     notes: function (rows, language, protocol) -> sentences on what is odd there.
     measure: of kind "generated".
+    shots: examples before each item under a protocol, none where it is not named.
+    of_corpus: whether its files lie in the run's corpus, which has held them out of training.
     """
 
     name: str
@@ -119,6 +121,8 @@ class Task:
     translated: bool = False
     notes: Callable[[list[Row], str, str], list[str]] = lambda rows, language, protocol: []
     measure: Callable[[Sequence[Prompt], Sequence[str], str], list[Measure]] | None = None
+    shots: dict[str, int] = field(default_factory=dict)
+    of_corpus: bool = False
 
     def code(self, language: str) -> str:
         return self.codes.get(language, language)
@@ -159,7 +163,10 @@ def ask(task: Task, language: str, protocol: str, folder: str, limit: int = 0) -
             break
     else:
         return Asked(
-            task, language, (), missing=f"no {' or '.join(names)} in {folder}: {task.origin}"
+            task,
+            language,
+            (),
+            missing=f"no {' or '.join(names)} in {folder or 'any corpus'}: {task.origin}",
         )
     for number, row in enumerate(rows, 1):
         if not has_form(row, task.form):

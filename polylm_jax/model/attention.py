@@ -7,7 +7,7 @@ take whole rows and the numbers of their documents; only the plain formula serve
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,17 @@ MASKED = -1e30
 # A splash block is a multiple of a TPU's 128 lanes; 512 keeps a block of scores in its memory.
 LANES, LARGEST_BLOCK = 128, 512
 STEPS = 4  # of the staircase, at most; each at least LANES queries
+
+
+class Trees(NamedTuple):
+    """Documents that are trees: a stem of branch 0, then branches 1, 2, … that go on from it and
+    do not see each other. Both int32 [batch, length]."""
+
+    documents: jax.Array
+    branches: jax.Array
+
+
+Scope = jax.Array | Trees | None  # the documents of whole rows; None where a row is one
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -94,9 +105,7 @@ def _backward(steps, residuals, gradient):
 attention.defvjp(_forward, _backward)
 
 
-def staircase(
-    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
-) -> jax.Array:
+def staircase(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) -> jax.Array:
     """The plain formula on whole rows; arguments as of splash, of any length.
 
     A row's queries are taken in steps, which leave out the keys behind them: of four steps, three
@@ -104,17 +113,8 @@ def staircase(
     """
     length = query.shape[1]
     visible = causal(jnp.arange(length)[None], length)
-    if documents is not None:
-        visible = visible & same_document(documents)
-    return in_steps(query, key, value, visible)
-
-
-def in_steps(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
-    """The plain formula on whole rows in as many steps as their length bears.
-
-    visible: boolean, broadcast to [batch, length, length], nowhere behind a query.
-    """
-    length = query.shape[1]
+    if scope is not None:
+        visible = visible & within(scope)
     fitting = [n for n in range(2, STEPS + 1) if length % n == 0 and length // n >= LANES]
     return attention(query, key, value, visible, max(fitting, default=1))
 
@@ -144,14 +144,15 @@ def splash(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    documents: jax.Array | None,
+    scope: Scope,
     interpret: bool = False,
 ) -> jax.Array:
     """Splash attention, the TPU's kernel, on one device's rows and heads.
 
     query, key, value: [batch, length, heads, head_size]; length is a multiple of 128.
-    documents: int32 [batch, length], tokens of different numbers do not see each other; or None.
-    interpret: emulates the kernel where there is no TPU.
+    scope: documents int32 [batch, length], tokens of different numbers do not see each other; or
+    trees, for which the kernel runs twice: on the stems, and on each token's own branch. It has no
+    gradient there. interpret: emulates the kernel where there is no TPU.
     """
     length, heads, size = query.shape[1:]
     block = next(b for b in range(LARGEST_BLOCK, 0, -LANES) if length % b == 0)
@@ -163,28 +164,38 @@ def splash(
         block,
     )
     mask = splash_attention_mask.CausalMask((length, length))
+    trees = isinstance(scope, Trees)
     kernel = splash_attention_kernel.make_splash_mha_single_device(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(**blocks),
+        save_residuals=trees,
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
-    segments = None
-    if documents is not None:
-        segments = splash_attention_kernel.SegmentIds(documents, documents)
+    ids = splash_attention_kernel.SegmentIds
     rows = [x.swapaxes(1, 2) for x in (query * size**-0.5, key, value)]
-    return jax.vmap(kernel)(*rows, segments).swapaxes(1, 2)
+    if not isinstance(scope, Trees):
+        segments = None if scope is None else ids(scope, scope)
+        return jax.vmap(kernel)(*rows, segments).swapaxes(1, 2)
+    stem, own = scope.branches == 0, _first_of(_begins(scope.documents) | _begins(scope.branches))
+    of_stem = ids(scope.documents, jnp.where(stem, scope.documents, -1))
+    of_branch = ids(jnp.where(stem, -2, own), jnp.where(stem, -1, own))
+    # where a token sees nothing its sum is next to nothing, and so is that part of the mixture
+    (one, (sum_of_one,)), (other, (sum_of_other,)) = (
+        jax.vmap(kernel)(*rows, segments) for segments in (of_stem, of_branch)
+    )
+    share = jax.nn.sigmoid(sum_of_other - sum_of_one)[..., None]
+    one, other = one.astype(FLOAT32), other.astype(FLOAT32)
+    return (one + share * (other - one)).astype(value.dtype).swapaxes(1, 2)
 
 
-def cudnn(
-    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
-) -> jax.Array:
+def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) -> jax.Array:
     """cuDNN's flash attention; arguments as of splash, in bfloat16, of any length.
 
     The kernel knows no documents: they go in as a mask [batch, 1, length, length], which is
     large, but shared by the heads.
     """
-    mask = None if documents is None else same_document(documents)[:, None]
+    mask = None if scope is None else within(scope)[:, None]
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, is_causal=True, implementation="cudnn"
     )
@@ -206,8 +217,7 @@ def documents_of(tokens: jax.Array, end: int) -> jax.Array:
 
 def since_first(documents: jax.Array) -> jax.Array:
     """How far each token stands behind its document's first, int32 [batch, length] as documents."""
-    places = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
-    return places - jax.lax.cummax(jnp.where(_begins(documents), places, 0), axis=1)
+    return jnp.arange(documents.shape[1]) - _first_of(_begins(documents))
 
 
 def same_document(documents: jax.Array) -> jax.Array:
@@ -221,17 +231,28 @@ def since_stem(documents: jax.Array, branches: jax.Array) -> jax.Array:
     documents, branches: int32 [batch, length]; a document is a stem, of branch 0, then branches
     1, 2, … that all go on where the stem ends.
     """
-    places = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
     stem = (branches == 0).astype(jnp.int32)
     before = jnp.cumsum(stem, axis=1) - stem
     outside = jax.lax.cummax(jnp.where(_begins(documents), before, 0), axis=1)
-    begins = _begins(documents) | _begins(branches)
-    along = places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    along = jnp.arange(documents.shape[1]) - _first_of(_begins(documents) | _begins(branches))
     return jnp.where(branches == 0, before - outside, before - outside + along)
 
 
 def _begins(numbers: jax.Array) -> jax.Array:
     return jnp.diff(numbers, axis=1, prepend=numbers[:, :1] - 1) != 0
+
+
+def _first_of(begins: jax.Array) -> jax.Array:
+    """The last place up to each at which something begins, int32 [batch, length] as begins."""
+    return jax.lax.cummax(jnp.where(begins, jnp.arange(begins.shape[1]), 0), axis=1)
+
+
+def within(scope: jax.Array | Trees) -> jax.Array:
+    """Mask [batch, length, length]: both tokens stand in one document, on one way if it is a
+    tree."""
+    if isinstance(scope, Trees):
+        return same_document(scope.documents) & on_one_way(scope.branches)
+    return same_document(scope)
 
 
 def on_one_way(branches: jax.Array) -> jax.Array:

@@ -19,15 +19,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.attention import (
+    Scope,
+    Trees,
     attention,
     causal,
     documents_of,
     in_parts,
-    in_steps,
-    on_one_way,
-    same_document,
     since_first,
     since_stem,
+    within,
 )
 from polylm_jax.model.lora import adapted
 from polylm_jax.model.parameters import (
@@ -66,7 +66,7 @@ ATTENTION = ("auto", "plain", "staircase", "cudnn", "splash")
 COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 Slots = dict[str, jax.Array]
 Cache = tuple[Slots, ...]
 
@@ -222,7 +222,7 @@ class Layer(nn.Module):
         self,
         x: jax.Array,
         slots: Slots | None,
-        scope: jax.Array | None,
+        scope: Scope,
         first: jax.Array,
         held: Slots | None = None,
     ) -> tuple[jax.Array, Slots | None]:
@@ -280,7 +280,7 @@ class Layer(nn.Module):
             key, value = (slots[name].swapaxes(1, 2).astype(wide) for name in ("key", "value"))
             query = query.astype(wide)
         with jax.named_scope("attention"):
-            if slots is None or held is None or scope is None:
+            if slots is None or held is None or not isinstance(scope, jax.Array):
                 mixed = self.attend(query, key, value, scope).astype(dtype)
             else:
                 apart = [
@@ -302,7 +302,7 @@ class Decoder(nn.Module):
     """Tokens to hidden states; `logits` turns those into scores with the tied embedding.
 
     constrain: function (x, *logical axes) -> x that pins an activation to the mesh.
-    attend: a kernel for whole rows, function (query, key, value, documents) -> mixed; None, and
+    attend: a kernel for whole rows, function (query, key, value, scope) -> mixed; None, and
         a call with positions, takes the plain formula.
     ids: how many the tokenizer has; rows of the embedding beyond them only fill it up, and no
         search chooses one. None if all are the tokenizer's.
@@ -341,7 +341,6 @@ class Decoder(nn.Module):
             one or branches without documents: attention would not follow them.
         branches: int32 [batch, length], together with documents, each of which is a tree: a stem
             of 0, then branches 1, 2, … that all go on from the stem and do not see each other.
-            The plain formula alone knows them.
         tail: the cache is only read, and tokens, one of each text, are written here. Of the cache
             a text sees what lies before its tail's first position.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
@@ -358,8 +357,9 @@ class Decoder(nn.Module):
         slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if positions is None:
             positions = slots if documents is None else since_first(documents)
+        scope: Scope = documents
         if documents is not None and branches is not None:
-            attend, positions = None, since_stem(documents, branches)
+            scope, positions = Trees(documents, branches), since_stem(documents, branches)
 
         # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
         table, places = value_of("embedding"), value_of("positions")
@@ -371,23 +371,19 @@ class Decoder(nn.Module):
             x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
-        scope = documents
         if documents is None and cache is None and not self.compute.attend_across_documents:
             scope = documents_of(tokens, END_OF_DOCUMENT)
         if attend is None:
             width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
             visible = causal(slots if fresh else positions, width)
-            scope = visible if scope is None else visible & same_document(scope)
+            scope = visible if scope is None else visible & within(scope)
         if tail is not None and cache is not None:
             length = tail.slots[0]["key"].shape[2]
             since = causal(jnp.broadcast_to(tail.place, positions.shape), length)
             visible = causal(positions - tail.place - 1, cache[0]["key"].shape[2])
             scope = jnp.concatenate([visible, since], axis=-1)
-        if branches is not None and scope is not None:
-            scope = scope & on_one_way(branches)
-        formula: Callable[..., jax.Array] = attention if branches is None else in_steps
 
-        how = (self.constrain, attend or formula, fresh, self.adapter_scale)
+        how = (self.constrain, attend or attention, fresh, self.adapter_scale)
         settings = (self.size, self.compute, self.initial, *how)
         if cache is None:
             layer, kept = Layer, REMAT_POLICIES[self.compute.remat]

@@ -102,6 +102,8 @@ def joined(
     processes: int | None,
     process: int | None,
     leave: Callable[[str, str], int],
+    verb: str = "train",
+    again: str = AGAIN,
 ) -> Iterator[None]:
     """Joins the other processes of the run, if there are any, for the length of the block.
 
@@ -109,7 +111,8 @@ def joined(
     is; all None to take them from what has started this process (`LAUNCHERS`).
     leave: function (word, reason) that tells the readers of the run how it ended, and returns the
     exit status. While the block runs it ends this process, with one sentence, as soon as another
-    one is lost ("lost") or has ended by itself (with its word).
+    one is lost ("lost") or has ended by itself (with its word). verb: who says that. again: what
+    mends a loss.
     Raises UserError if the flags are not whole or the others do not come.
     """
     given: dict[str, Any] = {
@@ -133,13 +136,13 @@ def joined(
     # SIGTERM is for the loop to answer, and a loss for the watch to tell of
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_enable_recoverability", True)
-    with _last_words() as say:
+    with _last_words(verb, again) as say:
         try:
             jax.distributed.initialize(**given, heartbeat_timeout_seconds=LOST_AFTER)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"the processes of the run did not find each other: {reason}") from None
-        with watched(say, leave, AGAIN, LOST_AFTER):
+        with watched(say, leave, again, LOST_AFTER):
             yield
 
 
@@ -160,20 +163,20 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
 
 
 @contextlib.contextmanager
-def _last_words() -> Iterator[Callable[[str], None]]:
+def _last_words(verb: str = "train", again: str = AGAIN) -> Iterator[Callable[[str], None]]:
     """Function that leaves a sentence to a shell, which says it when this process has ended.
 
     Where nothing was left, the process was cut off, and the shell says that: JAX aborts all
     processes when it loses process 0, and no Python runs then.
     """
-    sentence = f"lost: a process was cut off, or lost process 0; {AGAIN}."
+    sentence = f"lost: a process was cut off, or lost process 0; {again}."
     script = 'trap "" INT TERM HUP; read -r say || say="$0"; [ -z "$say" ] || echo "$say" >&2'
-    command = ["sh", "-c", script, f"polylm train: {sentence}"]
+    command = ["sh", "-c", script, f"polylm {verb}: {sentence}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as shell:
 
         def say(words: str) -> None:
             assert shell.stdin
-            shell.stdin.write(f"polylm train: {words}\n" if words else "\n")
+            shell.stdin.write(f"polylm {verb}: {words}\n" if words else "\n")
             shell.stdin.flush()
 
         try:
@@ -197,7 +200,7 @@ class Notes(NamedTuple):
 
 def notes_of(stop: int, seconds: Mapping[str, float]) -> Notes:
     """This process's notes. seconds: of the last step, "step", and of it "devices" and others."""
-    waited = seconds.get("devices", 0.0) + seconds.get("validation", 0.0)
+    waited = sum(seconds.get(what, 0.0) for what in ("devices", "validation", "evaluation"))
     in_use = [(d.memory_stats() or {}).get("bytes_in_use", 0) for d in jax.local_devices()]
     return Notes(stop, seconds.get("step", 0.0) - waited, max(in_use) / 2**30)
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from polylm_jax.chips import chip_of
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import LANES, cudnn, splash, staircase
+from polylm_jax.model.attention import LANES, Scope, cudnn, splash, staircase
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.lora import Lora, adapter_axes
 from polylm_jax.model.loss import BLOCK, LossAxes
@@ -150,9 +150,7 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
 
     heads = spec(("batch", None, "heads", None))
 
-    def attend(
-        query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None
-    ) -> jax.Array:
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) -> jax.Array:
         length = query.shape[1]
         if length % LANES:
             if compute.attention == "splash":
@@ -160,13 +158,13 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
                     f'compute.attention = "splash" needs rows of a multiple of {LANES} tokens, '
                     f'not {length}; set rows.length so, or compute.attention = "plain".'
                 )
-            return staircase(query, key, value, documents)
+            return staircase(query, key, value, scope)
         return jax.shard_map(
             partial(splash, interpret=interpret),
             mesh=mesh,
-            in_specs=(heads, heads, heads, None if documents is None else spec(("batch",))),
+            in_specs=(heads, heads, heads, None if scope is None else spec(("batch",))),
             out_specs=heads,
             check_vma=False,
-        )(query, key, value, documents)
+        )(query, key, value, scope)
 
     return attend

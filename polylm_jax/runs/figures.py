@@ -7,6 +7,7 @@ of the same panels as the single figures.
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def bits_per_byte(before: dict[str, float], after: dict[str, float], path: str |
     return picture(path, (8.3, 1.1 + 0.25 * len(after)), [panel])
 
 
+def evaluation(metrics: Metrics, path: str | Path) -> Path:
+    """The mean score of each task at each evaluation, with 95% bars: of those that choose, as per
+    cent beside chance, and in bits per byte."""
+    records = of_kind(metrics, "evaluation")
+    chosen = [name for name in records[-1]["score"] if name in records[-1]["chance"]]
+    others = [name for name in records[-1]["score"] if name not in chosen]
+    panels = [
+        partial(_scores_panel, records=records, names=names, title=title, scale=scale)
+        for names, title, scale in (
+            (chosen, "Right choices, per cent", 100),
+            (others, "Bits per byte, whole texts", 1),
+        )
+        if names
+    ]
+    return picture(path, (8.3, 0.6 + 3 * len(panels)), panels, nrows=len(panels), sharex=True)
+
+
 def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
     """Draws all that a run's metrics allow into `<run>/figures/`; overview.png comes last.
 
@@ -121,6 +139,8 @@ def run_figures(run: str | Path, metrics: Metrics) -> list[Path]:
         before, after = ({name: table[name] for name in names} for table in (before, after))
         drawn.append(bits_per_byte(before, after, folder / "bits_per_byte.png"))
         panels.append(partial(_dumbbell_panel, before=before, after=after))
+    if of_kind(metrics, "evaluation"):
+        drawn.append(evaluation(metrics, folder / "evaluation.png"))
     size = (3.9 * len(panels), 4.7)
     return [*drawn, picture(folder / "overview.png", size, panels, ncols=len(panels))]
 
@@ -220,6 +240,26 @@ def _loss_panel(ax: Axes, metrics: Metrics) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
     _token_axis(ax, tokens[-1])
     _key(ax, "right", words)
+
+
+def _scores_panel(
+    ax: Axes, records: Metrics, names: Sequence[str], title: str, scale: float
+) -> None:
+    tokens, words = _series(records, "tokens"), []
+    for name, colour in zip(names, cycle(COLOURS)):
+        scores, errors = (
+            scale * np.array([record.get(table, {}).get(name) for record in records], float)
+            for table in ("score", "error")
+        )
+        bars = 1.96 * np.nan_to_num(errors)
+        ax.errorbar(tokens, scores, bars, fmt="o-", color=colour, ms=4, lw=1.5, elinewidth=1)
+        words.append((name, colour))
+    chances = {records[-1]["chance"][name] for name in names if name in records[-1]["chance"]}
+    for chance in chances:
+        ax.axhline(scale * chance, color=INK, lw=1, ls=":")
+    ax.set_title(title)
+    _token_axis(ax, tokens[-1] or 1)
+    _key(ax, "left", [*words, *([("dotted: chance", MUTED)] if chances else [])])
 
 
 def _bytes_panel(ax: Axes, table: dict[str, float]) -> None:

@@ -46,7 +46,7 @@ def status_of(folder: str, now: float | None = None) -> Status:
         f"{folder}: {state} at step {beat['step']:,} of {beat['steps']:,} "
         f"({beat['step'] / max(beat['steps'], 1):.0%}), {_ago(now - beat['time'])} by process "
         f"{beat['pid']} on {beat['host']}, of {beat['processes']}.",
-        _loss(beat),
+        " ".join(filter(None, (_loss(beat), beat.get("evaluated")))),
         _speed(beat),
         " ".join(
             [_saved(folder, saved), *(f"The run {said}." for said in beat.get("history", []))]

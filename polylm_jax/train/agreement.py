@@ -10,7 +10,14 @@ from polylm_jax.parallel import together
 from polylm_jax.train.ends import RunEnded
 
 # Where things lie may differ from host to host; what lies there is compared by its fingerprint.
-PLACES = ("compute.compile_cache", "corpus.path", "corpus.text", "tokenizer.path", "rows.path")
+PLACES = (
+    "compute.compile_cache",
+    "corpus.path",
+    "corpus.text",
+    "tokenizer.path",
+    "rows.path",
+    "evaluation.folder",
+)
 SHOWN = 3  # differences that are named
 
 

@@ -21,7 +21,7 @@ COUNT, NUMBER = range(2**53), (float, NoneType)
 BEAT = {
     **dict.fromkeys(("time?", "moved?"), float),
     **dict.fromkeys(("pid?", "step?", "steps?", "processes?"), COUNT),
-    **dict.fromkeys(("state?", "host?", "reason?"), str),
+    **dict.fromkeys(("state?", "host?", "reason?", "evaluated?"), str),
     "history?": [str],
     **dict.fromkeys(("tokens?", "skipped?", "slowest_host?"), COUNT),
     **dict.fromkeys(("loss?", "loss_before?", "steps_per_second?"), NUMBER),

@@ -96,6 +96,11 @@ def _is_whole(record: Record) -> bool:
             and all(map(_is_number, record["bits_per_byte"].values()))
             and all(map(_is_number, record["loss"].values()))
         )
+    if kind == "evaluation":
+        tables = (record["score"], record["chance"], record.get("error", {}))
+        return _is_count(record["tokens"]) and all(
+            _is_number(value) for table in tables for value in table.values()
+        )
     if kind in ("origin", "change"):
         return _is_count(record["tokens"]) and isinstance(record["said"], str)
     if kind == "train":

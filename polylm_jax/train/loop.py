@@ -23,10 +23,10 @@ from polylm_jax.model.lora import Lora, adapter_count, trained_flops
 from polylm_jax.model.parameters import Init, count
 from polylm_jax.parallel import hosts, together
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
-from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.parallel.sharding import batch_sharding, for_device
 from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.sizes import Count, Size
-from polylm_jax.train import checkpoint, door, ending
+from polylm_jax.train import checkpoint, door, ending, exam
 from polylm_jax.train.agreement import check_data, check_settings
 from polylm_jax.train.base import check_base, open_base, open_start, read_moments
 from polylm_jax.train.claim import claimed
@@ -47,6 +47,8 @@ from polylm_jax.train.step import (
     make_evaluate,
     make_state,
     make_update,
+    sharded_decoder,
+    variables_of,
 )
 from polylm_jax.train.validation import held_out, told, validation
 
@@ -58,6 +60,8 @@ class Training:
     batch: rows of a step, over all devices. microbatches: parts a step is computed in.
     validate_every: steps from one validation to the next; one also comes before the first step
         and after the last. 0: none at all. validate_rows: rows of each source.
+    evaluate_every: steps from one evaluation with the suite `small` to the next; one also comes
+        before the first step and after the last. 0: none at all.
     checkpoint_every: steps from one to the next; one also comes at the end. 0: only that one.
     keep: checkpoints that stay. log_every: steps from one line to the next; 0: only the last.
     start: folder of a run whose newest parameters this one begins with, or with adapters keeps
@@ -77,6 +81,7 @@ class Training:
     log_every: Annotated[int, Range(1, also=(0, "only the last step"))] = 10
     validate_every: Annotated[int, Range(1, also=(0, "no validation"))] = 1000
     validate_rows: Count = 8
+    evaluate_every: Annotated[int, Range(1, also=(0, "no evaluation"))] = 0
     checkpoint_every: Annotated[int, Range(1, also=(0, "only at the end"))] = 500
     keep: Annotated[int, Range(1, note="a large number keeps all")] = 3
     start: MaybePlace = ""
@@ -105,6 +110,10 @@ class Training:
         """Whether a validation comes after this step; 0 is before the first."""
         return _due(step, self.validate_every) or (step == self.steps and self.validate_every > 0)
 
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation comes after this step; 0 is before the first."""
+        return _due(step, self.evaluate_every) or (step == self.steps and self.evaluate_every > 0)
+
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
@@ -131,6 +140,7 @@ class Run:
     update: Callable[..., tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[..., jax.Array]
     held_out: dict[str, int]
+    exam: Callable[[Any], tuple[exam.Record, list[str]]]
 
 
 def train(
@@ -145,11 +155,13 @@ def train(
     tokenizer: Tokenizer,
     gin: str,
     lora: Lora = WHOLE,
+    make_ask: exam.MakeAsk | None = None,
 ) -> None:
     """Trains until training.steps are done.
 
     rows: path of the row store. gin: the resolved configuration, saved with each checkpoint.
     lora: adapters to train beside frozen parameters, instead of these.
+    make_ask: makes what is asked at each evaluation; None where there is none.
     Raises RunEnded for each end before that, and UserError for data, a mesh or a checkpoint that
     does not fit the configuration.
     """
@@ -162,6 +174,7 @@ def train(
             steps=training.steps,
             processes=together.processes(),
             history=former.get("history", []),
+            evaluated=former.get("evaluated", ""),
         )
         check_settings(gin)
         store = open_store(rows)
@@ -233,6 +246,12 @@ def train(
                 size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources), lora
             )
             evaluate = make_evaluate(size, compute, mesh, lora)
+            if training.evaluate_every and make_ask:
+                kind = mesh.devices.flat[0].device_kind
+                decoder = sharded_decoder(size, for_device(compute, size.layers, kind), mesh, lora)
+                ways = mesh.shape["data"] * mesh.shape["fsdp"]
+                ask = make_ask(decoder, tokenizer, ways, metrics.say)
+                examine = exam.Exam(ask, training.evaluate_every)
             run = Run(
                 training,
                 optimizer.spike_patience,
@@ -251,6 +270,7 @@ def train(
                 lambda state, batch: update(state, batch, *base),
                 lambda params, batch: evaluate(params, batch, *base),
                 held_out(store, training.validate_rows),
+                lambda params: examine(variables_of(params, lora, *base)),
             )
             if not run.held_out:
                 metrics.say(f"There is nothing to validate on: {store.path} has no held-out rows.")
@@ -347,6 +367,14 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
         metrics.write(record | {"step": step, "tokens": row * run.store.length})
         metrics.say(f"Step {step}: {told(record)}.")
 
+    def evaluate() -> None:
+        with clock.on("evaluation"):
+            record, (scores, *more) = run.exam(state["params"])
+        metrics.write(record | {"step": step, "tokens": row * run.store.length})
+        run.heartbeat.tell(evaluated=f"Step {step}: {scores}.")
+        for line in (f"Step {step}: {scores}.", *more):
+            metrics.say(line)
+
     def save() -> None:
         in_a_row = int(state["skipped_in_a_row"])
         run.retention.saved[step] = Skipped(in_a_row, in_a_row >= run.patience)
@@ -370,6 +398,8 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
     try:
         if step == 0 and training.validates(0):
             validate()
+        if step == 0 and training.evaluates(0):
+            evaluate()
         feed = batches(
             run.store,
             curriculum,
@@ -388,13 +418,16 @@ def go_on(run: Run, start: Start) -> RunEnded | None:
                 step, row = step + 1, row + training.batch
                 tell((step, row, values))
                 saves, validates = training.saves(step), training.validates(step)
-                if saves or validates:
+                evaluates = training.evaluates(step)
+                if saves or validates or evaluates:
                     # before the save, so that no step lies behind a checkpoint without a record
                     tell(whole=saves)
                 if saves:
                     save()
                 if validates:
                     validate()
+                if evaluates:
+                    evaluate()
         save_last()
         # the last records come too late for the notes
         mine = str(ending.wish(False, metrics.error))

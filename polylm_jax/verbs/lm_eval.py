@@ -21,12 +21,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Runs the verb."""
     with model_of(given) as model:
-        settings = config.get("chat")
+        settings, length = config.get("chat"), config.get("evaluation").row_length
 
         def make(batch: int) -> Subject:
             print(f"lm-eval asks step {model.step} of {given.run}.", flush=True)
             return Subject(
-                model.decoder, model.params, model.tokenizer, model.rows, batch, settings
+                model.decoder, model.params, model.tokenizer, model.rows, batch, length, settings
             )
 
         named = {"model_revision": f"step {model.step}", "model_sha": str(model.checksum)}

@@ -14,7 +14,8 @@ from polylm_jax import config
 from polylm_jax.console import LiveLine
 from polylm_jax.data.rows import open_store
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import table, tasks
+from polylm_jax.evaluation import table
+from polylm_jax.evaluation.evaluate import missing
 from polylm_jax.evaluation.overlap import Found, overlap
 from polylm_jax.evaluation.tasks import Asked
 from polylm_jax.files import existing, local, put
@@ -55,23 +56,16 @@ def run(given: argparse.Namespace) -> None:
     if "curriculum" not in model.meta["fingerprints"]:
         raise UserError(f"{given.run} was imported and has read no rows, so none can overlap.")
     course, _ = going_on(model.meta, model.step, 0, config.get("curriculum"), store, given.run)
-    known = tasks.table()
-    asked = [
-        tasks.ask(known[name], code, settings.protocol, settings.folder, settings.limit)
-        for name, codes in settings.chosen()
-        for code in codes
-    ]
+    every = settings.asked(config.get("corpus").path)
+    asked = [one for some in every.values() for one in some]
     there = [one for one in asked if not one.missing]
     rows, folder = model.meta["rows"], Path(given.out or f"{given.run}/evaluation/{model.step}")
     print(
         f"Looking for {sum(len(one.items) for one in there):,} items of {len(there)} tables in the "
         f"{rows:,} rows that {given.run} has read up to step {model.step}."
     )
-    for name, _ in settings.chosen():
-        lost = [one for one in asked if one.missing and one.task.name == name]
-        if lost:
-            named = " ".join(one.language for one in lost)
-            print(f"missing: {name} {named}: {lost[0].missing}")
+    for said in missing(every):
+        print(said)
     line = LiveLine(seconds=10)
     found = iter(
         overlap(

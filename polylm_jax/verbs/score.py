@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from polylm_jax.evaluation.score import Score, encode_pair, score
+from polylm_jax import config
+from polylm_jax.evaluation.likelihood import Score, likelihoods
+from polylm_jax.evaluation.packing import Pair
+from polylm_jax.evaluation.score import Subject, encode_pairs
 from polylm_jax.files import destination, existing, place
 from polylm_jax.jsonl import Record, faulty, read_records
 from polylm_jax.records import results
@@ -35,7 +38,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="JSONL file for the scores",
     )
     parser.add_argument(
-        "--batch", type=number("--batch", Count), default=8, help="pairs computed at once"
+        "--batch",
+        type=number("--batch", Count),
+        default=8,
+        help="rows of pairs computed at once",
     )
     parser.add_argument(
         "--skip", action="store_true", help='give records that cannot be used an "error" and go on'
@@ -47,18 +53,20 @@ def run(given: argparse.Namespace) -> None:
     records = read_records(given.pairs, ("context", "continuation"), RESULTS, given.skip)
     with model_of(given) as model:
         records, pairs = _pairs(model, records, given.skip)
-        compute = model.decoder.compute
+        length, compute = config.get("evaluation").row_length, model.decoder.compute
         made_from = {"verb": "score", **model.identity, "dtype": compute.dtype}
         print(f"Scoring {len(records)} pairs with step {model.step} of {given.run}.")
         with results(records, given.out, made_from, "pairs") as kept:
-            chosen, started = [pairs[i] for i in kept.left], time.monotonic()
+            started, known = time.monotonic(), set(kept.done)
 
             def keep(scores: dict[int, Score]) -> None:
-                kept.add({kept.left[i]: asdict(one) for i, one in scores.items()})
+                if scores:
+                    kept.add({place: asdict(one) for place, one in scores.items()})
 
-            batch = -(-max(1, min(given.batch, len(chosen))) // model.rows) * model.rows
-            score(model.decoder, model.params, chosen, batch, keep)
+            subject = Subject(model.decoder, model.params, model.tokenizer, model.rows)
+            likelihoods(subject, pairs, length, given.batch, keep, known)
             seconds = time.monotonic() - started
+    chosen = [pairs[place] for place in kept.left]
     tokens = sum(len(head) + len(tail) for head, tail in chosen)
     print(
         f"{len(chosen) / seconds:,.1f} pairs/s, {tokens / seconds:,.0f} tokens/s, compilation "
@@ -66,26 +74,24 @@ def run(given: argparse.Namespace) -> None:
     )
 
 
-def _pairs(
-    model: Model, records: Sequence[Record], skip: bool
-) -> tuple[list[Record], list[tuple[list[int], list[int]]]]:
-    """The records, and the ids of their contexts and continuations."""
-    context = model.decoder.size.context
-    checked, pairs = [], []
-    for record in records:
-        head: list[int] = []
-        tail: list[int] = []
-        if not record.fault:
-            content = record.content
-            head, tail = encode_pair(model.tokenizer, content["context"], content["continuation"])
-            if not tail:
-                record = faulty(record, "has an empty continuation; give some text", skip)
-            elif len(tail) > context:
-                fault = (
-                    f"has a continuation of {len(tail)} tokens but the model's context is "
-                    f"{context}; shorten it"
-                )
-                record = faulty(record, fault, skip)
+def _pairs(model: Model, records: Sequence[Record], skip: bool) -> tuple[list[Record], list[Pair]]:
+    """The records, and the ids of their contexts and continuations; of a faulty one none."""
+    context, texts = model.decoder.size.context, [record.content for record in records]
+    asked = [
+        ("", "") if record.fault else (text["context"], text["continuation"])
+        for record, text in zip(records, texts, strict=True)
+    ]
+    checked: list[Record] = []
+    pairs: list[Pair] = []
+    for record, (head, tail) in zip(records, encode_pairs(model.tokenizer, asked), strict=True):
+        if not record.fault and not tail:
+            record = faulty(record, "has an empty continuation; give some text", skip)
+        elif len(tail) > context:
+            fault = (
+                f"has a continuation of {len(tail)} tokens but the model's context is "
+                f"{context}; shorten it"
+            )
+            record = faulty(record, fault, skip)
         checked.append(record)
-        pairs.append((head, tail))
+        pairs.append((head, [] if record.fault else tail))
     return checked, pairs

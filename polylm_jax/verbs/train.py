@@ -3,12 +3,14 @@
 import argparse
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import jax
 
 from polylm_jax import config
 from polylm_jax.data import tokenizer
+from polylm_jax.evaluation.in_training import make_ask
 from polylm_jax.parallel import hosts, platform
 from polylm_jax.ranges import Range
 from polylm_jax.sizes import Count
@@ -69,6 +71,7 @@ def train_as(given: argparse.Namespace, prepare: Callable[[], None]) -> None:
                 tokenizer.load(config.get("tokenizer").path),
                 config.resolved(),
                 config.get("lora"),
+                partial(make_ask, config.get("evaluation"), config.get("corpus").path),
             )
         except Exception as error:
             end = end_of(error)

@@ -9,7 +9,7 @@ import pytest
 
 from polylm_jax.data import corpus, documents
 from polylm_jax.data.corpus import Corpus
-from polylm_jax.data.documents import stretches
+from polylm_jax.data.documents import Reading, stretches
 from polylm_jax.errors import UserError
 from tests.data.sentences import SENTENCES
 
@@ -121,6 +121,20 @@ def test_folders_are_searched_and_packed_files_read(tmp_path):
     assert "Serbian (sr-Latn)" in said
     origin = (tmp_path / "corpus/hi/train.jsonl").read_text("utf-8").splitlines()[0]
     assert json.loads(origin)["from"] == "hi/c.JSONL.GZ"
+
+
+@pytest.mark.parametrize("named", ["NTREX-128", "my_sib-200", "udhr"])
+def test_a_folder_or_a_link_that_names_a_benchmark_is_held_out_too(tmp_path, named):
+    put(tmp_path, f"{named}/hi.txt", "held out")
+    assert not [*documents.documents(tmp_path / named, [tmp_path / named / "hi.txt"], Reading())]
+    for link, to in (("a", f"{named}"), ("b", f"{named}/hi.txt")):
+        folder = tmp_path / f"text-{link}"
+        (folder / "hi").mkdir(parents=True)
+        place = folder / "hi" / ("deep" if link == "a" else "x.txt")
+        place.symlink_to(tmp_path / to)
+        reading = Reading()
+        assert not [*documents.documents(folder, [folder / "hi"], reading)]
+        assert [number for number, _ in reading.passed.values()] == [1]
 
 
 def test_what_is_left_out_is_said(tmp_path):

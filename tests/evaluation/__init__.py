@@ -1,0 +1,3 @@
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"

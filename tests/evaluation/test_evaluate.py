@@ -10,22 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polylm_jax import config
 from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation import evaluate, paper, table, tasks
-from polylm_jax.evaluation.choices import Result, Subject, share
+from polylm_jax.evaluation import evaluate, in_training, paper, table, tasks
+from polylm_jax.evaluation.choices import share
 from polylm_jax.evaluation.packing import windows
 from polylm_jax.evaluation.results import ANSWERS, store
-from polylm_jax.evaluation.score import score
+from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
+from polylm_jax.evaluation.work import Result
 from polylm_jax.verbs.model_of import model_of
 from tests import golden, scripted
-from tests.evaluation import invented
+from tests.evaluation import BENCHMARKS, invented
+from tests.evaluation.plain import plain
 
 GOLDEN = json.loads((Path(golden.__file__).parent / "lm_eval_choices.json").read_text("utf-8"))
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-TASKS = tuple(sorted(set(tasks.table()) - {"ntrex", "word_order"}))
+OWN = {"ntrex", "word_order", "held_out", "held_out_order"}  # which lm-eval has not
+TASKS = tuple(sorted(set(tasks.table()) - OWN))
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +193,50 @@ def test_bits_per_byte_is_the_sum_over_the_bytes(subject, data, tmp_path):
     # a long text is read in windows, each token once
     assert found[0]["truncated"]
     ids = subject.tokenizer.encode([joined[0]])[0]
-    alone = score(subject.decoder, subject.params, windows([2], ids, 384), subject.ways)
+    alone = plain(subject.decoder, subject.params, windows([2], ids, 384))
     nats = sum(one.log_likelihood for one in alone)
     np.testing.assert_allclose(found[0]["filtered_resps"][0][0], nats, 1e-5)
     assert 0.1 < results["word_order_en"]["acc,none"] < 0.9
+
+
+def test_the_suite_of_training_is_the_small_one():
+    config.parse(["gin_configs/evaluation/small.gin"], [])
+    small = config.get("evaluation")
+    config.parse([], [])
+    assert (small.tasks, small.protocol, small.limit) == (
+        in_training.TASKS,
+        in_training.PROTOCOL,
+        in_training.LIMIT,
+    )
+
+
+def test_a_runs_own_documents_are_texts_and_lines_with_two_words_swapped(tmp_path):
+    (tmp_path / "de").mkdir()
+    texts = ["Kurz\nHeute kommt der Zug am Abend an", "Nur eins\n", "Der Hund schläft im Garten"]
+    lines = [json.dumps({"text": text, "from": "x"}) for text in texts]
+    (tmp_path / "de/valid.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    every = Evaluation(("held_out", "held_out_order"), ("de", "fr")).asked(str(tmp_path))
+    [whole, absent], [order, _] = every.values()
+    assert [item.choices[0].continuation for item in whole.items] == texts
+    assert absent.missing.startswith("no fr/valid.jsonl in")
+    assert [item.number for item in order.items] == [0, 2]
+    for item, line in zip(order.items, ("Heute kommt der Zug am Abend an", texts[2]), strict=True):
+        right, wrong = (item.choices[place].continuation for place in (item.gold, 1 - item.gold))
+        assert right == line != wrong
+        assert sorted(right.split()) == sorted(wrong.split())
+
+
+def test_results_say_how_many_examples_were_shown(subject, data, tmp_path):
+    shots = {name: task.shots for name, task in tasks.table().items() if task.shots}
+    assert shots["tydiqa"] == {"paper": 1}
+    settings = Evaluation(("tydiqa", "xcopa"), protocol="paper", folder=str(data))
+    for name, some in settings.asked("").items():
+        one = next(one for one in some if not one.missing)
+        report = evaluate.Report([Result(one, (share("acc", [True]),), [])], [], [])
+        said = table.results({name: report}, settings, {}, "run")["n-shot"]
+        assert [*said.values()] == [1 if name == "tydiqa" else 0]
+        if name == "tydiqa":  # as the prompts show
+            assert one.items[0].text.count("Answer:") == 2
 
 
 def test_long_items_are_left_out_if_asked(subject, data, tmp_path):
@@ -275,6 +318,30 @@ def test_the_paper_and_lm_eval_today_ask_otherwise(data):
     assert texts[0] == "Der Zug kam zu spät an, richtig? Nein, Der Zug war pünktlich."
     assert texts[1] == " " + texts[0]
     assert xnli.files["paper"] != xnli.files["lm_eval"]
+
+
+def test_exams_are_asked_in_lm_evals_words():
+    options = {f"option_{name}": answer for name, answer in zip("abcd", "4682", strict=True)}
+    row = {
+        "question": " Wie viele Seiten hat ein Würfel? ",
+        "domain": "STEM",
+        "answer": 1,
+    } | options
+    [item] = tasks.table()["include"].items([row], "de", "lm_eval")
+    # rendered from lm-eval 0.4.13's files for German
+    asked = "Wie viele Seiten hat ein Würfel?\nA. 4\nB. 6\nC. 8\n"
+    assert item.choices[1].context == (
+        f"The following is multiple-choice question about STEM.{asked} D. 2\nAnswer:"
+    )
+    assert (item.choices[1].continuation, item.gold) == (" B", 1)
+    row = {"Question": row["question"], "Subject": "college_physics", "Answer": "C"}
+    row |= dict(zip("ABCD", "4682", strict=True))
+    [item] = tasks.table()["mmmlu"].items([row], "zh", "lm_eval")
+    assert item.choices[0].context == (
+        "The following are multiple choice questions (with answers) about college physics "
+        f"(Simplified Chinese).\n\n{asked}D. 2\nAnswer:"
+    )
+    assert item.gold == 2
 
 
 def test_oddities_are_said():

@@ -10,8 +10,8 @@ from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.evaluation import generated, metrics, prompts, tasks
 from polylm_jax.evaluation.answers import Question, answer
 from polylm_jax.evaluation.benchmarks import mgsm
-from polylm_jax.evaluation.choices import Subject
 from polylm_jax.evaluation.results import store
+from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.model.decoder import Compute, Decoder
 from tests import golden
@@ -160,12 +160,13 @@ def test_answers_are_kept_and_not_asked_again(folder, tmp_path):
     told = []
     with store(tmp_path / "kept", {"step": 1}) as kept:
         work = generated.prepare(subject, asked, settings, kept)
-        first = work.run(told.append)
+        work.ask(told.append)
+        first = work.results()
         assert sum(told) == work.positions > 0
     with store(tmp_path / "kept", {"step": 1}) as kept:
         again = generated.prepare(subject, asked, settings, kept)
         assert again.positions == 0
-        assert [one.samples for one in again.run(told.append)] == [o.samples for o in first]
+        assert [one.samples for one in again.results()] == [o.samples for o in first]
     translated, answered = first
     # no prompt fits: a context is 48 tokens, half of which are the answer's
     assert (translated.truncated, answered.truncated) == (2, 3)
@@ -184,7 +185,7 @@ def test_answers_are_kept_and_not_asked_again(folder, tmp_path):
     assert answered.samples[0]["f1_squad"] == np.float64(answered.measures[0].each[0])
     with store(tmp_path / "kept", {"step": 1}) as kept:
         few = generated.prepare(subject, asked, replace(settings, too_long="leave_out"), kept)
-        left = few.run(told.append)
+        left = few.results()
     assert [(one.left_out, len(one.samples)) for one in left] == [(2, 0), (3, 0)]
     assert all(np.isnan(measure.value) for one in left for measure in one.measures)
     assert [len(one.measures) for one in left] == [2, 3]

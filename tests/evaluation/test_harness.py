@@ -18,8 +18,6 @@ from polylm_jax.evaluation import harness
 from polylm_jax.evaluation.answers import Question, answer, decode, until
 from polylm_jax.evaluation.harness import Subject
 from polylm_jax.evaluation.packing import windows
-from polylm_jax.evaluation.rolling import rolling
-from polylm_jax.evaluation.score import score
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import constrainer, parameter_shardings
@@ -142,14 +140,6 @@ def test_windows_score_each_id_once_with_most_before_it(length):
     for given, scored in found:
         end = whole.index(scored[-1]) + 1
         assert [*given, *scored] == whole[max(0, end - 9) : end]
-
-
-def test_one_window_is_the_pair_itself(subject):
-    given, ids = [5, 6, 7], [8, 9]
-    [one] = rolling(subject.decoder, subject.params, [(given, ids)], 1)
-    assert [one] == score(subject.decoder, subject.params, [(given, ids)], 1)
-    [none] = rolling(subject.decoder, subject.params, [(given, [])], 1)
-    assert (none.log_likelihood, none.tokens) == (0, 0)
 
 
 def test_a_stop_string_is_found_where_later_bytes_make_it_no_text(subject):

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polylm_jax.evaluation.packing import batches, plan, tree, windows
-from polylm_jax.evaluation.score import score, score_rows
+from polylm_jax.evaluation.packing import alike, batches, plan, tree, windows
+from polylm_jax.evaluation.score import score_rows
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer, parameter_shardings
 from tests import golden
+from tests.evaluation.plain import plain
 
 FLOAT32 = Compute(dtype="float32")
 CONTEXT = 37  # of golden model a
@@ -33,7 +34,7 @@ def scored(decoder, params, drawn, width, rows, ways=1):
     trees = [tree(pairs) for pairs in drawn]
     found = [None] * len(trees)
     for batch in batches(trees, width, rows, ways):
-        chances, best = map(np.asarray, score_rows(decoder, params, batch))
+        chances, best = map(np.asarray, score_rows(decoder, {"params": params}, batch))
         for number, first in batch.trees:
             found[number] = [
                 (chances[first + text].sum(), best[first + text].all())
@@ -50,7 +51,7 @@ def model():
 
 def one_by_one(model, drawn):
     pairs = [pair for pairs in drawn for pair in pairs]
-    alone = iter(score(*model, pairs, 8))
+    alone = iter(plain(*model, pairs))
     return [[next(alone) for _ in pairs] for pairs in drawn]
 
 
@@ -101,6 +102,28 @@ def test_what_is_shared_is_computed_once():
     passage = tree([([2, *range(50)], [60, 61, n]) for n in range(4)])
     assert passage.tokens.tolist() == [2, *range(50), 60, 61]
     assert len(passage.targets) == 2 + 4
+
+
+@settings(max_examples=50)
+@given(items())
+def test_pairs_are_together_where_that_takes_fewer_tokens(drawn):
+    pairs = [pair for pairs in drawn for pair in pairs]
+    groups = alike(pairs, 48)
+    assert sorted(number for group in groups for number in group) == list(range(len(pairs)))
+    for group in groups:
+        one = tree([pairs[number] for number in group])
+        apart = [tree([pairs[number]]) for number in group]
+        assert len(group) == 1 or len(one.tokens) <= 48
+        assert len(group) == 1 or len(one.tokens) < sum(len(of.tokens) for of in apart)
+
+
+def test_choices_find_each_other_among_other_pairs():
+    passages = [[2, *range(10 * n, 10 * n + 9)] for n in range(1, 9)]
+    pairs = [(passage, [n, n + 1]) for n in range(3) for passage in passages]
+    assert sorted(map(sorted, alike(pairs, 64))) == [[n, n + 8, n + 16] for n in range(8)]
+    assert max(map(len, alike(pairs, 12))) == 2
+    # what begins with the same id alone does not keep apart what has more in common
+    assert alike([([2], [3, 4]), ([2], [5, 6, 7]), ([2], [5, 6, 8])], 64) == [[0], [1, 2]]
 
 
 @pytest.mark.parametrize("mean", [35, 100, 180, 350])

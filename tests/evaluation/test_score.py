@@ -1,20 +1,28 @@
-"""Scores against Hugging Face's logits, and whatever the batch or the mesh."""
+"""Scores against Hugging Face's logits, and whatever the rows or the mesh."""
 
 import jax
 import numpy as np
 import pytest
 
 from polylm_jax.data.tokenizer import Tokenizer
-from polylm_jax.errors import UserError
-from polylm_jax.evaluation.score import encode_pair, score
-from polylm_jax.model.decoder import Compute, Decoder, logits
+from polylm_jax.evaluation.likelihood import Score, likelihoods
+from polylm_jax.evaluation.score import NotFinite, Subject, encode_pairs
+from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import constrainer, parameter_shardings
 from polylm_jax.sizes import Size
 from tests import golden, scripted
 from tests.data.sentences import SENTENCES
+from tests.evaluation.plain import plain
 
 FLOAT32 = Compute(dtype="float32")
+
+
+def score(decoder, params, pairs, length=64, rows=1, ways=1):
+    """Scores in the order of the pairs."""
+    subject = Subject(decoder, params, None, ways)
+    found = likelihoods(subject, pairs, length, rows)
+    return [found[place] for place in range(len(pairs))]
 
 
 def pairs_of(tokens):
@@ -35,11 +43,11 @@ def hugging_face_scores(content, pairs):
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_scores_equal_hugging_faces(name, batch):
+@pytest.mark.parametrize("rows", [1, 4])
+def test_scores_equal_hugging_faces(name, rows):
     size, params, content = golden.load(name)
     pairs = pairs_of(content["tokens"])
-    found = score(Decoder(size, FLOAT32), params, pairs, batch)
+    found = score(Decoder(size, FLOAT32), params, pairs, 64, rows)
     expected = list(hugging_face_scores(content, pairs))
     np.testing.assert_allclose([f.log_likelihood for f in found], [e[0] for e in expected], 1e-4)
     assert [f.greedy for f in found] == [e[1] for e in expected]
@@ -49,19 +57,19 @@ def test_scores_equal_hugging_faces(name, batch):
 def test_what_the_model_would_say_itself_is_greedy():
     size, params, content = golden.load("a")
     prompt, answer = content["prompt_2"].tolist(), content["greedy_2"].tolist()
-    [found] = score(Decoder(size, FLOAT32), params, [(prompt, answer)], 1)
+    [found] = score(Decoder(size, FLOAT32), params, [(prompt, answer)])
     assert found.greedy
 
 
 def test_a_mesh_scores_what_one_device_does():
     size, params, content = golden.load("b")  # 131 pieces: split over the batch only
     pairs = pairs_of(content["tokens"])
-    expected = score(Decoder(size, FLOAT32), params, pairs, 4)
+    expected = score(Decoder(size, FLOAT32), params, pairs)
     mesh = make_mesh(MeshShape(4, 2, 1), jax.devices())
     with jax.set_mesh(mesh):
         decoder = Decoder(size, FLOAT32, constrain=constrainer(mesh))
         split = jax.device_put(params, parameter_shardings(size, mesh))
-        found = score(decoder, split, pairs, 8)
+        found = score(decoder, split, pairs, ways=8)
     np.testing.assert_allclose(
         [f.log_likelihood for f in found], [e.log_likelihood for e in expected], 1e-5
     )
@@ -71,8 +79,8 @@ def test_a_long_context_loses_its_beginning():
     size, params, content = golden.load("a")
     decoder, row = Decoder(size, FLOAT32), content["tokens"][0].tolist()
     assert len(row) == size.context
-    [whole] = score(decoder, params, [(row[:-4], [*row[-4:], 5])], 1)
-    [longer] = score(decoder, params, [([9, 9, 9, *row[:-4]], [*row[-4:], 5])], 1)
+    [whole] = score(decoder, params, [(row[:-4], [*row[-4:], 5])])
+    [longer] = score(decoder, params, [([9, 9, 9, *row[:-4]], [*row[-4:], 5])])
     assert whole == longer
 
 
@@ -93,10 +101,6 @@ def test_joins_have_the_numbers_of_lm_eval():
     params = jax.jit(decoder.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     params = jax.tree.map(lambda x: 8 * x, params)  # so that other ids have other scores
 
-    @jax.jit
-    def plain(rows):
-        return logits(decoder.apply({"params": params}, rows)[0], params["embedding"])
-
     codes = ("zh", "ja", "th")
     text = [sentence for code in codes for sentence in SENTENCES[code]] * 3
     cuts = [
@@ -113,22 +117,28 @@ def test_joins_have_the_numbers_of_lm_eval():
         for part in np.split(np.arange(len(cuts)), len(codes)):
             wholes = [(pieces.encode("".join(cuts[i])), *wanted[i]) for i in part[2:]]
             assert sum(whole != [*head, *tail] for whole, head, tail in wholes) > 3  # in a token
-        found = score(decoder, params, [encode_pair(Tokenizer(model), *cut) for cut in cuts], 24)
-
-        rows = np.full((len(cuts), 64), 2, np.int32)
-        for row, (head, tail) in zip(rows, wanted, strict=True):
-            row[: len(head) + len(tail)] = [*head, *tail]
-        chances = np.asarray(plain(rows), np.float64)
-        chances -= chances.max(-1, keepdims=True)
-        chances -= np.log(np.exp(chances).sum(-1, keepdims=True))
-        for (head, tail), lines, one in zip(wanted, chances, found, strict=True):
-            right = lines[range(len(head) - 1, len(head) - 1 + len(tail)), tail].sum()
-            np.testing.assert_allclose(one.log_likelihood, right, 1e-4)
-            assert one.tokens == len(tail) > 0
+        found = score(decoder, params, encode_pairs(Tokenizer(model), cuts))
+        for one, right in zip(found, plain(decoder, params, wanted), strict=True):
+            np.testing.assert_allclose(one.log_likelihood, right.log_likelihood, 1e-4)
+            assert one.tokens == right.tokens > 0
 
 
-@pytest.mark.parametrize("pair", [([], [3]), ([3], []), ([3], [4] * 38)])
-def test_a_pair_that_cannot_be_scored_is_one_sentence(pair):
+def test_what_is_known_is_not_asked_and_changes_nothing():
+    size, params, content = golden.load("a")
+    pairs = [*pairs_of(content["tokens"]), ([3], []), ([3], [4, 5] * 40)]
+    subject, told = Subject(Decoder(size, FLOAT32), params, None, 1), []
+    whole = likelihoods(subject, pairs, 48, 1, told.append)
+    empty = {len(pairs) - 2: Score(0.0, 0, True)}
+    assert whole == dict(one for some in told for one in some.items()) | empty
+    assert whole[len(pairs) - 1].tokens == 80
+    again, known = [], set(whole) - set(told[-1])
+    found = likelihoods(subject, pairs, 48, 1, again.append, known)
+    assert found == told[-1] | empty
+    assert len(again) < len(told)
+
+
+def test_scores_that_are_no_numbers_are_one_sentence():
     size, params, _ = golden.load("a")
-    with pytest.raises(UserError, match="pair 2"):
-        score(Decoder(size, FLOAT32), params, [([3], [4]), pair], 1)
+    lost = params | {"embedding": np.full_like(params["embedding"], np.nan)}
+    with pytest.raises(NotFinite, match="not finite"):
+        score(Decoder(size, FLOAT32), lost, [([3], [4])])

@@ -9,6 +9,7 @@ import pytest
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.attention import (
+    Trees,
     attention,
     causal,
     documents_of,
@@ -72,6 +73,38 @@ def test_splash_attention_on_a_mesh_equals_the_formula():
     with jax.set_mesh(mesh):
         found = with_gradients(attend, DOCUMENTS)
     assert_equal(found, with_gradients(formula, DOCUMENTS))
+
+
+BRANCHES = jnp.array(
+    [
+        [0] * 40 + [1] * 3 + [0] * 20 + [1] * 11 + [2] * 12 + [0] * 42,
+        [0] * 86 + [0] * 10 + [1] * 10 + [2] * 22,
+        [1] * 30 + [2] * 40 + [3] * 58,  # no stem
+        [0] + [1] * 42 + [0] * 42 + [1] + [2] * 42,
+    ]
+)
+
+
+def test_kernels_know_trees():
+    """A token sees, up to itself, its document's stem and its own branch."""
+    trees = Trees(DOCUMENTS, BRANCHES)
+    documents, branches = map(np.asarray, trees)
+    place = np.arange(LENGTH)
+    seen = (
+        (place[None, :, None] >= place[None, None])
+        & (documents[:, :, None] == documents[:, None])
+        & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None]))
+    )
+    query, key, value = map(np.asarray, QKV)
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(SIZE)
+    weights = np.where(seen[:, None], np.exp(scores), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    on_mesh = attender(Compute(attention="splash"), mesh, interpret=True)
+    with jax.set_mesh(mesh):
+        for kernel in staircase, partial(splash, interpret=True), on_mesh:
+            np.testing.assert_allclose(jax.jit(kernel)(*QKV, trees), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("lanes", [32, 128], ids=["long", "short"])

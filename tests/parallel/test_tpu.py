@@ -7,25 +7,31 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
+from polylm_jax.evaluation.score import score_batch
 from polylm_jax.model.decoder import Compute
-from polylm_jax.model.parameters import Init
+from polylm_jax.model.parameters import Init, shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.platform import compiler_options
-from polylm_jax.parallel.sharding import batch_sharding
+from polylm_jax.parallel.sharding import batch_sharding, parameter_shardings
 from polylm_jax.plan.collectives import collectives
 from polylm_jax.sizes import Size
 from polylm_jax.train.optimizer import OptimizerSettings
-from polylm_jax.train.step import abstract_state, make_update
+from polylm_jax.train.step import abstract_state, make_update, sharded_decoder
 
 SIZE = Size(vocabulary=1024, context=1024, layers=2, heads=4, d_model=512, d_ff=1536)
 
 
-def test_on_a_tpu_no_scores_of_a_whole_row_are_held(monkeypatch):
+@pytest.fixture
+def devices(monkeypatch):
+    """A slice that is not here."""
     pytest.importorskip("libtpu", reason="libtpu is not installed")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    slice_ = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    mesh, settings = make_mesh(MeshShape(1, 2, 2), list(slice_.devices)), OptimizerSettings()
+    return list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+
+
+def test_on_a_tpu_no_scores_of_a_whole_row_are_held(devices):
+    mesh, settings = make_mesh(MeshShape(1, 2, 2), devices), OptimizerSettings()
     rows = batch_sharding(mesh)
     batch = {
         "tokens": jax.ShapeDtypeStruct((4, 1025), np.int32, sharding=rows),
@@ -45,3 +51,19 @@ def test_on_a_tpu_no_scores_of_a_whole_row_are_held(monkeypatch):
     assert sum(one.overlapped for one in gathers) > sum(one.bytes for one in gathers) / 3
     # the loss hands each device its columns of the embedding's gradient, no more
     assert "reduce-scatter" in {one.kind for one in sent}
+
+
+def test_on_a_tpu_trees_of_choices_go_through_the_kernel(devices):
+    mesh, compute = make_mesh(MeshShape(2, 1, 2), devices), Compute()
+    decoder = sharded_decoder(SIZE, compute, mesh)
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes(SIZE),
+        parameter_shardings(SIZE, mesh),
+    )
+    row, flat = jax.ShapeDtypeStruct((4, 640), np.int32), jax.ShapeDtypeStruct((2560,), np.int32)
+    arrays = (row, row, row, flat, flat, jax.ShapeDtypeStruct((), np.int32))
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        text = score_batch.lower(decoder, {"params": params}, *arrays).compile().as_text()
+    assert len(re.findall(r"= .* custom-call\(.*tpu_custom_call", text)) >= 2
+    assert not re.findall(r"(?:f32|bf16)\[(?:\d+,)*640,640\]", text)

@@ -298,3 +298,22 @@ def test_where_the_data_changed_is_marked():
             panel(ax, metrics)
             lines.append([line.get_xdata()[0] for line in ax.lines if line.get_gid() == "change"])
         assert lines == [[], [300]]
+
+
+def test_evaluations_are_drawn_beside_chance(tmp_path):
+    records = [
+        {
+            "kind": "evaluation",
+            "step": step,
+            "tokens": step * ROWS * LENGTH,
+            "score": {"xcopa": 0.5, "ntrex": 4.0 - step / 40 if step else None},
+            "error": {"xcopa": 0.02, "ntrex": 0.1},
+            "chance": {"xcopa": 0.5},
+        }
+        for step in (0, 20, 40)
+    ]
+    metrics = synthetic_metrics() + records
+    path = figures.evaluation(metrics, tmp_path / "evaluation.png")
+    assert imread(path).shape[0] > imread(figures.loss(metrics, tmp_path / "loss.png")).shape[0]
+    [only] = [records[0]]
+    assert figures.evaluation([only], tmp_path / "one.png").is_file()

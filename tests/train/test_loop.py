@@ -23,10 +23,11 @@ from polylm_jax.parallel import hosts
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.runs.log import counts_of, deviation, of_kind, read_metrics
 from polylm_jax.runs.status import status_of
-from polylm_jax.train import checkpoint, loop, validation
+from polylm_jax.train import checkpoint, exam, loop, validation
 from polylm_jax.train.restore import restore_state
 from polylm_jax.train.step import abstract_state
 from tests.conftest import gin_flags
+from tests.evaluation import BENCHMARKS
 from tests.train.test_metrics import scalars
 
 
@@ -76,6 +77,50 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(whole, tiny, tmp_path):
     assert train(tiny, tmp_path / "run") == 0
     assert losses(tmp_path / "run") == losses(whole)
     assert records(tmp_path / "run", "valid")[-1] == records(whole, "valid")[-1]
+
+
+EVALUATION = {
+    "evaluation.folder": BENCHMARKS,
+    "evaluation.limit": 2,
+    "evaluation.row_length": 64,
+    "evaluation.languages": ("th", "zh", "fr"),
+}
+
+
+def test_evaluations_are_seen_and_change_nothing(whole, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train(tiny | EVALUATION, folder, train__evaluate_every=5) == 0
+    said = capsys.readouterr().err
+    assert "missing: ntrex fr: no ntrex/fr.txt in" in said
+    assert "missing: xcopa" not in said
+    assert losses(folder) == losses(whole)
+    assert records(folder, "valid")[-1] == records(whole, "valid")[-1]
+    found = records(folder, "evaluation")
+    assert [record["step"] for record in found] == [0, 5, 10, 12]
+    last = found[-1]
+    assert list(last["score"]) == ["ntrex", "word_order", "held_out_order", "xcopa"]
+    assert f"Step 12: {exam.told(last)}." in said
+    assert f"Step 12: {exam.told(last)}." in status_of(str(folder)).lines[1]
+    assert ("evaluation/score/ntrex", 12, np.float32(last["score"]["ntrex"])) in scalars(
+        folder / "tensorboard"
+    )
+    assert any("evaluation" in record["seconds"] for record in counts_of(records(folder)))
+    # what a run says of itself is what is said of it afterwards
+    flags = gin_flags(EVALUATION | {"corpus.path": tiny["corpus.path"]})
+    small = "--gin_file=gin_configs/evaluation/small.gin"
+    assert main(["evaluate", f"--run={folder}", small, *flags]) == 0
+    results = json.loads((folder / "evaluation/12/results.json").read_text())["results"]
+    names = {"xcopa_th": "acc", "ntrex_zh": "bits_per_byte", "held_out_order_fr": "acc"}
+    for name, measure in names.items():
+        task, _, language = name.rpartition("_")
+        after = results[name][f"{measure},none"]
+        np.testing.assert_allclose(last["by_language"][f"{task}/{language}"], after, 1e-5)
+
+
+def test_an_evaluation_without_any_file_is_one_sentence(tiny, tmp_path, capsys):
+    nothing = {"evaluation.folder": tmp_path, "corpus.path": tmp_path / "none"}
+    assert train(tiny | nothing, tmp_path / "run", train__evaluate_every=5) == 1
+    assert "train.evaluate_every asks for scores, but there is no" in capsys.readouterr().err
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole, tiny, capsys):

@@ -204,7 +204,7 @@ def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
         size = info.get("size") or 0
         if info["type"] != "file":
             continue
-        if benchmark := HELD_OUT.search(name):
+        if benchmark := HELD_OUT.search(f"{Path(folder).name}/{name}"):
             kind = f"{benchmark[0]}, by its name text that models are measured with"
         elif _kind(name) is None:
             kind = Path(name).suffix.lower() or "no ending"

@@ -50,6 +50,7 @@ def _task(part: str) -> Task:
         items=functools.partial(_items, part),
         notes=_notes,
         measure=prompts.rouge,
+        shots={"paper": 1, "lm_eval": 1},
     )
 
 

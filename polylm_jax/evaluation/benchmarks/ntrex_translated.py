@@ -54,6 +54,7 @@ def _task(into: bool) -> Task:
         translated=True,
         notes=notes,
         measure=prompts.translation("chrf++"),
+        shots={"paper": 1},
     )
 
 

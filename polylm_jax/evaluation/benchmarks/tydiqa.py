@@ -78,4 +78,5 @@ TASK = Task(
     read=_read,
     notes=_notes,
     measure=prompts.f1,
+    shots={"paper": 1},
 )

@@ -41,4 +41,5 @@ TASK = Task(
     read=prompts.columns("src", "ref"),
     notes=notes,
     measure=prompts.translation("bleu"),
+    shots={"paper": 1},
 )
