@@ -2,6 +2,7 @@
 
 EXAMPLES = {
     "corpus": "--small --gin_file=runs/demo.gin",
+    "clean": "--gin.clean.inputs=\"{'crawl/*.warc.gz': ''}\" --gin.clean.output=data/cleaned",
     "tokenizer": "--gin_file=runs/demo.gin",
     "rows": "--gin_file=runs/demo.gin",
     "curriculum": "--gin_file=runs/demo.gin",

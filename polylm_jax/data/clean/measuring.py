@@ -82,7 +82,7 @@ def mended(document: Document) -> tuple[str, dict[str, int]]:
 @lru_cache(maxsize=1)
 def opened_index(path: str) -> Index:
     """The index of benchmarks that `save_index` wrote."""
-    arrays = {name: products.load(f"{path}.{name}.npy") for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: products.load(f"{path}.{name}.npy") for name in _ARRAYS}
     return Index(names=tuple(products.load_json(f"{path}.json")), **arrays)
 
 

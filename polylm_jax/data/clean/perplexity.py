@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -250,7 +250,7 @@ def bits_per_byte(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> n
 
 def save(model: Model, file: BinaryIO) -> None:
     """Writes the arrays of a model as one .npz."""
-    arrays = {"vocabulary": model.vocabulary}
+    arrays: dict[str, Any] = {"vocabulary": model.vocabulary}
     for name in ("keys", "logs", "backoffs"):
         arrays |= {f"{name}{order}": some for order, some in enumerate(getattr(model, name))}
     np.savez(file, **arrays)

@@ -271,7 +271,7 @@ def test_broken_inputs_are_counted_and_named_and_the_rest_is_kept(tmp_path):
         "\ud800" + document("de", chance),
         document("de", chance, 3) + "\ufeff" + document("de", chance, 3),
         "x" * 5_000_000,
-        "wort " * 300_000,
+        "wort " * 700_000,
         "‮" + document("de", chance),
     ]
     lines = [json.dumps({"text": text}) for text in awkward]
