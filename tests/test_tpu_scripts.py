@@ -692,7 +692,7 @@ def test_the_real_checks_pass_a_certified_run(play):
     where = [f"--gin.{name}=gs://b/x" for name in ("train.folder", "rows.path", "tokenizer.path")]
     done = play.run(*run, *where)
     assert done.returncode == 0, done.stderr
-    assert "It fits v5p-128, 30.2 of 95.0 GiB a chip" in done.stderr
+    assert "It fits v5p-128, 86.4 of 95.0 GiB a chip" in done.stderr
     assert done.stdout.startswith("gcloud compute tpus queued-resources create p1")
 
 

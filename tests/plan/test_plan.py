@@ -199,7 +199,11 @@ def test_every_run_named_after_a_slice_suits_it_and_stands_in_the_table():
         run, where = parsed(file.stem, {}), slice_of(slice_in(file.stem))
         check(run, where)
         assert make_plan(file.stem, run, where, None, 0.5).fits, file.stem
-        assert f"| `{file.stem}` |" in table
+        cells = table.split(f"| `{file.stem}` |")[1].splitlines()[0].split("|")
+        memory, bound = cells[3].strip(), cells[4].partition(",")[0].strip()
+        head = file.read_text()
+        assert f"it compiles; {memory} GiB" in head, file.stem
+        assert f"a step takes {bound} or more" in head, file.stem
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused_before_any_compilation():
