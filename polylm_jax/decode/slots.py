@@ -92,13 +92,19 @@ def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any,
 
 
 def read(
-    decoder: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array, last: Any
+    decoder: Decoder,
+    params: Any,
+    staged: Cache,
+    tokens: jax.Array,
+    begin: jax.Array,
+    last: jax.Array,
 ) -> tuple[Cache, jax.Array]:
     """The staged row with a chunk more, and the hidden state of the chunk's place `last`, [1, d].
 
-    tokens: int32 [1, chunk], which stand in the text from `begin` on.
+    tokens: int32 [1, chunk], which stand in the text from `begin` on. Behind the place `last` they
+    count for nothing, and are to be that one again.
     """
-    hidden, staged = _hidden(for_one(decoder), params, staged, tokens, begin)
+    hidden, staged = _hidden(for_one(decoder), params, staged, tokens, begin, last)
     return staged, _at(decoder, hidden, last)
 
 
@@ -109,12 +115,12 @@ def score(
     staged: Cache,
     tokens: jax.Array,
     begin: jax.Array,
-    last: Any,
+    last: jax.Array,
     targets: jax.Array,
 ) -> tuple[Cache, jax.Array, Likely]:
     """As `read`, and how likely the targets, int32 [chunk], were after each of its tokens."""
     one = for_one(decoder)
-    hidden, staged = _hidden(one, params, staged, tokens, begin)
+    hidden, staged = _hidden(one, params, staged, tokens, begin, last)
     block = min(HEAD_BLOCK, len(targets))
 
     def some(part: tuple[jax.Array, jax.Array]) -> Likely:
@@ -253,10 +259,14 @@ def burst(
 
 
 def _hidden(
-    one: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array
+    one: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array, last: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Hidden states [chunk, d] of a chunk, and the staged row with it."""
-    positions = begin + jnp.arange(tokens.shape[1])[None]
+    """Hidden states [chunk, d] of a chunk, and the staged row with it.
+
+    What fills a chunk up is its last token at its last position: so it is a number if that is one,
+    and a weight of 0 hides it.
+    """
+    positions = begin + jnp.minimum(jnp.arange(tokens.shape[1]), last)[None]
     outputs: Any = one.apply({"params": params}, tokens, staged, positions)
     hidden, staged = outputs
     return hidden[0], _pinned(one, staged)

@@ -66,10 +66,13 @@ class Under:
 class DeviceEngine:
     """An `Engine` on the devices that hold the parameters."""
 
-    def __init__(self, decoder: Decoder, params: Any, serving: Serving, rows: int = 1) -> None:
-        """Takes all memory and compiles all programs; to be called with the mesh in context.
+    def __init__(
+        self, decoder: Decoder, params: Any, serving: Serving, rows: int = 1, ready: bool = True
+    ) -> None:
+        """Takes all memory; to be called with the mesh in context.
 
-        params: of `weights.for_decoding`. rows: ways in which the mesh splits a batch.
+        params: of `weights.for_decoding`. rows: ways in which the mesh splits a batch. ready:
+            compiles all programs; else each when a call first needs it.
         """
         size, before = decoder.size, programs_compiled()
         if serving.context > size.context:
@@ -90,7 +93,7 @@ class DeviceEngine:
             most=min(MOST_LIKELIEST, size.vocabulary),
         )
         self._size, self._before, self._queue = size, before, serving.queue
-        self._device = Device(decoder, params, shape)
+        self._device = Device(decoder, params, shape, ready)
         self._schedule = Schedule(self.slots, self.context, chunks, serving.prompt_tokens)
         self._rows = idle_rows(self.slots)
         self._calls: dict[int, Under] = {}
@@ -362,8 +365,8 @@ def _fetched(likely: Likely) -> Likely:
 
 
 def _padded(tokens: Sequence[int], length: int) -> np.ndarray:
-    """Tokens as int32 [length], filled up with zeros."""
-    padded = np.zeros(length, np.int32)
+    """Tokens as int32 [length], filled up with the last one, or zeros where there is none."""
+    padded = np.full(length, tokens[-1] if tokens else 0, np.int32)
     padded[: len(tokens)] = tokens
     return padded
 

@@ -1,4 +1,4 @@
-"""What an engine runs on the devices: all compiled, and all memory taken, before it starts."""
+"""What an engine runs on the devices: its memory is taken, and all compiled, before it starts."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +16,10 @@ from polylm_jax.decode.slots import Likely, Rows
 from polylm_jax.model.decoder import Decoder
 
 FEWEST_LOOKED_AT = 256  # slots of a text that the narrowest burst looks at
+
+
+# By a program's name: the function, its arguments, and the places of those that it uses up.
+Wanted = dict[Any, tuple[Callable, tuple, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class Shape:
 class Device:
     """The cache and the programs on it, functions of numpy arrays, for one thread at a time.
 
-    Nothing is compiled after it is made, and what stays on the devices is as much as then.
+    What stays on the devices is always as much as when it is made.
     """
 
-    def __init__(self, decoder: Decoder, params: Any, shape: Shape) -> None:
-        """Compiles all; to be called with the mesh in context. params: of `for_decoding`."""
+    def __init__(self, decoder: Decoder, params: Any, shape: Shape, ready: bool = True) -> None:
+        """params: of `for_decoding`. ready: compiles all at once; else each when it is called."""
         self.shape, self._params = shape, params
         start = partial(slots.start, decoder, shape.slots, shape.context, shape.readers)
         self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
@@ -56,7 +60,7 @@ class Device:
         chunks = {length: np.zeros((1, length), np.int32) for length in shape.chunks}
         longest, prompt = chunks[shape.chunks[-1]], np.zeros(shape.context, np.int32)
         one, every = idle_rows(1).wishes, idle_rows(shape.slots)
-        wanted: dict[Any, tuple[Callable, tuple, tuple[int, ...]]] = {
+        wanted: Wanted = {
             "score": (
                 partial(slots.score, decoder, most),
                 (params, row, longest, at, at, longest[0]),
@@ -80,14 +84,9 @@ class Device:
         for width in shape.widths:
             adds = partial(slots.burst, decoder, width, shape.burst, most)
             wanted["burst", width] = adds, (params, self._cache, self._held, every), (1, 2)
-        lowered = {
-            # what is given away makes room for what comes, be it not looked at
-            name: jax.jit(function, donate_argnums=given, keep_unused=True).lower(*arguments)
-            for name, (function, arguments, given) in wanted.items()
-        }
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            compiled = threads.map(lambda program: program.compile(), lowered.values())
-            self._run = dict(zip(lowered, compiled, strict=True))
+        self._run = _Compiled(wanted)
+        if ready:
+            self._run.all()
 
     def take(self, reader: int, slot: int, length: int) -> None:
         """A reader begins with the first tokens of a slot's text; with nothing if length is 0."""
@@ -138,6 +137,38 @@ class Device:
             self._params, self._cache, self._held, rows
         )
         return np.asarray(new), likely
+
+
+class _Compiled(dict):
+    """Compiled programs by their names."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        super().__init__()
+        self._wanted = {
+            name: (function, jax.tree.map(_like, arguments), used)
+            for name, (function, arguments, used) in wanted.items()
+        }
+
+    def __missing__(self, name: Any) -> Callable:
+        self[name] = self._lowered(name).compile()
+        return self[name]
+
+    def all(self) -> None:
+        """Compiles all, as many at a time as there are cores."""
+        lowered = {name: self._lowered(name) for name in self._wanted}
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            compiled = threads.map(lambda program: program.compile(), lowered.values())
+            self.update(zip(lowered, compiled, strict=True))
+
+    def _lowered(self, name: Any) -> Any:
+        function, arguments, used = self._wanted[name]
+        # what is used up makes room for what comes, be it not looked at
+        return jax.jit(function, donate_argnums=used, keep_unused=True).lower(*arguments)
+
+
+def _like(x: Any) -> Any:
+    """An array's shape and how it is laid out on the mesh."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
 
 
 def idle_rows(slots: int) -> Rows:

@@ -19,6 +19,7 @@ from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import evaluate as bench_evaluate
 from polylm_jax.bench import gpu as bench_gpu
 from polylm_jax.bench import rouge as bench_rouge
+from polylm_jax.bench import serve as bench_serve
 from polylm_jax.bench import tables
 from polylm_jax.bench import train as bench_train
 from polylm_jax.bench import tune as bench_tune
@@ -258,6 +259,17 @@ def _rouge(given: argparse.Namespace) -> dict:
     return result
 
 
+def _serve(given: argparse.Namespace) -> dict:
+    platform.keep("")
+    levels = " and ".join(map(str, bench_serve.AT_ONCE))
+    print(f"Answering {levels} calls at once, by the engine and by batches in turn; some minutes.")
+    result = bench_serve.run(
+        config.get("model"), config.get("init"), config.get("compute"), config.get("serve")
+    )
+    bench_serve.show(result, Console())
+    return result
+
+
 PARTS = {
     "data": _data,
     "train": _train,
@@ -269,4 +281,5 @@ PARTS = {
     "ceilings": _ceilings,
     "gpu": _gpu,
     "rouge": _rouge,
+    "serve": _serve,
 }

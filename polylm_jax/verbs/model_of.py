@@ -83,6 +83,9 @@ def for_decoding(model: Model, int8: bool) -> Model:
     return replace(model, params=params)
 
 
-def open_engine(model: Model, serving: Serving) -> DeviceEngine:
-    """An engine for a model `for_decoding`, its programs compiled, ready for calls; close it."""
-    return DeviceEngine(model.decoder, model.params, serving, model.rows)
+def open_engine(model: Model, serving: Serving, ready: bool = True) -> DeviceEngine:
+    """An engine for a model `for_decoding`, ready for calls; to be closed.
+
+    ready: compiles all programs first; else each when a call first needs it.
+    """
+    return DeviceEngine(model.decoder, model.params, serving, model.rows, ready)
