@@ -4,11 +4,11 @@ To try: polylm bench serve --gin_file=gin_configs/runs/bench_cpu.gin
 """
 
 import json
+import math
 import random
 import statistics
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -169,7 +169,8 @@ def waits(engine: DeviceEngine, size: Size) -> dict[str, float]:
     others = [ask(4, engine.context - 4) for _ in range(engine.slots - 1)]
     while any(len(told.times) < 8 and not told.over.is_set() for _, told, _ in others):
         time.sleep(0.01)
-    usual = _gaps(others[0][1].times[2:])
+    times = others[0][1].times[2:]
+    usual = statistics.median(after - before for before, after in pairwise(times))
     first = statistics.median(seconds(short) for _ in range(3))
     began = time.perf_counter()
     seconds(long)
@@ -179,19 +180,20 @@ def waits(engine: DeviceEngine, size: Size) -> dict[str, float]:
     for _, listener, _ in others:
         listener.over.wait()
     worst = max(
-        max(_gaps([t for t in listener.times if began <= t <= ended]), default=0.0)
-        for _, listener, _ in others
+        (
+            after - before
+            for _, listener, _ in others
+            for before, after in pairwise(listener.times)
+            if before < ended and after > began
+        ),
+        default=math.nan,
     )
     return {
-        "gap": statistics.median(usual),
+        "gap": usual,
         "worst gap": worst,
         "reading": reading,
         "first token": first,
     }
-
-
-def _gaps(times: Sequence[float]) -> list[float]:
-    return [after - before for before, after in pairwise(times)]
 
 
 def show(result: dict, console: Console) -> None:

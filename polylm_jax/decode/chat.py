@@ -192,6 +192,11 @@ class TextStream:
         self._drops = tokenizer.drops_spaces
         self.push(before)
 
+    @property
+    def whole(self) -> bool:
+        """Whether no character is held back."""
+        return not self._decoder.getstate()[0]
+
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
         text = self._decoder.decode(b"".join(self._pieces[i] for i in ids))
@@ -204,6 +209,43 @@ class TextStream:
     def close(self) -> str:
         """What is left: a mark for each byte of a character that was never finished."""
         return self._decoder.decode(b"", final=True)
+
+
+class Memory:
+    """The ids of a talk as they were read and said, which its text encoded again need not have."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text, self._ids = "", list[int]()
+        self._cuts: list[tuple[int, int]] = []  # so many characters are so many ids
+
+    def ids(self, prompt: Sequence[Segment]) -> list[int]:
+        """`prompt_ids`, but those of the talk so far as long as its text is the same."""
+        text = _with_ends(prompt)
+        same = [cut for cut in self._cuts if text.startswith(self._text[: cut[0]])]
+        if not same:
+            return prompt_ids(self._tokenizer, prompt)
+        characters, count = same[-1]
+        first, *others = self._tokenizer.encode_inside(text[characters:].split(ANSWER_ENDS))
+        return [*self._ids[:count], *first, *itertools.chain(*([EOS, *ids] for ids in others))]
+
+    def note(self, prompt: Sequence[Segment], ids: Sequence[int], said: Sequence[int]) -> None:
+        """The talk is now a prompt, with the ids that it was given, and what was said to it."""
+        self._text, self._ids = _with_ends(prompt), [*ids, *said]
+        self._cuts = [(len(self._text), len(ids))]
+        stream = TextStream(self._tokenizer, ids)
+        for count, one in enumerate(said, len(ids) + 1):
+            self._text += stream.push([one])
+            if stream.whole:
+                self._cuts.append((len(self._text), count))
+
+
+# Stands for the </s> behind an answer; no text in UTF-8 has it.
+ANSWER_ENDS = "\ud800"
+
+
+def _with_ends(prompt: Sequence[Segment]) -> str:
+    return "".join(segment.text + ANSWER_ENDS * segment.answer for segment in prompt)
 
 
 def _mark_each_byte(error: UnicodeError) -> tuple[str, int]:

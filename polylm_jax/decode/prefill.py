@@ -19,7 +19,6 @@ import numpy as np
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import (
-    COMPUTE_DTYPES,
     END_OF_DOCUMENT,
     Cache,
     Decoder,
@@ -55,14 +54,6 @@ class State:
     drawn: jax.Array
 
 
-@dataclass(frozen=True)
-class Held:
-    """A cache that holds these ids of one text. It is used up by who reads on."""
-
-    ids: list[int]
-    cache: Cache
-
-
 def prefill(
     decoder: Decoder,
     sampling: Sampling,
@@ -72,8 +63,6 @@ def prefill(
     stops: Sequence[Collection[int]] | None = None,
     repeats: Sequence[int] | None = None,
     rows: int = 1,
-    slots: int = 0,
-    held: Held | None = None,
 ) -> State:
     """Reads the prompts.
 
@@ -83,9 +72,6 @@ def prefill(
     repeats: how often each was drawn for before, which makes it another draw; 0 if not given.
     rows: the batch is padded to a multiple of this, the number of ways in which the mesh splits
         a batch.
-    slots: tokens of a text, prompt and answer, that the cache has room for; what the prompts
-        and limits need if not given.
-    held: what was read before of a text like the only prompt's, which is not read again.
     UserError if a prompt is empty, or leaves no room in the model's context.
     """
     context = decoder.size.context
@@ -103,7 +89,7 @@ def prefill(
     needed = max(
         min(context, len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)
     )
-    slots = power_of_two(max(slots, needed, FEWEST_SLOTS))
+    slots = power_of_two(max(needed, FEWEST_SLOTS))
     extra = -len(prompts) % rows
     tokens = np.full((len(prompts) + extra, slots), END_OF_DOCUMENT, np.int32)
     ends = np.full(
@@ -119,16 +105,7 @@ def prefill(
         draws[row] = draw_of(prompt, repeat)
     keys = _keys(jax.random.key(sampling.seed), draws)
     remember = sampling.repetition_penalty != 1
-    if held:
-        same = zip(held.ids, prompts[0][:-1], strict=False)
-        known = next((i for i, (a, b) in enumerate(same) if a != b), None)
-        if known is None:
-            known = min(len(held.ids), len(prompts[0]) - 1)
-        cache, scores, seen = _read_on(
-            decoder, remember, params, tokens, lengths, known, held.cache
-        )
-    else:
-        cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
+    cache, scores, seen = _read(decoder, remember, params, tokens, lengths)
     return State(
         cache=cache,
         lengths=jnp.asarray(lengths),
@@ -177,23 +154,7 @@ def _read(
     hidden, cache = outputs
     ends = hidden[jnp.arange(batch), jnp.minimum(last, chunk - 1)]
     if chunk < slots:
-        cache, ends = _read_rest(decoder, params, tokens, last, chunk, cache, ends)
-    return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
-def _read_on(
-    decoder: Decoder,
-    remember: bool,
-    params: Any,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    known: jax.Array,
-    cache: Cache,
-) -> tuple[Cache, jax.Array, jax.Array | None]:
-    """As `_read`, where the cache holds the first `known` tokens of the first row already."""
-    ends = jnp.zeros((len(tokens), decoder.size.d_model), COMPUTE_DTYPES[decoder.compute.dtype])
-    cache, ends = _read_rest(decoder, params, tokens, lengths - 1, known, cache, ends)
+        cache, ends = _read_rest(decoder, params, tokens, last, cache, ends)
     return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
 
 
@@ -202,22 +163,20 @@ def _read_rest(
     params: Any,
     tokens: jax.Array,
     last: jax.Array,
-    start: jax.Array | int,
     cache: Cache,
     ends: jax.Array,
 ) -> tuple[Cache, jax.Array]:
-    """The cache with what comes from the place `start` on, and each row's last hidden state.
+    """The cache with what comes after the first chunk, and each row's last hidden state.
 
     last: the rows' last places, int32 [batch]; ends: the last hidden states of those rows that
-    end before `start`, compute dtype [batch, d_model].
+    end in the first chunk, compute dtype [batch, d_model].
     """
     batch, slots = tokens.shape
     chunk, rows = min(decoder.compute.prefill_chunk, slots), jnp.arange(batch)
 
     def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
         cache, ends = state
-        # at the cache's end some are read again
-        begin = jnp.minimum(start + number * chunk, slots - chunk)
+        begin = number * chunk
         positions = jnp.broadcast_to(begin + jnp.arange(chunk), (batch, chunk))
         part = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1)
         outputs: Any = decoder.apply({"params": params}, part, cache, positions)
@@ -226,8 +185,7 @@ def _read_rest(
         here = ((place >= 0) & (place < chunk))[:, None]
         return cache, jnp.where(here, hidden[rows, place % chunk], ends)
 
-    chunks = (last.max() - start) // chunk + 1
-    return jax.lax.fori_loop(0, chunks, read_chunk, (cache, ends))
+    return jax.lax.fori_loop(1, last.max() // chunk + 1, read_chunk, (cache, ends))
 
 
 def _seen(

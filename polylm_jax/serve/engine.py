@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -246,14 +246,15 @@ class DeviceEngine:
                 self._fail(under)
                 return
             prompt = _said(call.prompt, under.told, call.likeliest or 0)
+        news = News(prompt=prompt, reused=job.reused)
         if not call.new_tokens:
-            self._end(under, "length", News(prompt=prompt, reused=job.reused))
+            self._end(under, "length", news)
             return
         wishes = idle_rows(1).wishes
         _set(wishes, 0, call)
         token, likely, held_row = device.first(hidden, call.prompt, wishes)
         if token == NO_TOKEN:
-            self._fail(under)
+            self._fail(under, news)
             return
         device.insert(job.reader, held_row, job.slot, len(call.prompt))
         with self._changed:
@@ -263,7 +264,6 @@ class DeviceEngine:
         rows.left[slot], rows.drawn[slot] = call.new_tokens - 1, 1
         rows.asked[slot] = call.likeliest is not None
         _set(rows.wishes, slot, call)
-        news = News(prompt=prompt, reused=job.reused)
         said = [] if token == END_OF_DOCUMENT else [token]
         self._add(under, said, _fetched(likely), token, news)
 
@@ -271,7 +271,7 @@ class DeviceEngine:
         rows, steps = self._rows, self._device.shape.burst
         going = dict(self._schedule.going)
         new, found = self._device.burst(rows)
-        likely, used = _fetched(found) if rows.asked.any() else found, 0
+        likely, used = _fetched(found) if rows.asked.any() else found, list[int]()
         for slot, job in going.items():
             under, most = self._calls[job.number], min(steps, int(rows.left[slot]))
             ids = new[slot, :most].tolist()
@@ -283,16 +283,13 @@ class DeviceEngine:
             for array, more in ((rows.lengths, count), (rows.left, -count), (rows.drawn, count)):
                 array[slot] += more
             rows.last[slot] = ids[count - 1]
-            used += count
-            if ids[count - 1] == NO_TOKEN:
-                self._fail(under)
-            else:
-                row = likely
-                if rows.asked[slot]:
-                    row = Likely(likely.logprob[slot], likely.ids[slot], likely.logprobs[slot])
-                self._add(under, said, row, ids[count - 1])
+            used.append(count)
+            row = likely
+            if rows.asked[slot]:
+                row = Likely(likely.logprob[slot], likely.ids[slot], likely.logprobs[slot])
+            self._add(under, said, row, ids[count - 1])
         with self._changed:
-            self._counts.update(room=steps * self.slots, used=used)
+            self._counts.update(room=max(used) * self.slots, used=sum(used))
 
     def _add(
         self, under: Under, said: list[int], likely: Likely, last: int, news: News = NO_NEWS
@@ -305,19 +302,21 @@ class DeviceEngine:
             new = tuple(map(Said, said))
         else:
             new = _said(said, likely, call.likeliest)
-        news = News(new, news.prompt, news.reused)
-        if last == END_OF_DOCUMENT:
+        news = replace(news, new=new)
+        if last == NO_TOKEN:
+            self._fail(under, news)
+        elif last == END_OF_DOCUMENT:
             self._end(under, "stop", news)
         elif not self._rows.left[slot]:
             self._end(under, "length", news)
         else:
             self._tell(under, news)
 
-    def _fail(self, under: Under) -> None:
+    def _fail(self, under: Under, news: News = NO_NEWS) -> None:
         """A call whose scores are no numbers; what was computed for it is of no use."""
         if under.job.reader >= 0:
             self._device.take(under.job.reader, 0, 0)
-        self._end(under, "failed", News(reused=under.job.reused, fault=NOT_FINITE))
+        self._end(under, "failed", replace(news, fault=NOT_FINITE))
 
     def _end(self, under: Under, why: str, news: News = NO_NEWS) -> None:
         job, rows = under.job, self._rows
@@ -329,7 +328,7 @@ class DeviceEngine:
             self._schedule.ended(job, spoilt=why == "failed")
             del self._calls[job.number]
             self._counts.update(["ended", why])
-        self._tell(under, News(news.new, news.prompt, news.reused, why, news.fault))
+        self._tell(under, replace(news, ended=why))
 
     def _end_all(self, fault: str) -> None:
         """Ends all calls as failed, and takes no more."""

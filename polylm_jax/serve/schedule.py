@@ -121,19 +121,27 @@ class Schedule:
             self._left.append(job.slot)
 
     def _begin(self) -> Begin | None:
-        """The first that waits, if there are a slot and a reader for it."""
+        """The first that waits, if there are a slot and a reader for it.
+
+        It waits, too, while another reads what it begins with: so the same prompt, asked several
+        times at once, is read once.
+        """
         busy = {*self.going, *(job.slot for job in self.reading)}
         free = [slot for slot in self._left if slot not in busy]
         readers = set(range(self.readers)) - {job.reader for job in self.reading}
         if not (self.waiting and free and readers):
             return None
-        job = self.waiting.popleft()
+        job = self.waiting[0]
         if not job.anew:
             shared = [_shared(job.prompt, held) for held in self.held]
             # of the same length, one that is free: its text goes on where it is
             job.source = max(range(self.slots), key=lambda s: (shared[s], s not in busy))
             most = shared[job.source]
+            if any(_shared(job.prompt, other.prompt) >= max(WORTH, most + 1)
+                   for other in self.reading):  # fmt: skip
+                return None  # more of it is just being read
             job.known = job.reused = most if most >= WORTH else 0
+        self.waiting.popleft()
         # what begins otherwise is kept for its own next turn, if it is most of what is there
         mine = job.source in free and 2 * job.reused >= len(self.held[job.source]) > 0
         job.slot, job.reader = job.source if mine else free[0], min(readers)

@@ -1,35 +1,35 @@
 """Talk with a model in the terminal: /clear forgets, /stop or Ctrl-D ends, Ctrl-C cuts short."""
 
 import argparse
+import queue
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-
-import numpy as np
 
 from polylm_jax import config
 from polylm_jax.console import visible
+from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
+    Memory,
     Segment,
     TextStream,
     Turn,
     converse,
-    prompt_ids,
     render,
     until,
 )
-from polylm_jax.decode.prefill import Held, prefill
-from polylm_jax.decode.sampling import check_chosen
-from polylm_jax.decode.search import decode_some
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
 from polylm_jax.serve import remote
+from polylm_jax.serve.calls import Call, Engine, News
+from polylm_jax.serve.settings import Serving
 from polylm_jax.tune.writer import key_of
-from polylm_jax.verbs.model_of import Model, for_decoding, model_of
+from polylm_jax.verbs.model_of import for_decoding, model_of, open_engine
 
-TOKENS_AT_ONCE = 4  # shown together: few enough to flow, enough to spare the host
+# one text; tokens that are shown together are few enough to flow, enough to spare the host
+SERVING = Serving(slots=1, burst=4)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -58,24 +58,27 @@ def run(given: argparse.Namespace) -> None:
         return
     with model_of(given) as model:
         model, settings = for_decoding(model, given.int8), config.get("chat")
-        room = model.decoder.size.context
+        engine, memory = open_engine(model, SERVING, ready=False), Memory(model.tokenizer)
         print(f'Step {model.step} of {given.run}, format "{settings.format}". /clear, /stop.')
-        turns, memory = 0, Memory()
+        turns = 0
 
         def answer(prompt: list[Segment]) -> Iterator[str]:
             nonlocal turns
             turns += 1  # so that the same question is not answered with the same words twice
-            seed = (settings.seed + turns) % 2**32
-            texts = stream(model, prompt, replace(settings, seed=seed), memory)
+            asked = replace(settings, seed=(settings.seed + turns) % 2**32)
+            texts = stream(engine, model.tokenizer, memory, prompt, asked)
             return until(settings.stop, texts)
 
         def fits(prompt: list[Segment]) -> bool:
-            asked = len(prompt_ids(model.tokenizer, prompt))
-            return asked + min(settings.new_tokens, room // 2) <= room
+            room = engine.context
+            return len(memory.ids(prompt)) + min(settings.new_tokens, room // 2) <= room
 
         form = FORMATS[settings.format]
         prompt_of = partial(render, form=form, keep_ends=settings.keep_ends)
-        converse(_questions(), answer, fits, prompt_of, _say, form.marks)
+        try:
+            converse(_questions(), answer, fits, prompt_of, _say, form.marks)
+        finally:
+            engine.close(0)
 
 
 def _talk_with_a_server(given: argparse.Namespace, settings: ChatSettings) -> None:
@@ -113,47 +116,41 @@ def _say(text: str) -> None:
     print(visible(text), end="", flush=True)
 
 
-@dataclass
-class Memory:
-    """What the cache holds of a talk, so that a turn reads no more than what is new in it."""
-
-    held: Held | None = None
-
-    def take(self) -> Held | None:
-        """Gives it away, for it is used up even by a call that is interrupted."""
-        held, self.held = self.held, None
-        return held
-
-
 def stream(
-    model: Model, prompt: list[Segment], settings: ChatSettings, memory: Memory | None = None
+    engine: Engine,
+    tokenizer: Tokenizer,
+    memory: Memory,
+    prompt: list[Segment],
+    settings: ChatSettings,
 ) -> Iterator[str]:
-    """The answer to a prompt, in parts of whole characters."""
-    memory = memory or Memory()
-    ids = [prompt_ids(model.tokenizer, prompt)]
-    text = TextStream(model.tokenizer, ids[0])
-    # room for all that can come, so that a longer talk needs no other program
-    room = model.decoder.size.context
-    state = prefill(
-        model.decoder,
-        settings,
-        model.params,
-        ids,
-        rows=model.rows,
-        slots=room,
-        held=memory.take(),
+    """The answer to a prompt, in parts of whole characters.
+
+    memory: of the talk, so that the engine reads no more than what is new in it.
+    """
+    ids = memory.ids(prompt)
+    said: list[int] = []
+    text, told = TextStream(tokenizer, ids), queue.SimpleQueue[News]()
+    call = Call(
+        tuple(ids),
+        min(settings.new_tokens, engine.context - len(ids)),
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
     )
-    read = ids[0]
-    while not state.done.all():
-        memory.take()
-        state, new, counts = decode_some(
-            model.decoder, settings, model.params, state, TOKENS_AT_ONCE
-        )
-        check_chosen(np.asarray(new))
-        some = new[0, : int(counts[0])].tolist()
-        read = [*read, *some]
-        memory.held = Held(read, state.cache)
-        yield text.push(some)
+    number, news = engine.submit(call, told.put), News()
+    try:
+        while not news.ended:
+            news = told.get()
+            some = [one.token for one in news.new]
+            said += some
+            yield text.push(some)
+    finally:
+        engine.cancel(number)
+        memory.note(prompt, ids, said)
+    if news.fault:
+        raise UserError(news.fault)
     yield text.close()
 
 

@@ -14,10 +14,10 @@ import pytest
 import sentencepiece
 
 from polylm_jax.data.tokenizer import Tokenizer, load
-from polylm_jax.decode import prefill as prefill_room
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
+    Memory,
     Segment,
     TextStream,
     Turn,
@@ -29,13 +29,11 @@ from polylm_jax.decode.chat import (
     template,
     until,
 )
-from polylm_jax.decode.prefill import _read
-from polylm_jax.decode.search import _decode
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.sizes import Size
-from polylm_jax.verbs.chat import Memory, stream
-from polylm_jax.verbs.model_of import Model
+from polylm_jax.verbs.chat import SERVING, stream
+from polylm_jax.verbs.model_of import Model, open_engine
 from tests.data.sentences import SENTENCES
 
 MULTIALPACA = partial(render, form=FORMATS["multialpaca"], keep_ends=False)
@@ -243,51 +241,69 @@ def test_an_answer_ends_where_the_model_takes_the_users_part():
 
 @pytest.fixture(scope="module")
 def model(tiny):
+    """A model that speaks at random, and an engine for it with one slot."""
     tokenizer = load(str(tiny["tokenizer.path"]))
     size = Size(vocabulary=tokenizer.size, context=512, layers=1, heads=2, d_model=16, d_ff=32)
     decoder = Decoder(size, Compute("float32"))
     params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return Model(0, decoder, for_decoding(params, size, "float32"), tokenizer, 1)
+    model = Model(0, decoder, for_decoding(params, size, "float32"), tokenizer, 1)
+    engine = open_engine(model, SERVING, ready=False)
+    yield model, engine
+    engine.close(0)
 
 
-def test_a_talk_that_grows_needs_no_other_program(model):
-    tokenizer = model.tokenizer
-    compiled = _read._cache_size(), _decode._cache_size()
-    prompts = []
+@pytest.mark.parametrize(("form", "keep_ends"), [("multialpaca", False), ("chat", True)])
+def test_a_turn_reads_no_more_than_what_is_new_in_it(model, form, keep_ends):
+    """Counted by the engine."""
+    model, engine = model
+    tokenizer, settings = model.tokenizer, ChatSettings(new_tokens=24, temperature=1.0, top_p=1.0)
+    questions = [SENTENCES["en"][0], SENTENCES["de"][1], SENTENCES["zh"][0], SENTENCES["ru"][1]]
+    memory, turns, new = Memory(tokenizer), [], []
+    for question in questions:
+        turns.append(Turn(question))
+        prompt = render(turns, FORMATS[form], keep_ends)
+        before = engine.counts()
+        answer = "".join(stream(engine, tokenizer, memory, prompt, settings))
+        after = engine.counts()
+        read = after.prompt_tokens - before.prompt_tokens
+        read -= after.reused_tokens - before.reused_tokens
+        alone = render([Turn(question)], FORMATS[form], keep_ends)
+        new.append((read, len(prompt_ids(tokenizer, alone)) + 1))
+        assert after.new_tokens > before.new_tokens
+        turns[-1] = Turn(question, answer)
+    assert all(read <= own + 8 for read, own in new), new
 
-    def answer(prompt):
-        prompts.append(len(prompt_ids(tokenizer, prompt)))
-        return stream(model, prompt, ChatSettings(new_tokens=6, top_p=1.0))
 
-    questions = [" ".join(SENTENCES["en"][:n]) for n in (1, 2, 3)]
-    converse(questions, answer, lambda prompt: True, MULTIALPACA, lambda text: None)
-    assert prompts[0] < 64 < 128 < prompts[-1]
-    assert _read._cache_size() == compiled[0] + 1
-    assert _decode._cache_size() == compiled[1] + 1
+def test_a_talk_has_the_ids_that_were_read_and_said(tiny):
+    tokenizer = load(str(tiny["tokenizer.path"]))
+    memory, form = Memory(tokenizer), FORMATS["multialpaca"]
+    asked = render([Turn("Who are you?")], form, keep_ends=False)
+    ids = memory.ids(asked)
+    assert ids == prompt_ids(tokenizer, asked)
+    # not the pieces that the text would be encoded to
+    said = [i for letter in "a model" for i in tokenizer.encode_inside([letter])[0]]
+    assert said != tokenizer.encode_inside(["a model"])[0]
+    memory.note(asked, ids, said)
+    more = lambda answer, keep=False: memory.ids(  # noqa: E731
+        render([Turn("Who are you?", answer), Turn("And?")], form, keep)
+    )
+    inside = lambda text: tokenizer.encode_inside([text])[0]  # noqa: E731
+    assert more("a model") == [*ids, *said, *inside("\nAnd?\n\n")]
+    assert more("a model", keep=True) == [*ids, *said, 2, *inside("\nAnd?\n\n")]
+    # cut short, as by a stop text, and another answer altogether
+    assert more("a mo") == [*ids, *said[:4], *inside("\nAnd?\n\n")]
+    assert more("no")[: len(ids)] == ids
+    assert tokenizer.decode([more("no")]) == ["Who are you?\n\nno\nAnd?\n\n"]
+    other = render([Turn("Else")], form, keep_ends=False)
+    assert memory.ids(other) == prompt_ids(tokenizer, other)
 
 
-def test_a_turn_reads_only_what_is_new_and_says_the_same(model, monkeypatch):
-    settings = ChatSettings(new_tokens=6, top_p=1.0)
-    texts, starts, real = [SENTENCES["en"], SENTENCES["de"]], [], prefill_room._read_on
-
-    def spy(*arguments):
-        starts.append(arguments[5])
-        return real(*arguments)
-
-    monkeypatch.setattr(prefill_room, "_read_on", spy)
-    memory, prompt, lengths = Memory(), "", []
-    for number in range(6):
-        prompt += " ".join(texts[number % 2][:2]) + "\n\n"
-        lengths.append(len(model.tokenizer.encode([prompt])[0]))
-        answer = "".join(stream(model, [Segment(prompt)], settings, memory))
-        assert answer == "".join(stream(model, [Segment(prompt)], settings))
-        prompt += answer.replace("\ufffd", "") + "\n"
-    assert len(starts) == 5
-    # all that was asked before is known, up to a token that the next text may join
-    assert all(s >= length - 1 for s, length in zip(starts, lengths[:-1], strict=True))
-    assert lengths[-1] > 384  # the last turn's chunk would go beyond the 512 slots
-    # a talk that begins anew, or says the same again
-    for again in ("Other words", "Other words"):
-        assert "".join(stream(model, [Segment(again)], settings, memory)) == "".join(
-            stream(model, [Segment(again)], settings)
-        )
+def test_half_a_character_is_said_again_rather_than_taken_for_one(tiny):
+    tokenizer = load(str(tiny["tokenizer.path"]))
+    memory, form = Memory(tokenizer), FORMATS["base"]
+    first = next(i for i in range(tokenizer.size) if tokenizer.pieces[i] == b"\xe4")
+    asked = render([Turn("a")], form, keep_ends=False)
+    ids = memory.ids(asked)
+    memory.note(asked, ids, [first])
+    again = render([Turn("a", "\ufffd"), Turn("b")], form, keep_ends=False)
+    assert memory.ids(again) == [*ids, *tokenizer.encode_inside(["\ufffdb"])[0]]

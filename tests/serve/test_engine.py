@@ -143,7 +143,7 @@ def test_all_that_come_and_go_get_what_generate_gives_each(engine, params):
     assert counts.new_tokens - before.new_tokens == sum(len(answer.ids) for answer in answers)
     assert counts.prompt_tokens - before.prompt_tokens == sum(map(len, prompts))
     reused = counts.reused_tokens - before.reused_tokens
-    assert reused == sum(answer.all[0].reused for answer in answers) > 100
+    assert reused == sum(answer.all[0].reused for answer in answers) > 30
     assert (counts.running, counts.waiting) == (0, 0)
 
 
@@ -463,7 +463,7 @@ def test_a_mesh_with_weights_of_one_byte_answers_as_one_device(trained):
         decoder = Decoder(SIZE, COMPUTE, constrain=constrainer(mesh), ids=90)
         split = jax.device_put(trained, parameter_shardings(SIZE, mesh))
         split = for_decoding(split, SIZE, "float32", int8=True)
-        engine = DeviceEngine(decoder, split, replace(SERVING, slots=3), rows=4)
+        engine = DeviceEngine(decoder, split, replace(SERVING, slots=3), rows=4, ready=False)
     assert engine.slots == 4
     assert [answer.ids for answer in ask(engine, prompts)] == alone
     assert engine.counts().reused_tokens > 0

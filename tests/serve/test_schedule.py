@@ -160,6 +160,21 @@ def test_a_text_that_goes_on_lends_its_beginning():
     assert (two.source, two.reused, two.slot) == (one.slot, 20, 1 - one.slot)
 
 
+def test_a_prompt_asked_several_times_at_once_is_read_once():
+    schedule = Schedule(4, CONTEXT, chunks_of(16, 32, CONTEXT), 32)
+    schedule.waiting.extend(Job(number, [*range(60)]) for number in range(4))
+    jobs, read = list(schedule.waiting), 0
+    while schedule.waiting or schedule.reading:
+        schedule.turn()
+        while step := schedule.next():
+            if not isinstance(step, Begin):
+                read += step.end - step.begin
+                if step.end == 60:
+                    schedule.inserted(step.job)
+    assert [job.reused for job in jobs] == [0, 59, 59, 59]
+    assert read == 60 + 3 * 1
+
+
 def test_idle_slots_let_more_be_read_but_of_one_prompt_no_more():
     schedule = Schedule(16, 4096, chunks_of(128, 256, 4096), 256)
     schedule.waiting.append(Job(0, [1]))
