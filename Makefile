@@ -10,8 +10,10 @@ export JAX_PLATFORMS ?= cpu
 
 # transformers, peft, torch, llama.cpp and lm-eval, which judge what we read and write: kept apart
 JUDGES := .venv-judges
+# openai, litellm, llm, lm-eval, schemathesis and playwright, which ask `polylm serve`: kept apart
+CLIENTS := .venv-clients
 
-.PHONY: demo study test rare faults fuzz judges lint certify docs clean
+.PHONY: demo study test rare faults fuzz judges clients lint certify docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -85,6 +87,17 @@ $(JUDGES)/ready: Makefile
 # our folders and GGUF files in others' hands, and theirs in ours
 judges: $(VENV)/ready $(JUDGES)/ready
 	JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/pytest -s tests/interop/test_judges.py
+
+$(CLIENTS)/ready: Makefile
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check openai==3.57.0 litellm==1.110.0 \
+		llm==0.36 "lm-eval[api]==0.4.13" transformers==5.24.0 schemathesis==4.32.5 playwright==1.65.2
+	! command -v npm || npm install --silent --no-save --no-audit --no-fund openai@7.55
+	touch $@
+
+# what others wrote asks our server, and a Chromium opens its page where one is installed
+clients: $(VENV)/ready $(CLIENTS)/ready
+	CLIENTS_PYTHON=$(CLIENTS)/bin/python $(VENV)/bin/pytest -s tests/serve/test_clients.py
 
 clean:
 	rm -rf runs/demo runs/demo_tune data/demo data/demo_tune
