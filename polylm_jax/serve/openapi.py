@@ -96,7 +96,7 @@ def description(ids: int) -> dict[str, Any]:
 
 
 def _post(summary: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    told = {"application/json": {"schema": answer}, "text/event-stream": {"schema": TEXT}}
+    told = {"application/json": {"schema": answer}, "text/event-stream": {"schema": {}}}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": {JSON: {"schema": body}}},

@@ -60,9 +60,11 @@ def with_schemathesis(url, key, examples):
 
 
 def with_llm(url, key, text, folder):
-    models = [{"model_id": "ours", "model_name": "tiny", "api_base": f"{url}/v1"}]
+    model = {"model_id": "ours", "model_name": "tiny", "api_base": f"{url}/v1"}
+    models = [model | {"api_key_name": "ours"}]
     Path(folder, "extra-openai-models.yaml").write_text(json.dumps(models))  # YAML holds JSON
-    environment = os.environ | {"LLM_USER_PATH": folder, "OPENAI_API_KEY": key}
+    Path(folder, "keys.json").write_text(json.dumps({"ours": key}))
+    environment = os.environ | {"LLM_USER_PATH": folder}
     llm = str(Path(sys.executable).with_name("llm"))
     done = subprocess.run(
         [llm, "-m", "ours", text], env=environment, capture_output=True, text=True
@@ -163,6 +165,8 @@ def with_chromium(url, key, texts, folder):
             if look == "phone":
                 page.click("button[data-view=run]")
                 seen["run_on_a_phone"] = page.locator("aside").is_visible()
+                if page.evaluate("document.documentElement.scrollWidth - innerWidth") > 0:
+                    seen["faults"].append("the run is too wide for a phone")
             page.screenshot(path=f"{folder}/{look}.png")
             context.close()
         browser.close()
