@@ -21,7 +21,6 @@ from polylm_jax.serve.calls import MOST_LIKELIEST
 MOST_CHOICES = 128  # of one request: prompts times n
 
 MOST_STOPS, LONGEST_STOP = 16, 256  # texts, and characters of one
-MOST_MESSAGES = 4096
 DEFAULT_NEW = 16  # tokens of a completion, as OpenAI has it
 
 Stop = tuple[str, ...]
@@ -222,8 +221,8 @@ def _ids(given: Any) -> tuple[int, ...]:
 
 
 def _messages(given: Any, name: str) -> tuple[Message, ...]:
-    if not isinstance(given, list) or not 0 < len(given) <= MOST_MESSAGES:
-        _wrong(name, f"it must be a list of 1 to {MOST_MESSAGES:,} messages")
+    if not isinstance(given, list) or not given:
+        _wrong(name, "it must be a list of at least one message")
     return tuple(_message(one, f"{name}[{number}]") for number, one in enumerate(given))
 
 
@@ -323,7 +322,6 @@ def schema(kind: type[Completion] | type[Chat], ids: int) -> dict[str, Any]:
         "messages": {
             "type": "array",
             "minItems": 1,
-            "maxItems": MOST_MESSAGES,
             "items": message,
         },
         "stop": {

@@ -1,6 +1,7 @@
 """A request's life: its prompts as ids, its calls at the engine, its text as it comes, its end."""
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -107,20 +108,16 @@ def conversation(messages: Sequence[Message], form: Format, keep_ends: bool) -> 
     follows, and what one side says in several messages is one, in lines. A last message of the
     assistant is gone on from.
     """
-    turns, asked = list[Turn](), list[str]()
-    for role, text in messages:
-        if role != "assistant":
-            asked.append(text)
-        elif asked or not turns:
-            turns.append(Turn("\n".join(asked), text))
-            asked = []
-        else:
-            turns[-1] = Turn(turns[-1].question, f"{turns[-1].answer}\n{text}")
-    if asked:
-        return render([*turns, Turn("\n".join(asked))], form, keep_ends)
-    *before, last = turns
-    begun = Segment(inert(last.answer or "", form))
-    return [*render([*before, Turn(last.question)], form, keep_ends), begun]
+    said = [
+        "\n".join(text for _, text in group)
+        for _, group in itertools.groupby(messages, lambda message: message[0] == "assistant")
+    ]
+    said = ["", *said] if messages[0][0] == "assistant" else said
+    turns = [Turn(*pair) for pair in zip(said[::2], said[1::2], strict=False)]
+    if len(said) % 2:
+        return render([*turns, Turn(said[-1])], form, keep_ends)
+    begun = Segment(inert(said[-1], form))
+    return [*render([*turns[:-1], Turn(said[-2])], form, keep_ends), begun]
 
 
 def understand(said: Completion | Chat, served: Served, own: OwnAnswers) -> Asked:
