@@ -16,16 +16,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from struct import pack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data import corpus, cutting
+from polylm_jax.data.clean.engine import Beam, each
 from polylm_jax.data.cutting import HEAD, Lines, Span
 from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.making import content, is_made, note, remove, resumed, there, written
@@ -116,6 +117,7 @@ def build(
     tokenizer: Tokenizer,
     workers: int = 0,
     extends: str = "",
+    beam: Beam | None = None,
 ) -> dict:
     """Tokenize a corpus into `settings.path` and return the store's manifest.
 
@@ -124,6 +126,9 @@ def build(
         source's before what the corpus has of it. A run that has read some of them knows them
         again. What of its last text filled no row is not there, so that one text of each source
         ends early. UserError where its tokenizer or settings are others.
+
+    beam: what shares the work in place of processes; both paths must be ones that its workers
+        reach.
 
     A build that is stopped, be it by kill -9, leaves nothing at `settings.path`; the next one
     goes on from there, and the store is the same byte for byte. A store made from the same
@@ -161,7 +166,7 @@ def build(
             for stream in streams
             if f"{stream[0]}.{stream[1]}.json" not in done
         }
-        with shared_by(job, workers or _worth(texts.values())) as run:
+        with _run_by(beam, job, workers or _worth(texts.values())) as run:
             _tokenize_all([part for some in parts.values() for part in some], done, run)
             cut = dict(_cut_all(job, parts, old, run))
         for source, split in set(streams) - set(cut):
@@ -257,6 +262,35 @@ def _parts(source: str, split: str, texts: list[Text]) -> list[_Part]:
             parts.append(_Part(source, split, len(parts), text, begin, end, first))
         first += text.content
     return parts
+
+
+@contextmanager
+def _run_by(beam: Beam | None, job: _Job, workers: int) -> Iterator[Callable]:
+    """As `workers.shared_by`, or by Beam, where a result that is no piece is a note on the way."""
+    if beam is None:
+        with shared_by(job, workers) as run:
+            yield run
+        return
+
+    def by_beam(function: Callable, pieces: Iterable) -> Iterator[tuple]:
+        listed = list(pieces)
+        notes = [f"{job.scratch}/{function.__name__}.{n:06d}.json" for n in range(len(listed))]
+        each(beam, _Noted(function, job), list(zip(notes, listed, strict=True)))
+        for piece, place in zip(listed, notes, strict=True):
+            yield piece, json.loads(content(place) or b"")
+
+    yield by_beam
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """function(job, piece), whose result beside the piece is noted."""
+
+    function: Callable
+    job: _Job
+
+    def __call__(self, piece: tuple[str, Any]) -> None:
+        note(piece[0], self.function(self.job, piece[1])[1], self.job.scratch)
 
 
 def _worth(texts: Iterable[list[Text]]) -> int:

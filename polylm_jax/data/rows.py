@@ -23,7 +23,9 @@ A store is read from a local disk or from any path that fsspec knows, such as gs
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -33,6 +35,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
+from polylm_jax.data.clean.engine import Beam, each
 from polylm_jax.data.shards import COUNT, lines_of
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, Place, opened
@@ -284,27 +287,39 @@ def _described(entry: dict) -> list[dict]:
     return [*entry["shards"], *entry.get("marks", ()), entry["index"]]
 
 
-def verify(store: Store) -> int:
+def verify(store: Store, beam: Beam | None = None) -> int:
     """Read every file and compare its checksum; return how many there are.
 
-    A UserError names the first that differs.
+    beam: what shares the work, in place of threads. A UserError names a file that differs.
     """
-    line, count = LiveLine(10), 0
-    for source, splits in store.manifest["sources"].items():
-        for entry in splits.values():
-            for described in _described(entry):
-                name = f"{source}/{described['file']}"
-                line.show(f"rows: reading {name}")
-                with store._files.open(f"{store._root}/{name}", "rb") as file:
-                    if checksum(file) != described["crc32"]:
-                        line.close()
-                        raise UserError(
-                            f"{store.path}/{name} is damaged; delete {store.path} and run "
-                            "polylm rows again."
-                        )
-                count += 1
-    line.close()
-    return count
+    files = [
+        (f"{source}/{file['file']}", file["crc32"])
+        for source, splits in store.manifest["sources"].items()
+        for entry in splits.values()
+        for file in _described(entry)
+    ]
+    if beam:
+        each(beam, partial(_check, store.path), files)
+        return len(files)
+    line = LiveLine(10)
+    with ThreadPoolExecutor(8) as pool:  # zlib lets others work beside it
+        try:
+            for name in pool.map(partial(_check, store.path), files):
+                line.show(f"rows: read {name}")
+        finally:
+            line.close()
+            pool.shutdown(cancel_futures=True)
+    return len(files)
+
+
+def _check(path: str, file: tuple[str, int]) -> str:
+    """The file's name; UserError where its checksum is another."""
+    name, crc32 = file
+    files, root = opened(path)
+    with files.open(f"{root}/{name}", "rb") as content:
+        if checksum(content) == crc32:
+            return name
+    raise UserError(f"{path}/{name} is damaged; delete {path} and run polylm rows again.")
 
 
 def checksum(file: BinaryIO) -> int:

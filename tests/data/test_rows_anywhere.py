@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.data import packing, shards
+from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
 from polylm_jax.data.sides import hashed
@@ -177,3 +178,16 @@ def test_damaged_shards_of_a_corpus_are_named(near, tokenizer, memory, tmp_path,
     words = {"cut": "is cut short at its byte", "gone": "is missing", "short": "is cut short"}[harm]
     with pytest.raises(UserError, match=rf"th/train-00001\S+ {words}.*; make the corpus"):
         build(replace(near, path=f"{FAR}/rows"), str(corpus), tokenizer)
+
+
+def test_by_beam_the_same_bytes(near, tokenizer, tmp_path):
+    pytest.importorskip("apache_beam")
+    far = replace(near, path=f"{FAR}/rows")
+    build(far, write(f"{FAR}/corpus"), tokenizer, beam=Beam())
+    assert content(far.path) == content(near.path)
+    store = open_store(far.path)
+    assert verify(store, Beam()) == verify(store)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/far/rows/th/train-00000.tokens", bytes(2 * (7 * 16 + 1)))
+    with pytest.raises(UserError, match=r"far/rows/th/train-00000.tokens is damaged; delete"):
+        verify(store, Beam())

@@ -36,7 +36,7 @@ class Beam:
         check(self, "beam")
 
 
-def each(beam: Beam, function: Callable[[Any], None], pieces: Sequence[Any]) -> None:
+def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -> None:
     """Calls function(piece) for every piece, in any order and any process."""
     if pieces:
         with _pipeline(beam) as (pipeline, b):
