@@ -31,8 +31,9 @@ from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, Store, open_store
 from polylm_jax.data.schedule import Curriculum, Schedule, make_curriculum
+from polylm_jax.data.shards import lines_of
 from polylm_jax.data.tokenizer import Tokenizer
-from polylm_jax.files import MANIFEST
+from polylm_jax.files import MANIFEST, write_manifest
 
 BATCH = 512  # rows
 TEXT = 30_000_000  # bytes to work on: a small corpus is taken several times, or files' costs show
@@ -98,19 +99,25 @@ def show(result: dict, console: Console) -> None:
 
 
 def _enough(corpus_path: str, path: str) -> str:
-    """The corpus, or one in `path` that repeats each of its files until there is enough text."""
-    files = [
-        Path(source, f"{split}.jsonl")
-        for source in corpus.sources(corpus_path)
+    """The corpus, or one in `path` that repeats each of its texts until there is enough text."""
+    manifest = corpus.manifest(corpus_path)
+    files = {
+        (source, split): corpus.files_of(corpus_path, source, split)
+        for source in manifest["sources"]
         for split in corpus.SPLITS
-    ]
-    size = sum(Path(corpus_path, file).stat().st_size for file in files)
+    }
+    size = sum(text.content for texts in files.values() for text in texts)
     if size >= TEXT:
         return corpus_path
-    for file in files:
-        Path(path, file).parent.mkdir(parents=True, exist_ok=True)
-        Path(path, file).write_bytes(Path(corpus_path, file).read_bytes() * -(-TEXT // size))
-    shutil.copy(Path(corpus_path, MANIFEST), path)
+    for (source, split), texts in files.items():
+        lines = b""
+        for text in texts:
+            with lines_of(text) as content:
+                lines += content.read()
+        manifest["sources"][source][split].pop("shards", None)
+        Path(path, source).mkdir(parents=True, exist_ok=True)
+        Path(path, source, f"{split}.jsonl").write_bytes(lines * -(-TEXT // size))
+    write_manifest(path, manifest)
     return path
 
 

@@ -182,8 +182,13 @@ def documents(path: str, source: str, split: str) -> Iterator[str]:
     A document of more than a million characters comes in several texts.
     Raises UserError if there is no corpus at `path` or if it lacks the source.
     """
-    for text in files_of(path, source, split):
-        with lines_of(text) as lines:
+    return texts_in(files_of(path, source, split))
+
+
+def texts_in(files: Iterable[Text]) -> Iterator[str]:
+    """The documents of files of a corpus, as of `documents`."""
+    for file in files:
+        with lines_of(file) as lines:
             for line in lines:
                 yield json.loads(line)["text"]
 

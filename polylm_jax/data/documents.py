@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from polylm_jax.data.compressed import Damaged, missing, opened
+from polylm_jax.data.compressed import Content, Damaged, missing
 from polylm_jax.data.languages import source_named
 from polylm_jax.errors import UserError
 
@@ -145,7 +145,8 @@ def _read(file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
             yield from _of_parquet(file, origin, reading)
             return
         with open(file, "rb") as plain:
-            content = opened(plain, str(file))
+            packed = file.suffix.lower() in (".gz", ".zst")
+            content = Content(plain, str(file)) if packed else plain
             of_kind = _of_txt if kind.lower() == ".txt" else _of_jsonl
             yield from of_kind(content, file, origin, reading)
     except OSError as error:
@@ -193,7 +194,9 @@ def _whole(text: str, origin: str) -> Iterator[Stretch]:
     yield Stretch(last, origin)
 
 
-def _of_txt(content: BinaryIO, file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
+def _of_txt(
+    content: BinaryIO | Content, file: Path, origin: str, reading: Reading
+) -> Iterator[Stretch]:
     marker, begun, rest = reading.split, False, ""
 
     def ended(text: str) -> Iterator[Stretch]:
@@ -219,7 +222,7 @@ def _of_txt(content: BinaryIO, file: Path, origin: str, reading: Reading) -> Ite
     yield from ended(rest)
 
 
-def _decoded(content: BinaryIO, file: Path, reading: Reading) -> Iterator[str]:
+def _decoded(content: BinaryIO | Content, file: Path, reading: Reading) -> Iterator[str]:
     """A text file's text, a block at a time, with \\n at the ends of lines and without a BOM."""
     number, first = 1, True
     for block in _blocks(content, file, reading):
@@ -252,7 +255,7 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 at its byte {error.start + 1}: save the file as UTF-8"
 
 
-def _blocks(content: BinaryIO, file: Path, reading: Reading) -> Iterator[bytes]:
+def _blocks(content: BinaryIO | Content, file: Path, reading: Reading) -> Iterator[bytes]:
     """A file in blocks of about a megabyte that end with a line, or between its characters."""
     rest = b""
     while block := _undamaged(lambda: content.read(2**20) + content.readline(2**20), file, reading):
@@ -266,7 +269,9 @@ def _blocks(content: BinaryIO, file: Path, reading: Reading) -> Iterator[bytes]:
     yield rest
 
 
-def _of_jsonl(content: BinaryIO, file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
+def _of_jsonl(
+    content: BinaryIO | Content, file: Path, origin: str, reading: Reading
+) -> Iterator[Stretch]:
     number = 0
     while line := _undamaged(lambda: content.readline(LONGEST_LINE), file, reading):
         number += 1
@@ -347,9 +352,9 @@ def _of_row(value: Any, place: str, origin: str, reading: Reading) -> Iterator[S
 
 
 def _undamaged(read: Callable[[], bytes], file: Path, reading: Reading) -> bytes:
-    """What is read of a compressed file; nothing from where it is cut short or damaged."""
-    try:
-        return read()
-    except Damaged:
-        reading.refuse(str(file), "is cut short or damaged: fetch it again", 0)
-        return b""
+    """What is read next of a compressed file, past what is cut short or damaged, if one may."""
+    while True:
+        try:
+            return read()
+        except Damaged as error:
+            reading.refuse(str(file), f"{error}: fetch it again", 0)

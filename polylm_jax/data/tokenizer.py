@@ -23,6 +23,7 @@ import sentencepiece
 from polylm_jax.data import corpus
 from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.languages import is_bilingual
+from polylm_jax.data.shards import Text
 from polylm_jax.errors import UserError
 from polylm_jax.files import (
     MaybePlace,
@@ -47,6 +48,9 @@ BATCH_CHARACTERS = 1_000_000
 # SentencePiece rounds: it sums float32 from a text's begin, so that the longer the text, the
 # more often a unigram model takes pieces that are not the likeliest.
 AT_ONCE = 2**16
+
+# How much text is read for a sample of a source in many shards, and from how many at least.
+READ_PER_SAMPLED, LEAST_FILES = 4, 16
 
 # Floats are summed per thread, so the number of threads is part of the result.
 TRAINER_THREADS = 16
@@ -295,11 +299,27 @@ def _sample(rates: dict[str, float], corpus_path: str) -> Iterator[str]:
     """
     for source, rate in rates.items():
         chance = random.Random(source)
-        for text in corpus.documents(corpus_path, source, "train"):
-            copies = int(rate + chance.random())
+        files, often = _spread(corpus.files_of(corpus_path, source, "train"), source, rate)
+        for text in corpus.texts_in(files):
+            copies = int(often + chance.random())
             for line in text.split("\n") if copies else ():
                 for start in range(0, len(line), LINE_CHARACTERS):
                     yield from repeat(line[start : start + LINE_CHARACTERS], copies)
+
+
+def _spread(files: list[Text], source: str, rate: float) -> tuple[list[Text], float]:
+    """The files of a source that its sample is drawn from, and the rate in them.
+
+    They have several times as much text as is wanted, so that no file weighs much, and no more:
+    of a source in thousands of shards most are never opened.
+    """
+    count = max(LEAST_FILES, math.ceil(len(files) * rate * READ_PER_SAMPLED))
+    if count >= len(files):
+        return files, rate
+    drawn = random.Random(f"{source}'s files").sample(range(len(files)), count)
+    chosen = [files[number] for number in sorted(drawn)]
+    size, read = (sum(file.content for file in some) for some in (files, chosen))
+    return chosen, rate * size / read
 
 
 def _rates(settings: TokenizerTraining, corpus_path: str) -> tuple[dict[str, float], float]:

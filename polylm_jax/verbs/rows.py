@@ -1,6 +1,7 @@
 """Tokenize the corpus into fixed-length rows; check them; show one."""
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -35,14 +36,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="rows that come first, to which those of the corpus are added",
     )
+    parser.add_argument(
+        "--runner", default="", help="of Apache Beam, to share the work of build and verify"
+    )
     parser.add_argument("--source", default="", help="show a row of this source instead")
 
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
+    beam = replace(config.get("beam"), runner=given.runner) if given.runner else None
     if given.action == "verify":
         store = rows.open_store(config.get("rows").path)
-        print(f"All {rows.verify(store):,} files of {store.path} are as they were written.")
+        print(f"All {rows.verify(store, beam):,} files of {store.path} are as they were written.")
     elif given.action == "show":
         show_row(given.row, given.source)
     else:
@@ -53,6 +58,7 @@ def run(given: argparse.Namespace) -> None:
             config.get("corpus").path,
             tokenizer.load(config.get("tokenizer").path),
             extends=given.extend or "",
+            beam=beam,
         )
         print(f"Rows of {len(manifest['sources'])} sources are in {settings.path}.")
 

@@ -185,6 +185,15 @@ def adds_up(sizes):
     return sizes["read"] == sum(sizes.values()) - sizes["read"]
 
 
+def test_what_is_damaged_of_a_packed_file_costs_itself_alone_where_one_may(tmp_path):
+    members = [gzip.compress(as_jsonl([text]).encode()) for text in TEXTS]
+    put(tmp_path, "hi/a.jsonl.gz", b"".join([members[0], members[1][:50], *members[2:]])[:-60])
+    manifest, said = built(tmp_path, on_bad_line="skip")
+    assert sorted(documents_of(tmp_path)) == sorted([TEXTS[0], *TEXTS[2:-1]])
+    assert manifest["sources"]["hi"]["bad_lines"]["lines"] == 2
+    assert "2 bad lines are left out" in said
+
+
 def test_a_line_without_end_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LONGEST_LINE", 1000)
     put(tmp_path, "hi/a.jsonl", as_jsonl(["x" * 5000, "fine", "y" * 990]))
@@ -212,10 +221,14 @@ def test_another_key(tmp_path):
 @pytest.mark.parametrize(
     ("name", "pack", "words"),
     [
-        ("a.txt.gz", lambda text: gzip.compress(text)[:-9], "is cut short or damaged: fetch it"),
-        ("a.txt.gz", lambda text: text, "is cut short or damaged"),
-        ("a.jsonl.zst", lambda text: as_zst(text)[:-5], "is cut short or damaged"),
-        ("a.jsonl.zst", lambda text: text, "is cut short or damaged"),
+        (
+            "a.txt.gz",
+            lambda text: gzip.compress(text)[:-9],
+            r"is cut short at its byte [\d,]+: fetch it",
+        ),
+        ("a.txt.gz", lambda text: text, "is damaged at its byte 0 or shortly before: fetch it"),
+        ("a.jsonl.zst", lambda text: as_zst(text)[:-5], "is cut short at its byte"),
+        ("a.jsonl.zst", lambda text: text, "is damaged at its byte 0"),
         ("a.parquet", lambda text: text, "is damaged or no Parquet file"),
         ("a.txt", lambda text: text + b"\xff\xfe", "is not UTF-8 at its byte"),
     ],

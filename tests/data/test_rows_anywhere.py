@@ -191,3 +191,11 @@ def test_by_beam_the_same_bytes(near, tokenizer, tmp_path):
     memory.pipe_file("/far/rows/th/train-00000.tokens", bytes(2 * (7 * 16 + 1)))
     with pytest.raises(UserError, match=r"far/rows/th/train-00000.tokens is damaged; delete"):
         verify(store, Beam())
+
+
+@pytest.mark.rare
+def test_by_two_processes_of_beam_the_same_bytes(near, tokenizer, tmp_path):
+    pytest.importorskip("apache_beam")
+    other = replace(near, path=str(tmp_path / "other"))
+    build(other, str(tmp_path / "corpus"), tokenizer, beam=Beam(workers=2))
+    assert content(other.path) == content(near.path)

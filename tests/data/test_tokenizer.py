@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from polylm_jax.data import corpus as corpus_room
+from polylm_jax.data import shards
 from polylm_jax.data import tokenizer as room
 from polylm_jax.data.tokenizer import EOS, TokenizerTraining, bytes_per_token, load, train
 from polylm_jax.errors import UserError
@@ -206,3 +208,19 @@ def test_no_tokenizer(tmp_path):
 def test_unknown_algorithm():
     with pytest.raises(UserError, match='"wordpiece"; choose one of unigram, bpe'):
         TokenizerTraining(algorithm="wordpiece")
+
+
+def test_of_many_shards_few_are_read_and_the_sample_is_as_large(tmp_path, monkeypatch):
+    path, texts = str(tmp_path / "corpus"), [f"Satz {n} von vielen." for n in range(6000)]
+    each = [
+        shards.write_shard(path, "de", n, 200, [(t, "x", 0) for t in texts[n::200]], 0, ".jsonl")
+        for n in range(200)
+    ]
+    shards.write_manifest(path, {"de": each})
+    opened, plain = [], shards.lines_of
+    monkeypatch.setattr(corpus_room, "lines_of", lambda text: opened.append(text) or plain(text))
+    sampled = list(room._sample({"de": 0.05}, path))
+    assert len(opened) == len(set(opened)) == 200 * 0.05 * room.READ_PER_SAMPLED
+    assert len(sampled) == pytest.approx(0.05 * len(texts), rel=0.2)
+    assert sampled == list(room._sample({"de": 0.05}, path))
+    assert list(room._sample({"de": 1.0}, path)) == list(corpus_room.documents(path, "de", "train"))

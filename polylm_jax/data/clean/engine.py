@@ -21,7 +21,7 @@ LOCAL = "FnApiRunner"
 
 @dataclass(frozen=True)
 class Beam:
-    """What runs `polylm clean`.
+    """What runs `polylm clean`, and `polylm rows` where it has --runner.
 
     runner: a runner of Apache Beam, by name or by module and name; FnApiRunner is this machine.
     workers: processes of this machine, for FnApiRunner.
