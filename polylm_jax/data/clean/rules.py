@@ -27,6 +27,7 @@ from polylm_jax.data.clean.text import (
     ngram_hashes,
     paragraphs,
     prefix_hashes,
+    share,
     span_hashes,
     tokens,
     total,
@@ -55,11 +56,6 @@ def measure(batch: Batch) -> dict[str, np.ndarray]:
     """All features of the documents of a batch, float64 [documents] each."""
     view = View(batch)
     return {feature.name: feature.of(view).astype(np.float64) for feature in FEATURES}
-
-
-def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part by whole, float64; 0 where the whole is."""
-    return part / np.maximum(whole, 1)
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,11 @@ def total(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.diff(sums[offsets])
 
 
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part by whole, float64; 0 where the whole is."""
+    return part / np.maximum(whole, 1)
+
+
 def tokens(batch: Batch) -> Spans:
     """Words: runs of letters, digits and their marks; where no spaces are, a letter, its marks."""
     member = among(batch.kinds, (*LETTERS, Kind.DIGIT))

@@ -1,0 +1,126 @@
+"""Pairs of translations: the model against plain loops, and what it tells of wrong pairs."""
+
+import math
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from polylm_jax.data.clean import bilingual
+from polylm_jax.data.clean.bilingual import directions, limits, measure, pairs
+from tests.data.sentences import SENTENCES
+
+
+def made_up(count=600, seed=0):
+    """Sentences of made-up words and their translations, word by word in another order."""
+    chance = random.Random(seed)
+    words = ["".join(chance.choices("bcdfghklmnprstvwz", k=4)) for _ in range(150)]
+    other = {word: "".join(chance.choices("бвгджзклмнпрстфх", k=4)) for word in words}
+    found = []
+    for _ in range(count):
+        one = chance.choices(words, range(150, 0, -1), k=chance.randrange(4, 12))
+        found.append((" ".join(one), " ".join(other[w] for w in chance.sample(one, len(one)))))
+    return found
+
+
+def plain(firsts, seconds):
+    """`aligned` one way, by loops over words."""
+    told = [one.split() for one in seconds]
+    given = [["", *one.split()] for one in firsts]
+    chance = defaultdict(lambda: 1.0)
+    for _ in range(bilingual._ROUNDS):
+        counted, totals = Counter(), Counter()
+        own = [Counter() for _ in told]
+        for at, (sources, targets) in enumerate(zip(given, told, strict=True)):
+            for t in targets:
+                whole = sum(chance[s, t] for s in sources)
+                for s in sources:
+                    part = chance[s, t] / whole
+                    for some in (counted, own[at]):
+                        some[s, t] += part
+                    totals[s] += part
+        chance = {both: part / totals[both[0]] for both, part in counted.items()}
+    frequent = Counter(t for targets in told for t in targets)
+    size = sum(frequent.values())
+    found = []
+    for at, (sources, targets) in enumerate(zip(given, told, strict=True)):
+        spent = Counter()
+        for (s, _), part in own[at].items():
+            spent[s] += part
+        sum_of = 0.0
+        for t in targets:
+            alone = (frequent[t] + 1) / (size + len(frequent) + 1)
+            beside = sum(
+                (counted[s, t] - own[at][s, t]) / max(totals[s] - spent[s], 1) for s in sources
+            ) / len(sources)
+            mixed = beside * (1 - bilingual._UNRELATED) + alone * bilingual._UNRELATED
+            sum_of += math.log(mixed / alone)
+        found.append(sum_of / len(targets))
+    return np.array(found)
+
+
+def test_alignment_is_that_of_plain_loops():
+    firsts, seconds = zip(*made_up(15), strict=True)
+    expected = (plain(firsts, seconds) + plain(seconds, firsts)) / 2
+    assert measure(firsts, seconds)["aligned"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_pairs_of_equal_length_that_do_not_belong_together_are_told():
+    some = made_up()
+    bad = len(some) // 10
+    order = sorted(range(bad), key=lambda at: len(some[at][1]))
+    wrong = list(some)
+    for here, there in zip(order, [*order[1:], order[0]], strict=True):
+        wrong[here] = (some[here][0], some[there][1])
+    firsts, seconds = zip(*wrong, strict=True)
+    fit = measure(firsts, seconds)["fit"]
+    assert (fit[:bad] < np.quantile(fit[bad:], 0.05)).mean() > 0.95
+
+
+def test_half_a_translation_a_copy_and_other_numbers_are_told():
+    some = made_up(200)
+    firsts = [a for a, _ in some] + ["abcd efgh ijkl mnop qrst", "12 of 1,000", "7 men", "no one"]
+    seconds = [b for _, b in some]
+    seconds[0] = seconds[0][: len(seconds[0]) // 3]
+    seconds += ["abcd efgh ijkl mnop qrst", "١٢ من 1.000", "8 людей", "никто"]
+    found = measure(firsts, seconds)
+    assert found["length"][0] > np.quantile(found["length"], 0.97)
+    assert found["copied"][-4] == 1
+    assert found["copied"][:200].max() == 0
+    assert found["numbers"][-4:].tolist() == [0, 0, 1, 0]
+
+
+def test_words_of_another_pair_are_no_copy():
+    found = measure(["alpha beta", "gamma delta"], ["gamma delta", "gamma delta"])
+    assert found["copied"].tolist() == [0, 1]
+
+
+def test_limits_drop_the_share_that_is_asked_for():
+    firsts, seconds = zip(*made_up(), strict=True)
+    scores = measure(firsts, seconds)
+    limit = limits(scores, 0.05)
+    assert (scores["fit"] < limit["fit"]).mean() == pytest.approx(0.05, abs=0.01)
+    assert (scores["aligned"] < limit["aligned"]).mean() == pytest.approx(0.05, abs=0.01)
+    assert limit["length"] == np.quantile(scores["length"], 0.95)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "a"], ["!", "\ud800"]])
+def test_pairs_of_nothing(texts):
+    scores = measure(texts, texts[::-1])
+    assert all(len(some) == len(texts) and np.isfinite(some).all() for some in scores.values())
+    assert limits(scores).keys() == (scores.keys() if texts else set())
+    measure(texts, ["漢字 words"] * len(texts))
+
+
+def test_pairs_of_a_document():
+    text = "one\neins\n\nonly\n\n two\nzwei \n \nthree\ndrei\nmore\n\nfour\nvier"
+    assert pairs(text) == [("one", "eins"), ("two", "zwei"), ("four", "vier")]
+
+
+def test_directions_are_told_by_language():
+    pytest.importorskip("fasttext")
+    en, ru = SENTENCES["en"][0], SENTENCES["ru"][0]
+    de = SENTENCES["de"][0]
+    found = directions([en, ru, en, de, "12", "12"], [ru, en, en, ru, ru, "12"], ("en", "ru"))
+    assert found.tolist() == [1, -1, 0, 0, 1, 1]
