@@ -37,6 +37,6 @@ for line in sys.stdin:
         out = os.open(asked["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        status = main(asked["arguments"])
-        os._exit(status)
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+        os._exit(main(asked["arguments"]))
     print(number, flush=True)

@@ -226,17 +226,15 @@ def test_a_runs_own_documents_are_texts_and_lines_with_two_words_swapped(tmp_pat
         assert sorted(right.split()) == sorted(wrong.split())
 
 
-def test_results_say_how_many_examples_were_shown(subject, data, tmp_path):
-    shots = {name: task.shots for name, task in tasks.table().items() if task.shots}
-    assert shots["tydiqa"] == {"paper": 1}
-    settings = Evaluation(("tydiqa", "xcopa"), protocol="paper", folder=str(data))
-    for name, some in settings.asked("").items():
-        one = next(one for one in some if not one.missing)
-        report = evaluate.Report([Result(one, (share("acc", [True]),), [])], [], [])
-        said = table.results({name: report}, settings, {}, "run")["n-shot"]
-        assert [*said.values()] == [1 if name == "tydiqa" else 0]
-        if name == "tydiqa":  # as the prompts show
-            assert one.items[0].text.count("Answer:") == 2
+@pytest.mark.parametrize(("protocol", "shots"), [("paper", 1), ("lm_eval", 0)])
+def test_results_say_how_many_examples_were_shown(tmp_path, protocol, shots):
+    (tmp_path / "wmt20").mkdir()
+    (tmp_path / "wmt20/wmt20.de-en.tsv").write_text("Eins.\tOne.\nZwei.\tTwo.\n")
+    settings = Evaluation(("wmt20",), ("de-en",), protocol=protocol, folder=str(tmp_path))
+    [[asked]] = settings.asked("").values()
+    report = evaluate.Report([Result(asked, (share("acc", [True]),), [])], [], [])
+    assert table.results({"wmt20": report}, settings, {}, "run")["n-shot"] == {"wmt20-de-en": shots}
+    assert ("Two." in asked.items[0].text) == bool(shots)
 
 
 def test_long_items_are_left_out_if_asked(subject, data, tmp_path):
