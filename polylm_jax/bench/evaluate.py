@@ -22,11 +22,13 @@ from rich.table import Table
 
 from polylm_jax.bench.peer import PeerProcess, peer_python, torch_device
 from polylm_jax.data.tokenizer import EOS
-from polylm_jax.evaluation.packing import Pair, batches, tree
-from polylm_jax.evaluation.score import score_rows
+from polylm_jax.evaluation.packing import Pair, plan, tree
+from polylm_jax.evaluation.score import score_trees
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
+from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.parallel.sharding import attender
 from polylm_jax.sizes import Size
 
 ROUNDS = 3  # of ours and the peer in turn; the first, in which ours compiles, is not counted
@@ -39,7 +41,8 @@ def run(
     """Requests per second of processor time in each form, ours and the peer's (if asked), the
     median of rounds in which both took turns, and the share of padding in our rows."""
     forms = {name: made_up(name, size.vocabulary) for name in BATCH}
-    decoder = Decoder(size, compute)
+    mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+    decoder = Decoder(size, compute, attend=attender(compute, mesh))
     start = jax.jit(Decoder(size, compute, init).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     speeds: dict[str, dict[str, list[float]]] = {name: {} for name in forms}
@@ -96,21 +99,16 @@ def ours(decoder: Decoder, params: Any, items: list[list[Pair]], settings: Evalu
     """Seconds of processor time from ids to sums."""
     started = time.process_time()
     trees = [tree(pairs) for pairs in items]
-    for batch in batches(trees, settings.row_length, settings.rows, 1):
-        chances = np.asarray(score_rows(decoder, {"params": params}, batch)[0])
-        for number, first in batch.trees:
-            for text in trees[number].texts:
-                chances[first + text].sum(dtype=np.float64)
+    planned = plan([one.size for one in trees], settings.row_length, settings.rows, 1)
+    score_trees(decoder, {"params": params}, trees, planned, lambda *_: None)
     return time.process_time() - started
 
 
 def padding(items: list[list[Pair]], settings: Evaluation) -> float:
     """Share of the computed positions that are no item's."""
     trees = [tree(pairs) for pairs in items]
-    computed = sum(
-        batch.tokens.size for batch in batches(trees, settings.row_length, settings.rows, 1)
-    )
-    return 1 - sum(len(one.tokens) for one in trees) / computed
+    planned = plan([one.size for one in trees], settings.row_length, settings.rows, 1)
+    return 1 - sum(len(one.tokens) for one in trees) / sum(one.positions for one in planned)
 
 
 def show(result: dict[str, Any], console: Console) -> None:

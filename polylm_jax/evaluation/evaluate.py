@@ -28,6 +28,7 @@ KINDS: dict[str, Prepare] = {
     "generated": generated.prepare,
 }
 DRAWS = 2000  # of the bootstrap
+FEW = 9  # n p (1 - p) below which the normal distribution is no good, a rule of thumb
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,22 @@ def _means(each: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def above_chance(result: Result) -> bool | None:
-    """Whether a score differs from guessing (two-sided, 95%); None where nothing is guessed."""
+    """Whether a score differs from guessing (two-sided, 95%); None where nothing is guessed.
+
+    By the normal distribution, of few items by the binomial one.
+    """
     chance, count = result.asked.task.chance, len(result.samples)
     if chance is None or not count:
         return None
-    return abs(result.measures[0].value - chance) > 1.96 * math.sqrt(chance * (1 - chance) / count)
+    value, spread = result.measures[0].value, chance * (1 - chance)
+    if count * spread >= FEW:
+        return abs(value - chance) > 1.96 * math.sqrt(spread / count)
+    shares = [
+        math.comb(count, right) * chance**right * (1 - chance) ** (count - right)
+        for right in range(count + 1)
+    ]
+    right = round(value * count)
+    return 2 * min(sum(shares[: right + 1]), sum(shares[right:])) < 0.05
 
 
 def fingerprint(result: Result) -> str:

@@ -5,7 +5,7 @@ holds whole trees; a token sees its own stem and branch. What is common is found
 premises, passages and few-shot examples are shared wherever a benchmark has them. Pure numpy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -237,9 +237,3 @@ def batch(trees: Sequence[Tree], planned: Planned) -> Batch:
             targets[more] = one.targets
             at, filled = end, more.stop
     return Batch(tokens, documents, branches, sources, targets, filled, tuple(placed))
-
-
-def batches(trees: Sequence[Tree], width: int, rows: int, ways: int) -> Iterator[Batch]:
-    """All trees in rows, batch by batch."""
-    for planned in plan([one.size for one in trees], width, rows, ways):
-        yield batch(trees, planned)

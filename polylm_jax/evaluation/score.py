@@ -104,22 +104,11 @@ def score_trees(
 
     for plan in planned:
         one = batch(trees, plan)
-        found = score_rows(decoder, variables, one)
+        arrays = (one.tokens, one.documents, one.branches, one.sources, one.targets)
+        found = score_batch(decoder, variables, *arrays, np.int32(one.count))
         keep_before()
         before = plan, one, found
     keep_before()
-
-
-def score_rows(
-    decoder: Decoder, variables: dict[str, Any], batch: Batch
-) -> tuple[jax.Array, jax.Array]:
-    """ln p of a batch's targets, float32 [rows · width], and whether each is the best guess.
-
-    Only the first batch.count count. One program for each shape of a batch: the head runs on
-    targets alone, in as many blocks as they fill.
-    """
-    arrays = (batch.tokens, batch.documents, batch.branches, batch.sources, batch.targets)
-    return score_batch(decoder, variables, *arrays, np.int32(batch.count))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -133,7 +122,11 @@ def score_batch(
     targets: jax.Array,
     count: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`score_rows` of a batch's arrays."""
+    """ln p of a batch's targets, float32 [rows · width], and whether each is the best guess.
+
+    The arrays are those of `packing.Batch`. Only the first `count` targets count. One program for
+    each shape of a batch: the head runs on targets alone, in as many blocks as they fill.
+    """
     hidden, _ = decoder.apply(variables, tokens, documents=documents, branches=branches)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     embedding = variables["params"]["embedding"].astype(hidden.dtype)

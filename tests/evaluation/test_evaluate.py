@@ -219,7 +219,7 @@ def test_a_runs_own_documents_are_texts_and_lines_with_two_words_swapped(tmp_pat
     [whole, absent], [order, _] = every.values()
     assert [item.choices[0].continuation for item in whole.items] == texts
     assert absent.missing.startswith("no fr/valid.jsonl in")
-    assert [item.number for item in order.items] == [0, 2]
+    assert [item.number for item in order.items] == [0, 1]
     for item, line in zip(order.items, ("Heute kommt der Zug am Abend an", texts[2]), strict=True):
         right, wrong = (item.choices[place].continuation for place in (item.gold, 1 - item.gold))
         assert right == line != wrong
@@ -390,5 +390,10 @@ def test_chance_is_said_to_be_chance():
     assert evaluate.above_chance(result("xcopa", "it", half)) is False
     assert evaluate.above_chance(result("xcopa", "it", np.arange(100) < 60)) is True
     assert evaluate.above_chance(result("xcopa", "it", np.arange(100) < 59)) is False
+    # of few, by all that could have come: 4 of 4 come once in 8 times, 6 of 6 once in 32
+    assert evaluate.above_chance(result("xcopa", "it", np.ones(4, bool))) is False
+    assert evaluate.above_chance(result("xcopa", "it", np.ones(6, bool))) is True
+    assert evaluate.above_chance(result("xcopa", "it", np.arange(20) < 15)) is True
+    assert evaluate.above_chance(result("xcopa", "it", np.arange(20) < 14)) is False
     report = evaluate.Report([result("xcopa", "it", half)], [], [])
     assert any("not different from chance" in line for line in table.lines({"xcopa": report}))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polylm_jax.evaluation.packing import alike, batches, plan, tree, windows
-from polylm_jax.evaluation.score import score_rows
+from polylm_jax.evaluation.packing import alike, plan, tree, windows
+from polylm_jax.evaluation.score import score_trees
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer, parameter_shardings
@@ -31,16 +31,11 @@ def items(least=1, most=6):
 
 def scored(decoder, params, drawn, width, rows, ways=1):
     """Sum and greediness of each choice of each item, by trees."""
-    trees = [tree(pairs) for pairs in drawn]
-    found = [None] * len(trees)
-    for batch in batches(trees, width, rows, ways):
-        chances, best = map(np.asarray, score_rows(decoder, {"params": params}, batch))
-        for number, first in batch.trees:
-            found[number] = [
-                (chances[first + text].sum(), best[first + text].all())
-                for text in trees[number].texts
-            ]
-    return found
+    trees, found = [tree(pairs) for pairs in drawn], {}
+    planned = plan([one.size for one in trees], width, rows, ways)
+    keep = lambda _, sums: found.update(sums)  # noqa: E731
+    score_trees(decoder, {"params": params}, trees, planned, keep)
+    return [found[number] for number in range(len(trees))]
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def together(forks, run, folder, count):
 
 def assert_same(folder, expected):
     names = [path.name for path in expected.glob("samples_*")]
-    assert len(names) == 10
+    assert len(names) == 7
     for name in names:
         name = name.removeprefix("samples_").removesuffix(".jsonl")
         for one, other in zip(samples(folder, name), samples(expected, name), strict=True):
@@ -160,7 +160,7 @@ def test_two_processes_say_what_one_does(forks, run, whole, tmp_path):
     assert [forks.wait(number) for number in numbers] == [0, 0], logs[0].read_text()
     assert_same(tmp_path / "run", whole[0])
     assert "xcopa" in logs[0].read_text()
-    assert not logs[1].read_text()
+    assert "xcopa" not in logs[1].read_text()
     # what the two have answered serves one alone, and the other way round
     answers = tmp_path / "run" / ANSWERS
     kept = answers.read_bytes()

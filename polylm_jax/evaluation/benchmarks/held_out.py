@@ -1,6 +1,7 @@
 """What a run's own corpus held out: bits per byte of documents, and word order in their lines."""
 
 from functools import partial
+from itertools import chain, zip_longest
 
 from polylm_jax.data.languages import LANGUAGES
 from polylm_jax.evaluation.benchmarks.word_order import swapped
@@ -13,16 +14,15 @@ def _documents(rows: list[Row], language: str, protocol: str) -> list[Item]:
 
 
 def _order(rows: list[Row], language: str, protocol: str) -> list[Item]:
-    """Of each document the longest line in which two neighbours can be swapped."""
-    items = []
-    for number, row in enumerate(rows):
-        lines = sorted(row["text"].split("\n"), key=len)
-        pairs = ((line, swapped(line, language, number)) for line in reversed(lines))
-        line, other = next((pair for pair in pairs if pair[1] is not None), ("", None))
+    """The lines in which two neighbours can be swapped, the longest of each document first."""
+    lines = [sorted(row["text"].split("\n"), key=len, reverse=True) for row in rows]
+    items: list[Item] = []
+    for line in filter(None, chain.from_iterable(zip_longest(*lines))):
+        number = len(items)
+        other = swapped(line, language, number)
         if other is not None:
             pair, gold = (Choice("", line), Choice("", other)), number % 2
-            document = {"text": line}
-            items.append(Item(number, pair[::-1] if gold else pair, gold, document))
+            items.append(Item(number, pair[::-1] if gold else pair, gold, {"text": line}))
     return items
 
 
