@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polylm_jax.evaluation.packing import alike, plan, tree, windows
-from polylm_jax.evaluation.score import score_trees
+from polylm_jax.evaluation.score import score_batch, score_trees
 from polylm_jax.model.decoder import Compute, Decoder
+from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import attender, constrainer, parameter_shardings
+from polylm_jax.sizes import Size
 from tests import golden
 from tests.evaluation.plain import plain
 
@@ -89,6 +91,15 @@ def test_meshes_score_what_one_device_does():
                 size, FLOAT32, constrain=constrainer(mesh), attend=attender(FLOAT32, mesh)
             )
             same(scored(decoder, split, DRAWN[:5], 16, 4, 4), alone)
+
+
+def test_no_second_copy_of_the_parameters_is_made():
+    size = Size(vocabulary=2048, context=64, layers=8, heads=2, d_model=128, d_ff=512)
+    row, flat = jax.ShapeDtypeStruct((2, 64), np.int32), jax.ShapeDtypeStruct((128,), np.int32)
+    arrays = (row, row, row, flat, flat, jax.ShapeDtypeStruct((), np.int32))
+    asked = score_batch.lower(Decoder(size, FLOAT32), {"params": shapes(size)}, *arrays)
+    held = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes(size)))
+    assert asked.compile().memory_analysis().temp_size_in_bytes < held / 2
 
 
 def test_what_is_shared_is_computed_once():
