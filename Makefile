@@ -13,7 +13,7 @@ JUDGES := .venv-judges
 # openai, litellm, llm, lm-eval, schemathesis and playwright, which ask `polylm serve`: kept apart
 CLIENTS := .venv-clients
 
-.PHONY: demo study test rare faults fuzz judges clients lint certify docs clean
+.PHONY: demo study test rare same faults fuzz judges clients lint certify docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -68,6 +68,10 @@ docs: $(VENV)/ready
 # what takes long and seldom breaks
 rare: $(VENV)/ready
 	$(VENV)/bin/pytest -m rare -n 2 --dist loadfile
+
+# whether the code of REV trains to the same bits as the code here
+same: $(VENV)/ready
+	$(VENV)/bin/python -m tests.same $(or $(REV),main)
 
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
