@@ -121,7 +121,7 @@ def compare(folders: Sequence[str]) -> Comparison:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(run.settings.get(name, "") for name in apart), []).append(run)
-    named = _named(list(groups.values()))
+    by_name = named(list(groups.values()))
     tokens = max(set.intersection(*(set(run.bits) for run in runs)), default=None)
     if tokens is None:
         ends = "; ".join(f"{run.name}: {', '.join(f'{t:,}' for t in run.bits)}" for run in runs)
@@ -132,23 +132,23 @@ def compare(folders: Sequence[str]) -> Comparison:
     shown = {
         name: [
             " / ".join(dict.fromkeys(run.settings.get(name, "") for run in group))
-            for group in named.values()
+            for group in by_name.values()
         ]
         for name in differing
     }
-    return Comparison(named, shown, tokens, _rows(list(named.values()), tokens))
+    return Comparison(by_name, shown, tokens, _rows(list(by_name.values()), tokens))
 
 
-def _named(groups: list[list[Run]]) -> dict[str, list[Run]]:
+def named(groups: list[list[Run]]) -> dict[str, list[Run]]:
     """Groups by what their runs' names share, such as all but a sweep's seed, or by their first."""
     parts = [[run.name.split(",") for run in group] for group in groups]
     shared = [",".join(p for p in group[0] if all(p in one for one in group)) for group in parts]
-    named = dict[str, list[Run]]()
+    found = dict[str, list[Run]]()
     for same, group in zip(shared, groups, strict=True):
         first, others = group[0].name, len(group) - 1
         unclear = others and (not same or shared.count(same) > 1)
-        named[f"{first} + {others}" if unclear else same if others else first] = group
-    return named
+        found[f"{first} + {others}" if unclear else same if others else first] = group
+    return found
 
 
 def _rows(groups: list[list[Run]], tokens: int) -> dict[str, list[Spread]]:

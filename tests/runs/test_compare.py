@@ -8,7 +8,7 @@ import pytest
 from polylm_jax.__main__ import main
 from polylm_jax.data.languages import LANGUAGES, name_of
 from polylm_jax.errors import UserError
-from polylm_jax.runs.compare import best_of, compare, spread_of
+from polylm_jax.runs.compare import Run, best_of, compare, named, spread_of
 from tests.runs.test_figures import synthetic_metrics, write_run
 
 GIN = "train.folder = '{folder}'\ntrain.seed = {seed}\noptimizer.clip = {clip}\ntrain.steps = 40\n"
@@ -28,6 +28,22 @@ def make(folder, seed=1, clip=1.0, steps=40, rows="r"):
 def three(tmp_path):
     """Two seeds of one setting, and one run of another."""
     return [make(tmp_path / n, s, c) for n, s, c in (("a1", 1, 1.0), ("a2", 2, 1.0), ("b", 1, 2.0))]
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ([["a1", "a2"], ["b"]], ["a1 + 1", "b"]),
+        ([["x=1,seed=1", "x=1,seed=2"], ["x=2,seed=1"]], ["x=1", "x=2,seed=1"]),
+        ([["seed=1,x=1", "seed=2,x=1"], ["seed=1,x=2", "seed=2,x=2"]], ["x=1", "x=2"]),
+        ([["x=1,seed=1", "x=1,seed=2"], ["x=1,more,seed=1", "x=1,seed=3"]],
+         ["x=1,seed=1 + 1", "x=1,more,seed=1 + 1"]),
+        ([["x=1,seed=1", "x=1,seed=2"], ["x=1"]], ["x=1,seed=1 + 1", "x=1"]),
+    ],
+)  # fmt: skip
+def test_a_group_is_called_by_what_its_names_share(groups, names):
+    runs = [[Run(name, "", {}, "", [], {}) for name in group] for group in groups]
+    assert list(named(runs)) == names
 
 
 def last_of(seed):
