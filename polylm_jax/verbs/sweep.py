@@ -25,6 +25,8 @@ MANNER = {
     *("train.folder", "train.keep", "train.checkpoint_every", "train.log_every"),
     *("train.data_timeout", "train.accept_changes", "train.trackers", "compute.compile_cache"),
 }
+# what `polylm tune` sets by itself, from its rows
+FOLLOWING = ("train.steps", "optimizer.decay_steps", "optimizer.warmup_steps", "curriculum.")
 
 
 class Run(NamedTuple):
@@ -110,7 +112,12 @@ def _is_finished(one: Run) -> bool:
     saved, now = settings_of(one.folder), values_of(one.settings)
     former = "\n".join(f"{name} = {value}" for name, value in saved.items())
     changed = {line.partition(":")[0]: line for line in differences(former, one.settings)}
-    changed = {name: line for name, line in changed.items() if name not in MANNER}
+    unasked = FOLLOWING if one.arguments[0] == "tune" else ()
+    changed = {
+        name: line
+        for name, line in changed.items()
+        if name not in MANNER and not name.startswith(unasked)
+    }
     if list(changed) == ["train.steps"] and int(now["train.steps"]) > int(saved["train.steps"]):
         return False  # it goes on
     if changed:

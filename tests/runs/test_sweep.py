@@ -14,8 +14,10 @@ from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
 from polylm_jax.runs import sweep
 from polylm_jax.runs.sweep import alone, members, read_over, see_through
+from polylm_jax.train import heartbeat
 from polylm_jax.train.ends import ENDS, RunEnded
 from tests.conftest import gin_flags
+from tests.runs.test_compare import make
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,18 @@ def test_a_sweep_ends_with_a_comparison_and_is_finished_by_the_same_command(
     assert "finished, but with other settings (optimizer.beta1: 0.9 -> 0.8)" in (
         capsys.readouterr().err
     )
+
+
+def test_what_tuning_sets_by_itself_is_no_other_setting(tmp_path, capsys):
+    folder = make(tmp_path / "clip=1.0")
+    finished = {"state": "finished", "step": 40, "steps": 40, "pid": 1, "host": "h", "processes": 1}
+    heartbeat.write(folder, finished | {"time": 1.0, "moved": 1.0})
+    flags = ["sweep", f"--out={tmp_path}", "--over=optimizer.clip=1.0", "--dry_run"]
+    flags += ["--gin.train.seed=1", "--gin.train.steps=30"]
+    assert main([*flags, "--gin.tune.data=('de.jsonl',)"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(flags) == 1
+    assert "(train.steps: 40 -> 30)" in capsys.readouterr().err
 
 
 def test_what_breaks_one_run_stops_no_other_and_is_the_status(tmp_path, monkeypatch, capsys):
