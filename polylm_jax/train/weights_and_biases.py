@@ -28,6 +28,7 @@ from polylm_jax.train.remarks import values_of
 
 NOTE = "wandb.json"
 FORM = {"id": str, "step": range(-1, LARGEST)}
+MOST = 10_000  # records that wait to be sent, before it is given up
 WAIT = 20.0  # seconds that the end of a run waits for what was not sent yet
 
 
@@ -62,10 +63,14 @@ class WeightsAndBiases:
         self._sent = self._last
 
     def log(self, step: int, values: Sequence[tuple[str, float]]) -> None:
-        """Hands numbers over to be sent."""
-        if step > self._sent and not self._failed.is_set():
-            self._last = step
-            self._waiting.put((step, dict(values)))
+        """Hands numbers over to be sent; TimeoutError where that has come to a halt."""
+        if step <= self._sent or self._failed.is_set():
+            return
+        if self._waiting.qsize() >= MOST:
+            self._failed.set()
+            raise TimeoutError(f"{MOST:,} records wait and none is taken")
+        self._last = step
+        self._waiting.put((step, dict(values)))
 
     def flush(self) -> None:
         """Nothing is to be done: it is sent as soon as it can be."""

@@ -132,6 +132,17 @@ def test_one_that_hangs_is_not_waited_for(runs, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_one_that_takes_nothing_any_more_is_given_up(runs, tmp_path, monkeypatch, capsys):
+    over = threading.Event()
+    runs.log = lambda values, step: over.wait()
+    monkeypatch.setattr(weights_and_biases, "MOST", 20)
+    train(tmp_path, 0, 50)
+    over.set()
+    said = capsys.readouterr().err
+    assert said.count("wandb gets no more (20 records wait and none is taken)") == 1
+    assert lines(tmp_path) == 1 + 50 + 25
+
+
 @pytest.mark.parametrize("when", ["__init__", "start", "log", "flush", "close"])
 def test_a_tensorboard_without_room_stops_nothing(when, tmp_path, monkeypatch, capsys):
     def full(self, *_):
