@@ -3,9 +3,12 @@
 import argparse
 from dataclasses import replace
 
+from rich.console import Console
+from rich.table import Table
+
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.data.clean import pipeline
+from polylm_jax.data.clean import estimate, pipeline, report
 from polylm_jax.errors import UserError
 
 PASSES = ("measure", "thresholds", "duplicates", "write")
@@ -18,7 +21,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=(*PASSES, "explain", "status"),
         default="write",
-        help="the last pass to run; all by default",
+        help="the last pass to run, which is write by default",
     )
     parser.add_argument("id", nargs="?", default="", help="of a document, to explain")
     parser.add_argument("--runner", default="", help="of Apache Beam, in place of beam.runner")
@@ -29,14 +32,24 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    beam = config.get("beam")
+    clean, beam = config.get("clean"), config.get("beam")
+    if given.action == "explain":
+        print(visible("\n".join(report.explain(clean.output, given.id))))
+        return
     beam = replace(beam, runner=given.runner) if given.runner else beam
-    job = pipeline.planned(config.get("clean"), config.get("language"), beam)
+    job = pipeline.planned(clean, config.get("language"), beam)
+    if given.action == "status":
+        for name, done, count in pipeline.status(job):
+            print(f"{name:12}{done:,} of {count:,} shards")
+        return
+    if given.dry_run:
+        print("\n".join(estimate.told(job)))
+        return
     size = sum(piece.shard.bytes for piece in job.pieces)
-    print(f"Cleaning {len(job.pieces):,} shards of {size / 1e6:,.1f} MB into {job.clean.output}.")
+    print(f"Cleaning {len(job.pieces):,} shards of {size / 1e6:,.1f} MB into {clean.output}.")
     for kind, (number, size) in job.passed.items():
         print(visible(f"passed over, {number:,} files of {size:,} bytes: {kind}"))
-    with pipeline.alone(job.clean.output):
+    with pipeline.alone(clean.output):
         _passes(given, job)
 
 
@@ -45,25 +58,38 @@ def _passes(given: argparse.Namespace, job: pipeline.Job) -> None:
     notes = pipeline.measure(job)
     read, broken = (sum(note[name] for note in notes) for name in ("documents", "broken"))
     print(f"{read:,} documents are measured; {broken:,} records are broken.")
-    for note in notes:
-        for place in note["first_broken"]:
-            print(visible(f"  {place}"))
+    for place in [place for note in notes for place in note["first_broken"]][:10]:
+        print(visible(f"  {place}"))
     if not read:
         raise UserError("no document could be read; mend the inputs, or name others.")
-    if last == 0:
-        return
-    gin = pipeline.derive(job, config.get("thresholds"), notes)
-    print(f"The thresholds are in {gin}: edit them, and run `polylm clean` again.")
-    config.parse([*given.gin_file, gin], given.overrides)
-    if last == 1:
-        return
-    pipeline.duplicates(job, notes)
-    if last == 2:
-        return
-    manifest = pipeline.write(job, notes, config.get("thresholds").limits)
-    kept = sum(
-        source[split]["documents"]
-        for source in manifest["sources"].values()
-        for split in ("train", "valid")
-    )
-    print(f"{kept:,} documents of {read:,} are kept, in {job.clean.output}.")
+    if last >= PASSES.index("thresholds"):
+        gin = pipeline.derive(job, config.get("thresholds"), notes)
+        config.parse([*given.gin_file, gin], given.overrides)
+        print(f"The thresholds are in {gin}: edit them, and run this again.")
+    if last >= PASSES.index("duplicates"):
+        pipeline.duplicates(job, notes)
+    if last >= PASSES.index("write"):
+        limits = config.get("thresholds").limits
+        told = pipeline.write(job, notes, limits)
+        place = report.write(job.clean.output, told, limits, pipeline.histograms(job, notes))
+        _show(report.counted(told), limits, place)
+        print(f"The corpus is in {job.clean.output}; why each document is or is not: {place}.")
+
+
+def _show(counts: report.Counts, limits: dict, place: str) -> None:
+    heads = ("documents", "kept", *report.KINDS[1:])
+    shown = Table("language", title="Cleaned", title_justify="left")
+    for head in heads:
+        shown.add_column(head, justify="right")
+    for language, some in counts.items():
+        kinds, total = report.by_kind(some), max(some["read"][0], 1)
+        shares = [f"{100 * kinds[kind] / total:.1f}%" for kind in report.KINDS[1:]]
+        shown.add_row(language, f"{total:,}", f"{kinds['kept']:,}", *shares)
+    Console().print(shown)
+    for name, value in report.beside_paper(counts).items():
+        print(f"{name:22}{value:6.1f}% dropped; PolyLM's {report.PAPER[name]}%")
+    marks = list(report.marked(counts, limits))
+    for line in marks[:6]:
+        print(visible(f"look: {line}"))
+    if len(marks) > 6:
+        print(f"look: {len(marks) - 6} more in {place}")

@@ -6,7 +6,6 @@ number of workers, or of the order in which shards are done.
 """
 
 import fcntl
-import json
 import os
 import re
 import threading
@@ -102,7 +101,7 @@ def planned(clean: Clean, language: Identification, beam: Beam) -> Job:
             'clean.inputs = {"data/web/*.warc.gz": "", "data/wiki/de": "de"}.'
         )
     passed: dict[str, list[int]] = {}
-    shards = documents.shards(_corpora(clean.inputs), clean.key, passed)
+    shards = documents.shards(clean.inputs, clean.key, passed)
     _, output = opened(clean.output)
     for shard in shards:
         for file in shard.files:
@@ -113,21 +112,6 @@ def planned(clean: Clean, language: Identification, beam: Beam) -> Job:
                     "folder elsewhere."
                 )
     return Job(clean, language, beam, tuple(pieces(shards)), passed)
-
-
-def _corpora(inputs: dict[str, str]) -> dict[str, str]:
-    """The inputs, with the sources of a corpus in the place of its folder."""
-    found: dict[str, str] = {}
-    for path, language in inputs.items():
-        files, root = opened(path)
-        manifest = f"{root}/{MANIFEST}"
-        sources: dict = {}
-        if not language and files.isfile(manifest):
-            with files.open(manifest) as file:
-                content = json.load(file)
-            sources = content.get("sources", {}) if isinstance(content, dict) else {}
-        found |= {f"{path}/{name}": name for name in sources} or {path: language}
-    return found
 
 
 @contextmanager
@@ -152,11 +136,11 @@ def alone(output: str) -> Iterator[None]:
 def _watched(stage: str, folder: str, ending: str, wanted: int) -> Iterator[None]:
     """Shows how many of a stage's products are there while the block runs."""
     line, stop, begun = LiveLine(10), threading.Event(), time.monotonic()
-    before = len([name for name in products.names(folder) if name.endswith(ending)])
+    before = _done(folder, ending)
 
     def look() -> None:
         while not stop.wait(_LOOK):
-            done = len([name for name in products.names(folder) if name.endswith(ending)])
+            done = _done(folder, ending)
             left = (wanted - done) * (time.monotonic() - begun) / max(done - before, 1)
             soon = f", {format_duration(left)} left" if done > before else ""
             line.show(f"clean {stage}: {done:,} of {wanted:,} shards{soon}")
@@ -261,8 +245,8 @@ def duplicates(job: Job, notes: list[dict]) -> None:
     clusters.find(job.beam, keys, count, job.clean.shuffle_megabytes * 1e6, job.clusters)
 
 
-def write(job: Job, notes: list[dict], limits: Limits) -> dict:
-    """The fourth pass; returns the manifest of the corpus."""
+def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
+    """The fourth pass; returns the notes of all shards: counts, entries and samples."""
     settings = deciding_.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
     made_from = digest(settings, job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
     _stand_aside(job, made_from)
@@ -287,7 +271,8 @@ def write(job: Job, notes: list[dict], limits: Limits) -> dict:
             each(job.beam, work, todo)
     told = [products.load_json(f"{written}/{task.piece.number:08}.json") for task in tasks]
     _check(notes, told)
-    return _finished(job, limits, edges, told)
+    _finish(job, limits, edges, told)
+    return told
 
 
 def _stock(job: Job, notes: list[dict]) -> str:
@@ -396,7 +381,7 @@ def _stand_aside(job: Job, made_from: str) -> None:
     products.save_json(note, made_from)
 
 
-def _finished(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -> dict:
+def _finish(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -> None:
     """Removes files of an older corpus and writes the manifest."""
     output = job.clean.output
     entries = {
@@ -418,7 +403,7 @@ def _finished(job: Job, limits: Limits, edges: dict[str, int], told: list[dict])
         }
         if (shard and name not in wanted and verdict[0] != WORK) or stale:
             files.rm(path)
-    return write_manifest(
+    write_manifest(
         output,
         entries,
         valid_share=job.clean.valid_share,
@@ -427,19 +412,22 @@ def _finished(job: Job, limits: Limits, edges: dict[str, int], told: list[dict])
     )
 
 
-def counted(told: list[dict]) -> dict[str, dict[str, Any]]:
-    """The counts of all shards together, by language."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in told:
-        for language, counts in one["counts"].items():
-            of = found.setdefault(
-                language, {"read": [0, 0], "kept": [0, 0], "first": {}, "any": {}}
-            )
-            for side in ("read", "kept"):
-                of[side] = [a + b for a, b in zip(of[side], counts[side], strict=True)]
-            for reason, (number, size) in counts["first"].items():
-                some = of["first"].get(reason, [0, 0])
-                of["first"][reason] = [some[0] + number, some[1] + size]
-            for reason, number in counts["any"].items():
-                of["any"][reason] = of["any"].get(reason, 0) + number
-    return {language: found[language] for language in in_order(found)}
+def status(job: Job) -> list[tuple[str, int, int]]:
+    """Of each pass its name, how many shards it has done, and of how many."""
+    work, count = f"{job.clean.output}/{WORK}", len(job.pieces)
+    keys, there = set(job.inputs), products.names(job.measured)
+    found = [("measure", sum(name.removesuffix(".json") in keys for name in there), count)]
+    whole = products.exists(f"{job.clusters}/{clusters.DONE}")
+    found.append(("duplicates", count * whole, count))
+    for name, stage, ending in (
+        ("decide", "decided", ".settled.npy"),
+        ("write", "written", ".json"),
+    ):
+        folders = [one for one in products.names(work) if one.startswith(f"{stage}-")]
+        newest = max((_done(f"{work}/{one}", ending) for one in folders), default=0)
+        found.append((name, min(newest, count), count))
+    return found
+
+
+def _done(folder: str, ending: str) -> int:
+    return sum(name.endswith(ending) for name in products.names(folder))

@@ -22,6 +22,8 @@ Limit = tuple[float | None, float | None]  # least and most, both allowed; None 
 Limits = dict[str, dict[str, Limit]]  # of a language, of a feature
 Histograms = Mapping[str, Mapping[str, np.ndarray]]  # of a language, of a feature: counts
 
+EVERY = "*"  # in the place of a language
+
 _FINE = 7  # bits of a float's fraction: a bin is 0.4 to 0.8% wide
 _LEAST, _MOST = 2.0**-20, 2.0**44  # what lies outside is in the first or last bin
 
@@ -35,13 +37,13 @@ class Thresholds:
     documents: a language with fewer takes the values of all text in its script.
     drop: most of a language that one rule may drop.
     keep: share that perplexity and quality let pass.
-    limits: language: feature: (least, most), in place of what is derived.
+    limits: language, or "*" for every one: feature: (least, most), in place of what is derived.
     """
 
     method: Annotated[str, OneOf("tails", "english")] = "tails"
     reference: MaybePlace = ""
     documents: Annotated[int, Range(1)] = 2000
-    drop: Share = 0.1
+    drop: Share = 0.05
     keep: Share = 0.9
     limits: dict[str, dict[str, tuple[float | None, float | None]]] = field(default_factory=dict)
 
@@ -146,7 +148,7 @@ def derive(
         script = scripts.get(language, "")
         source = theirs if enough else pools.get(script, {})
         limits = _limits(source, clean.get("en", {}), english, kept, settings)
-        limits |= settings.limits.get(language, {})
+        limits |= settings.limits.get(EVERY, {}) | settings.limits.get(language, {})
         shares = {
             name: sum(
                 tail(own[name], edge, above)

@@ -59,7 +59,8 @@ def run(work, limits=LIMITS):
     notes = pipeline.measure(work)
     pipeline.derive(work, Thresholds(), notes)
     pipeline.duplicates(work, notes)
-    return pipeline.write(work, notes, limits)
+    pipeline.write(work, notes, limits)
+    return corpus.manifest(work.clean.output)
 
 
 def content(output):

@@ -62,7 +62,7 @@ def test_no_rule_drops_more_than_it_may_and_none_is_made_up():
         {},
         SETTINGS,
     )
-    assert derived["de"].shares["x"] <= 0.1
+    assert derived["de"].shares["x"] <= 0.05
     assert derived["de"].limits["y"] == (1.0, None)
     untouched = thresholds.derive(
         {"en": of(x=english), "de": of(x=english)}, {}, {"x": (None, 5.0)}, {}, SETTINGS
@@ -123,3 +123,14 @@ def test_the_gin_file_is_read_back_as_it_was_derived_and_can_be_edited(tmp_path)
     config.parse([str(file)], [])
     assert config.get("thresholds").limits["en"]["y"] == (1.0, None)
     config.parse([], [])
+
+
+def test_what_is_given_goes_before_what_is_derived():
+    given = {"*": {"x": (None, 0.3), "y": (1.0, None)}, "de": {"x": (0.1, None)}}
+    settings = Thresholds(documents=1000, limits=given)
+    values = np.linspace(0, 1, 2000)
+    derived = thresholds.derive(
+        {"en": of(x=values), "de": of(x=values)}, {}, {"x": (None, 0.99)}, {}, settings
+    )
+    assert derived["en"].limits == {"x": (None, 0.3), "y": (1.0, None)}
+    assert derived["de"].limits == {"x": (0.1, None), "y": (1.0, None)}
