@@ -37,7 +37,7 @@ def run(given: argparse.Namespace) -> None:
         print(visible("\n".join(report.explain(clean.output, given.id))))
         return
     beam = replace(beam, runner=given.runner) if given.runner else beam
-    job = pipeline.planned(clean, config.get("language"), beam)
+    job = pipeline.planned(clean, config.get("language"), config.get("tokenizer").path, beam)
     if given.action == "status":
         for name, done, count in pipeline.status(job):
             print(f"{name:12}{done:,} of {count:,} shards")

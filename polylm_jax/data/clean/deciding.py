@@ -13,6 +13,7 @@ import numpy as np
 from polylm_jax.data.clean import clusters, contamination, duplicates, products
 from polylm_jax.data.clean.duplicates import CANDIDATE
 from polylm_jax.data.clean.engine import packed, runs
+from polylm_jax.data.clean.fluency import BITS
 from polylm_jax.data.clean.measuring import FEATURES, opened_index
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
@@ -20,7 +21,7 @@ from polylm_jax.data.clean.text import mix
 from polylm_jax.data.clean.thresholds import Limits
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
-_RULES = (LONGEST, *FEATURES)
+_RULES = (LONGEST, *FEATURES, BITS)
 # in which order a document's reasons are told; the first is the one that counts
 ORDERS = {
     "duplicates": (LANGUAGE, DUPLICATE, *_RULES, CONTAMINATED),
@@ -114,6 +115,7 @@ def decide(job: Deciding, piece: Piece) -> Iterator[tuple[int, bytes]]:
     if len(inside):
         found["cluster"] = cluster[inside]
         found["passes"] = ~failed[inside].any(1)
+        found["bits"] = scores[BITS][inside]
         found["length"] = scores["characters"][inside]
         found["document"] = inside + (piece.number << clusters.PLACE)
         found["id"] = scores["id"][inside]

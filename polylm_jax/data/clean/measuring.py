@@ -6,18 +6,20 @@ of what was read, without which the others do not count.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.clean import contamination, duplicates, products, rules
+from polylm_jax.data.clean import contamination, duplicates, fluency, products, rules
 from polylm_jax.data.clean.contamination import Index
 from polylm_jax.data.clean.documents import Broken, Document, read
-from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.fluency import BITS
+from polylm_jax.data.clean.language import UNKNOWN, Identification, identify
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.repair import repair
+from polylm_jax.data.clean.scraps import without
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import BATCH, LETTERS, Batch, Kind, fold
 from polylm_jax.data.clean.thresholds import BINS, histogram
@@ -27,34 +29,50 @@ from polylm_jax.errors import UserError
 
 FORM = 1  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
-HISTOGRAMS = (*FEATURES, "score", "language_share")
-_SETTINGS = ("key", "bad", "longest", "bands", "rows")
+HISTOGRAMS = (*FEATURES, "score", "language_share", BITS)
+_SETTINGS = ("key", "bad", "scraps", "longest", "bands", "rows")
 _PLACES = 10  # of broken records that are told
 
 
-def settings_of(clean: Clean, language: Identification, index: str) -> str:
-    """The hash of all that decides what this pass makes of a shard. index: of the benchmarks."""
+@dataclass(frozen=True)
+class Measuring:
+    """What one needs to measure. folder: where what is made goes.
+
+    models, tokenizer: folder of the n-gram models, "" for none, and that of their tokenizer.
+    index: path of the index of benchmarks, "" for none.
+    """
+
+    clean: Clean
+    language: Identification
+    folder: str
+    models: str
+    tokenizer: str
+    index: str
+
+
+def settings_of(clean: Clean, language: Identification, models: str, index: str) -> str:
+    """The hash of all that decides what this pass makes of a shard. models, index: their names."""
     return digest(
         FORM, FEATURES, [asdict(clean)[name] for name in _SETTINGS], asdict(language), index
     )
 
 
-def measure(clean: Clean, language: Identification, folder: str, index: str, piece: Piece) -> None:
-    """Measures a shard. folder: of what is made. index: path of the index of benchmarks, or ""."""
+def measure(job: Measuring, piece: Piece) -> None:
+    """Measures a shard."""
     broken: list[Broken] = []
     tables: list[dict[str, Any]] = []
-    keys, hits, count = [np.empty((0, clean.bands + 1), np.uint64)], [_none(2)], 0
-    for some in _batches(_unbroken(clean, piece, broken)):
-        table, folded = _scored(some, language)
+    keys, hits, count = [np.empty((0, job.clean.bands + 1), np.uint64)], [_none(2)], 0
+    for some in _batches(_unbroken(job.clean, piece, broken)):
+        table, folded = _scored(job, some)
         tables.append(table)
-        keys.append(_keys(clean, table, folded))
-        if index:
-            hits.append(contamination.hits(opened_index(index), folded) + np.array([count, 0]))
+        keys.append(_keys(job.clean, table, folded))
+        if job.index:
+            hits.append(contamination.hits(opened_index(job.index), folded) + np.array([count, 0]))
         count += len(some)
     scores = (
         {name: _joined([table[name] for table in tables]) for name in tables[0]} if count else {}
     )
-    stem = f"{folder}/{piece.key}"
+    stem = f"{job.folder}/{piece.key}"
     products.save_table(f"{stem}.scores.parquet", scores)
     products.save(f"{stem}.keys.npy", np.concatenate(keys))
     products.save(f"{stem}.hits.npy", np.concatenate(hits))
@@ -72,11 +90,16 @@ def measure(clean: Clean, language: Identification, folder: str, index: str, pie
     products.save_json(f"{stem}.json", note)
 
 
-def mended(document: Document) -> tuple[str, dict[str, int]]:
-    """A document's text as it is kept, and what was mended in it; code stays as it is."""
+def mended(document: Document, scraps: int) -> tuple[str, dict[str, int]]:
+    """A document's text as it is kept, and what was mended in it; code stays as it is.
+
+    scraps: as `Clean` has it.
+    """
     if document.language == CODE:
         return document.text.encode("utf-8", "replace").decode(), {}
-    return repair(document.text)
+    text, mends = repair(document.text)
+    text, lines = without(text, scraps, document.language or UNKNOWN)
+    return text, mends | ({"scraps": lines} if lines else {})
 
 
 @lru_cache(maxsize=1)
@@ -143,16 +166,16 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield some
 
 
-def _scored(documents: list[Document], settings: Identification) -> tuple[dict[str, Any], Batch]:
+def _scored(job: Measuring, documents: list[Document]) -> tuple[dict[str, Any], Batch]:
     """The scores of documents by name, and their folded text.
 
     Of a document that is longer than a batch the rules look at as much as a batch holds.
     """
-    texts, mends = zip(*map(mended, documents), strict=True)
+    texts, mends = zip(*(mended(one, job.clean.scraps) for one in documents), strict=True)
     batch = Batch.of([text[:BATCH] for text in texts])
     lengths = np.array([len(text) for text in texts])
     said = [one.language for one in documents]
-    languages, scores, shares = _identified(texts, said, settings)
+    languages, scores, shares = _identified(texts, said, job.language)
     features = rules.measure(batch) | {"characters": lengths.astype(np.float64)}
     folded = fold(batch if lengths.max() <= BATCH else Batch.of(texts))
     contents = [text.encode() for text in texts]
@@ -169,7 +192,8 @@ def _scored(documents: list[Document], settings: Identification) -> tuple[dict[s
         "mended": [" ".join(counts) for counts in mends],
         "letters": batch.counts[:, list(LETTERS)].argmax(1),
     }
-    return about | {name: features[name] for name in FEATURES}, folded
+    bits = fluency.score(job.models, job.tokenizer, [*texts], languages)
+    return about | {name: features[name] for name in FEATURES} | {BITS: bits}, folded
 
 
 def _identified(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,14 @@ from polylm_jax.data.clean import (
     clusters,
     contamination,
     documents,
+    fluency,
     measuring,
     products,
     rules,
     thresholds,
     verdicts,
 )
-from polylm_jax.data.clean import deciding as deciding_
+from polylm_jax.data.clean import deciding as decisions
 from polylm_jax.data.clean.deciding import Deciding
 from polylm_jax.data.clean.engine import Beam, each, grouped
 from polylm_jax.data.clean.language import Identification
@@ -52,10 +53,15 @@ _LOOK = 1.0  # seconds between two looks at what is made
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. passed: what of the inputs is passed over, kind: [files, bytes]."""
+    """What is to be done.
+
+    tokenizer: folder of the tokenizer that n-gram models are made of pieces of.
+    passed: what of the inputs is passed over, kind: [files, bytes].
+    """
 
     clean: Clean
     language: Identification
+    tokenizer: str
     beam: Beam
     pieces: tuple[Piece, ...]
     passed: dict[str, list[int]]
@@ -67,7 +73,7 @@ class Job:
     def inputs(self) -> list[str]:
         return [piece.key for piece in self.pieces]
 
-    @property
+    @cached_property
     def index(self) -> str:
         """Where the index of the benchmarks is, "" where there are none to look for."""
         if not self.clean.evaluation:
@@ -78,12 +84,20 @@ class Job:
             files += [(name, system.ukey(name)) for name in sorted(system.find(root))]
         return self.folder("index", files)
 
-    @property
+    @cached_property
+    def models(self) -> str:
+        """Where the n-gram models are, "" where there are none."""
+        settings = fluency.settings_of(self.clean, self.tokenizer)
+        return self.folder("models", settings) if settings else ""
+
+    @cached_property
     def measured(self) -> str:
-        settings = measuring.settings_of(self.clean, self.language, _name(self.index))
+        settings = measuring.settings_of(
+            self.clean, self.language, _name(self.models), _name(self.index)
+        )
         return self.folder("measured", settings)
 
-    @property
+    @cached_property
     def clusters(self) -> str:
         return self.folder("duplicates", _name(self.measured), self.inputs)
 
@@ -93,7 +107,7 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def planned(clean: Clean, language: Identification, beam: Beam) -> Job:
+def planned(clean: Clean, language: Identification, tokenizer: str, beam: Beam) -> Job:
     """The job that settings ask for. UserError for inputs that are none, or hold the output."""
     if not clean.inputs:
         raise UserError(
@@ -111,7 +125,7 @@ def planned(clean: Clean, language: Identification, beam: Beam) -> Job:
                     f"clean.output={clean.output} lies in what is cleaned ({file.place}); name a "
                     "folder elsewhere."
                 )
-    return Job(clean, language, beam, tuple(pieces(shards)), passed)
+    return Job(clean, language, tokenizer, beam, tuple(pieces(shards)), passed)
 
 
 @contextmanager
@@ -160,12 +174,18 @@ def measure(job: Job) -> list[dict]:
     if job.index and not products.exists(f"{job.index}.json"):
         index = contamination.index(contamination.read(job.clean.evaluation))
         measuring.save_index(job.index, index)
+    if job.models:
+        _folder(job.models)
+        fluency.train(job.clean, job.beam, job.tokenizer, job.models)
     there = set(products.names(job.measured))
     todo = [piece for piece in job.pieces if f"{piece.key}.json" not in there]
     if todo:
         _folder(job.measured)
         with _watched("measure", job.measured, ".json", len(job.pieces)):
-            work = partial(measuring.measure, job.clean, job.language, job.measured, job.index)
+            settings = measuring.Measuring(
+                job.clean, job.language, job.measured, job.models, job.tokenizer, job.index
+            )
+            work = partial(measuring.measure, settings)
             each(job.beam, work, todo)
     return [products.load_json(f"{job.measured}/{piece.key}.json") for piece in job.pieces]
 
@@ -197,7 +217,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
             histograms(job, notes),
             _scripts(notes),
             {feature.name: feature.limit for feature in rules.FEATURES} | _SHARE,
-            {},
+            {fluency.BITS: True},
             settings,
             _reference(job, settings),
         )
@@ -218,7 +238,8 @@ def _reference(job: Job, settings: Thresholds) -> dict[str, dict[str, np.ndarray
     """The histograms of the clean text that thresholds.reference names."""
     if not settings.reference:
         return None
-    other = planned(replace(job.clean, inputs={settings.reference: ""}), job.language, job.beam)
+    clean = replace(job.clean, inputs={settings.reference: ""})
+    other = planned(clean, job.language, job.tokenizer, job.beam)
     return histograms(other, measure(other))
 
 
@@ -247,7 +268,7 @@ def duplicates(job: Job, notes: list[dict]) -> None:
 
 def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     """The fourth pass; returns the notes of all shards: counts, entries and samples."""
-    settings = deciding_.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
+    settings = decisions.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
     made_from = digest(settings, job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
     _stand_aside(job, made_from)
     deciding = Deciding(
@@ -299,14 +320,14 @@ def _decided(job: Job, deciding: Deciding) -> tuple[dict[str, int], list[verdict
         _folder(deciding.folder)
         grouped(
             job.beam,
-            partial(deciding_.decide, deciding),
+            partial(decisions.decide, deciding),
             job.pieces,
-            partial(deciding_.tell, deciding),
+            partial(decisions.tell, deciding),
         )
         best = [n for n in products.names(deciding.folder) if n.startswith("best-")]
         told = [*(f"{deciding.folder}/{name}" for name in best), *range(len(job.pieces))]
         keys = {piece.number: piece.key for piece in job.pieces}
-        grouped(job.beam, deciding_.told, told, partial(deciding_.settle, deciding, keys))
+        grouped(job.beam, decisions.told, told, partial(decisions.settle, deciding, keys))
         put(f"{deciding.folder}/done", b"")
     notes = [products.load_json(f"{deciding.folder}/{p.number:08}.json") for p in job.pieces]
     found, survivors = (sum(note[name] for note in notes) for name in ("clusters", "survivors"))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from polylm_jax.files import Place
-from polylm_jax.ranges import OneOf, Range, Share, check
+from polylm_jax.files import MaybePlace, Place
+from polylm_jax.ranges import TINY, OneOf, Range, Share, check
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,16 @@ class Clean:
     off: rules, by name, that drop nothing.
     order: whether what is a duplicate and breaks a rule counts as a duplicate ("duplicates"), as
         FineWeb2 has it, or as what breaks the rule ("rules"), as the paper has it.
+    scraps: bytes of UTF-8 below which a line that ends in no mark of a sentence is left out, as
+        entries of menus are, and lines with format strings (%s, {name}, tags) with them; 0 leaves
+        all lines.
     longest: characters of the longest document that is kept.
     bands, rows: of the MinHash that finds near duplicates; 14 of 8 find an agreement of 0.8.
     shuffle_megabytes: most of the keys of duplicates that go through Beam at once.
+    fluent: corpus of clean text, of which an n-gram model of each language is trained that tells
+        how fluent a text is, with the tokenizer of `tokenizer`; "" for none.
+    fluent_megabytes: most text of a language that its model is trained on.
+    ngrams: pieces of the longest n-gram.
     evaluation: folders of benchmarks whose items no document may hold.
     mask: whether e-mail and public IP addresses are masked.
     valid_share, valid_megabytes: what is held out of each source, as in `corpus`.
@@ -36,10 +43,14 @@ class Clean:
     bad: Annotated[str, OneOf("skip", "refuse")] = "skip"
     off: tuple[str, ...] = ()
     order: Annotated[str, OneOf("duplicates", "rules")] = "duplicates"
+    scraps: Annotated[int, Range(0)] = 0
     longest: Annotated[int, Range(1)] = 10_000_000
     bands: Annotated[int, Range(1, 256)] = 14
     rows: Annotated[int, Range(1, 64)] = 8
     shuffle_megabytes: Annotated[float, Range(1, 1e9)] = 256.0
+    fluent: MaybePlace = ""
+    fluent_megabytes: Annotated[float, Range(TINY, 1e6)] = 50.0
+    ngrams: Annotated[int, Range(2, 8)] = 5
     evaluation: tuple[Place, ...] = ()
     mask: bool = True
     valid_share: Share = 0.1

@@ -32,7 +32,8 @@ _LEAST, _MOST = 2.0**-20, 2.0**44  # what lies outside is in the first or last b
 class Thresholds:
     """What decides where rules cut; see `derive`.
 
-    method: "tails" of the language's own text, or the published "english" values for all.
+    method: "tails" of the language's own text, the published "english" values for all, or only
+        what is "given" as limits.
     reference: corpus of clean text that tails are taken from; "" for what is cleaned.
     documents: a language with fewer takes the values of all text in its script.
     drop: most of a language that one rule may drop.
@@ -40,7 +41,7 @@ class Thresholds:
     limits: language, or "*" for every one: feature: (least, most), in place of what is derived.
     """
 
-    method: Annotated[str, OneOf("tails", "english")] = "tails"
+    method: Annotated[str, OneOf("tails", "english", "given")] = "tails"
     reference: MaybePlace = ""
     documents: Annotated[int, Range(1)] = 2000
     drop: Share = 0.05
@@ -140,14 +141,16 @@ def derive(
         pool = pools.setdefault(scripts.get(language, ""), {})
         for name, counts in features.items():
             pool[name] = pool.get(name, 0) + counts
-    found = {}
+    found: dict[str, Derived] = {}
     for language, own in histograms.items():
         documents = int(max((counts.sum() for counts in own.values()), default=0))
         theirs = clean.get(language, {})
         enough = max((c.sum() for c in theirs.values()), default=0) >= settings.documents
         script = scripts.get(language, "")
         source = theirs if enough else pools.get(script, {})
-        limits = _limits(source, clean.get("en", {}), english, kept, settings)
+        limits: dict[str, Limit] = {}
+        if settings.method != "given":
+            limits = _limits(source, clean.get("en", {}), english, kept, settings)
         limits |= settings.limits.get(EVERY, {}) | settings.limits.get(language, {})
         shares = {
             name: sum(

@@ -16,6 +16,7 @@ import numpy as np
 from polylm_jax.data.clean import clusters, products
 from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held
 from polylm_jax.data.clean.documents import Document, read
+from polylm_jax.data.clean.fluency import BITS
 from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
@@ -66,7 +67,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             if not (settled["kept"][at] or wanted):
                 masked.append(0)
                 continue
-            text, _ = mended(document)
+            text, _ = mended(document, job.clean.scraps)
             text, places = mask(text) if job.clean.mask else (text, {})
             masked.append(sum(places.values()))
             if wanted:
@@ -121,7 +122,7 @@ def _verdicts(
     return {
         "id": [f"{one:016x}" for one in scores.get("id", [])],
         **{name: scores.get(name, []) for name in _ABOUT},
-        **{name: scores.get(name, []) for name in ("bytes", "mended", *FEATURES)},
+        **{name: scores.get(name, []) for name in ("bytes", "mended", *FEATURES, BITS)},
         "cluster": cluster,
         "cluster_size": size,
         "survivor": [f"{one:016x}" if one else "" for one in settled["survivor"].tolist()],

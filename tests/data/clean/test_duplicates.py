@@ -1,6 +1,8 @@
 """Copies are found as exact Jaccard and a plain union-find have them, and no cluster is lost."""
 
 import random
+import subprocess
+import sys
 from collections import defaultdict
 from itertools import combinations
 
@@ -203,3 +205,35 @@ def test_one_survives_a_cluster_in_any_order_and_any_grouping():
         assert dict(zip(found["cluster"], found["document"], strict=True)) == {
             c: d for c, (_, d) in wanted.items()
         }
+
+
+CHILD = """
+import resource, sys
+import numpy as np
+from polylm_jax.data.clean import clusters, products
+from polylm_jax.data.clean.engine import Beam
+folder, chance, each = sys.argv[1], np.random.default_rng(0), 500_000 // 8
+hot = chance.integers(1, 2**64, 15, dtype=np.uint64)
+keys = []
+for shard in range(8):
+    found = chance.integers(1, 2**64, (each, 15), dtype=np.uint64)
+    found[: each // 4] = hot
+    products.save(f"{folder}/{shard}.npy", found)
+    keys.append(clusters.Keys(shard, f"{folder}/{shard}.npy"))
+clusters.find(Beam(), keys, 500_000 * 15, 256e6, folder)
+for shard in range(8):
+    cluster, size = clusters.of(folder, shard, each)
+    assert (cluster[: each // 4] == 1).all()
+    assert (size[: each // 4] == 125_000).all()
+    assert not cluster[each // 4 :].any()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.rare
+def test_half_a_million_documents_with_a_hot_cluster_fit_a_gigabyte(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1000

@@ -51,8 +51,9 @@ def write(folder, shards=2):
 
 def job(folder, output, beam=None, **settings):
     named = {f"{folder}/{code}": code for code in settings.pop("order", ("de", "en", "zh"))}
+    tokenizer = settings.pop("tokenizer", "")
     clean = Clean(inputs=settings.pop("inputs", named), output=str(output), **settings)
-    return pipeline.planned(clean, Identification(), beam or Beam())
+    return pipeline.planned(clean, Identification(), tokenizer, beam or Beam())
 
 
 def run(work, limits=LIMITS):
@@ -337,3 +338,28 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
     assert (tmp_path / "other" / "manifest.json").read_text() == "{}"
     with pytest.raises(UserError, match=r"beam\.runner=Nonesuch"):
         pipeline.measure(job(web, tmp_path / "out", replace(Beam(), runner="Nonesuch")))
+
+
+def test_text_that_is_not_fluent_is_told_by_models_of_clean_text(tiny, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    chance = random.Random(6)
+    good = [document("de", chance, 20) for _ in range(20)]
+    bad = [" ".join(chance.sample(text.split(), len(text.split()))) for text in good[:4]]
+    lines = [json.dumps({"text": text}) + "\n" for text in good + bad]
+    (folder / "a.jsonl").write_text("".join(lines))
+    work = job(
+        folder,
+        tmp_path / "out",
+        inputs={str(folder): "de"},
+        fluent=str(tiny["corpus.path"]),
+        tokenizer=str(tiny["tokenizer.path"]),
+    )
+    notes = pipeline.measure(work)
+    scores = products.load_table(f"{work.measured}/{work.pieces[0].key}.scores.parquet")
+    bits = scores["bits_per_byte"]
+    assert bits[:20].max() < bits[20:].min()
+    limits = {"de": {"bits_per_byte": (None, float(bits[:20].max()))}}
+    run(work, limits)
+    assert [row["reason"] for row in verdicts(tmp_path / "out")[20:]] == ["bits_per_byte"] * 4
+    assert notes[0]["documents"] == 24

@@ -1,0 +1,34 @@
+"""Lines that no text has: entries of menus, buttons, and format strings that a program fills in."""
+
+import re
+
+from polylm_jax.data.languages import is_bilingual, is_language
+
+# %s, %(name)s, {0}, {name}, ${x}, $[x], tags and entities of HTML
+_FORMAT = re.compile(r"%[(\w]|\{[\w{%]|\$[\[({]|</?[A-Za-z!]|&#?\w+;")
+_ENDED = re.compile(r"[.!?…。！？؟۔।॥።៕]['\"»”’)\]）」』]*$")
+
+
+def without(text: str, least: int, language: str) -> tuple[str, int]:
+    """A text without its scraps, and how many there were.
+
+    A scrap is a line with a format string, and one of fewer than `least` bytes of UTF-8 that does
+    not end as a sentence does; 0 leaves all lines. Lines of a pair of languages stay together:
+    a block of them goes when a format string is in it. Code stays as it is.
+    """
+    if not least or not (is_language(language) or is_bilingual(language)):
+        return text, 0
+    if is_bilingual(language):
+        parts, between = re.split(r"\n\s*\n", text), "\n\n"
+        kept = [part for part in parts if not _FORMAT.search(part)]
+    else:
+        parts, between = text.split("\n"), "\n"
+        kept = [part for part in parts if not part.strip() or not _is_scrap(part, least)]
+    if len(kept) == len(parts):
+        return text, 0
+    return re.sub(r"\n{3,}", "\n\n", between.join(kept)).strip("\n"), len(parts) - len(kept)
+
+
+def _is_scrap(line: str, least: int) -> bool:
+    short = len(line.strip().encode("utf-8", "replace")) < least
+    return bool(_FORMAT.search(line)) or (short and not _ENDED.search(line.strip()))
