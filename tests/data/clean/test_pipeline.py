@@ -278,14 +278,14 @@ def test_broken_inputs_are_counted_and_named_and_the_rest_is_kept(tmp_path):
     ]
     lines = [json.dumps({"text": text}) for text in awkward]
     (folder / "d.jsonl").write_text("\n".join(lines) + "\n")
-    work = job(folder, tmp_path / "out", inputs={str(folder): "de"}, longest=3_000_000)
+    work = job(folder, tmp_path / "out", inputs={str(folder): "de"}, longest=1_200_000)
     notes = pipeline.measure(work)
     assert [note["broken"] for note in notes] == [3, 1, 1, 0]
     assert "a.jsonl@" in notes[0]["first_broken"][0]
     assert "b.jsonl.gz" in notes[1]["first_broken"][0]
     run(work, {"de": {}})
     rows = verdicts(tmp_path / "out")
-    [long] = [row for row in rows if row["characters"] > 3_000_000]
+    [long] = [row for row in rows if row["characters"] > 1_200_000]
     assert long["reason"] == "longest"
     texts = list(corpus.documents(str(tmp_path / "out"), "de", "train"))
     assert not any(mark in text for text in texts for mark in "\x00\ufeff\u202e")
