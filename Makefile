@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 POLYLM := $(VENV)/bin/polylm
 GIN := --gin_file=gin_configs/runs/demo.gin
+CLEANED := --gin.corpus.path=data/demo/clean
 RUN := runs/demo
 TUNED := runs/demo_tune
 
@@ -23,8 +24,9 @@ $(VENV)/ready: requirements.txt pyproject.toml
 
 demo: $(VENV)/ready
 	$(POLYLM) corpus --small $(GIN)
-	$(POLYLM) tokenizer $(GIN)
-	$(POLYLM) rows $(GIN)
+	$(POLYLM) clean $(GIN)
+	$(POLYLM) tokenizer $(GIN) $(CLEANED)
+	$(POLYLM) rows $(GIN) $(CLEANED)
 	$(POLYLM) train $(GIN)
 	$(POLYLM) generate --run=$(RUN) --out=$(RUN)/samples.txt --gin.sampling.new_tokens=32 \
 		--gin.sampling.temperature=0.7 --gin.sampling.top_p=0.8 \
@@ -42,8 +44,9 @@ demo: $(VENV)/ready
 # does the paper's curriculum help? docs/curriculum.md; on the demo's rows, a quarter of an hour
 study: $(VENV)/ready
 	$(POLYLM) corpus --small $(GIN)
-	$(POLYLM) tokenizer $(GIN)
-	$(POLYLM) rows $(GIN)
+	$(POLYLM) clean $(GIN)
+	$(POLYLM) tokenizer $(GIN) $(CLEANED)
+	$(POLYLM) rows $(GIN) $(CLEANED)
 	$(POLYLM) sweep --gin_file=gin_configs/studies/curriculum/small.gin --out=runs/study \
 		--over=SEED=1,2,3 \
 		--over='curriculum.non_english=%FIXED_30,%FIXED_60,%STEP_30_60,%RAMP_30_60,%FALL_60_30'

@@ -62,7 +62,8 @@ def beside_paper(counts: Counts) -> dict[str, float]:
         there = sum(sum(kinds[one].values()) - kinds[one][LANGUAGE] for one in languages)
         return 100 * dropped / there if there else float("nan")
 
-    english, others = [], []
+    english: list[str] = []
+    others: list[str] = []
     for language in kinds:
         (english if language == "en" else others).append(language)
     shares = (share("rules", [*kinds]), share(DUPLICATE, english), share(DUPLICATE, others))
