@@ -13,20 +13,25 @@ import numpy as np
 from polylm_jax.data.clean import clusters, contamination, duplicates, products
 from polylm_jax.data.clean.duplicates import CANDIDATE
 from polylm_jax.data.clean.engine import packed, runs
-from polylm_jax.data.clean.fluency import BITS
-from polylm_jax.data.clean.measuring import FEATURES, opened_index
+from polylm_jax.data.clean.fluency import BITS, QUALITY
+from polylm_jax.data.clean.measuring import FEATURES, MISALIGNED, opened_index
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import mix
-from polylm_jax.data.clean.thresholds import Limits
+from polylm_jax.data.clean.thresholds import Limit, Limits
+from polylm_jax.data.languages import is_bilingual
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
-_RULES = (LONGEST, *FEATURES, BITS)
+_RULES = (LONGEST, *FEATURES, BITS, QUALITY, MISALIGNED)
 # in which order a document's reasons are told; the first is the one that counts
 ORDERS = {
     "duplicates": (LANGUAGE, DUPLICATE, *_RULES, CONTAMINATED),
     "rules": (LANGUAGE, *_RULES, DUPLICATE, CONTAMINATED),
 }
+
+_OF_PAIRS: dict[str, Limit] = {
+    MISALIGNED: (None, 0.5)
+}  # ours: a document most of whose pairs are wrong
 
 # what is known of a document in the end; survivor: its cluster's, by id
 SETTLED = np.dtype([("kept", "?"), ("survives", "?"), ("survivor", "<u8")])
@@ -81,7 +86,8 @@ def failures(job: Deciding, scores: dict[str, Any], contaminated: np.ndarray) ->
         failed[:, place[LONGEST]] = scores["characters"] > job.clean.longest
     for language in set(languages):
         own = languages == language
-        for name, (least, most) in job.limits.get(language, {}).items():
+        limits = (_OF_PAIRS if is_bilingual(language) else {}) | job.limits.get(language, {})
+        for name, (least, most) in limits.items():
             reason = LANGUAGE if name in ("score", "language_share") else name
             if reason in job.clean.off or name not in scores:
                 continue

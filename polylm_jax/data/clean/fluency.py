@@ -1,6 +1,7 @@
-"""How fluent a text is: bits a byte, told by n-gram models of clean text, one a language.
+"""How good a text reads: by n-gram models of clean text, and by the paper's classifier of English.
 
-The models are trained here, on the pieces of the tokenizer that the run will have.
+An n-gram model of each language tells bits a byte, on the pieces of the tokenizer that the run
+will have; the classifier, how much likelier English is clean text than a page of the web.
 """
 
 import io
@@ -10,15 +11,18 @@ import numpy as np
 
 from polylm_jax.data import corpus
 from polylm_jax.data import tokenizer as tokenizers
-from polylm_jax.data.clean import perplexity, products
+from polylm_jax.data.clean import perplexity, products, quality
 from polylm_jax.data.clean.engine import Beam, each
 from polylm_jax.data.clean.perplexity import Model
+from polylm_jax.data.clean.quality import Classifier
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.files import put
 
-BITS = "bits_per_byte"
+BITS, QUALITY = "bits_per_byte", "quality"
+KEPT = {BITS: True, QUALITY: False}  # whether what is large is bad
+_ENGLISH = "en"
 
 
 def settings_of(clean: Clean, tokenizer: str) -> str:
@@ -27,26 +31,33 @@ def settings_of(clean: Clean, tokenizer: str) -> str:
         return ""
     text = corpus.manifest(clean.fluent)["sha256"]
     pieces = tokenizers.load(tokenizer).fingerprint
-    return products.digest(text, pieces, clean.fluent_megabytes, clean.ngrams)
+    web = corpus.manifest(clean.web)["sha256"] if clean.web else ""
+    return products.digest(text, web, pieces, clean.fluent_megabytes, clean.ngrams)
 
 
 def train(clean: Clean, beam: Beam, tokenizer: str, folder: str) -> None:
-    """Trains a model of each language of clean.fluent, unless it is in `folder`."""
+    """Trains a model of each language of clean.fluent, and the classifier, unless in `folder`."""
     there = set(products.names(folder))
-    languages = [one for one in corpus.sources(clean.fluent) if is_language(one)]
-    todo = [one for one in languages if _name(one) not in there]
+    wanted = [one for one in corpus.sources(clean.fluent) if is_language(one)]
+    wanted += [QUALITY] if clean.web else []
+    todo = [one for one in wanted if _name(one) not in there]
     each(beam, partial(_train, clean, tokenizer, folder), todo)
 
 
-def score(folder: str, tokenizer: str, texts: list[str], languages: list[str]) -> np.ndarray:
-    """Bits a byte of each text by its language's model, float64; NaN where there is none."""
-    found = np.full(len(texts), np.nan)
+def score(
+    folder: str, tokenizer: str, texts: list[str], languages: list[str]
+) -> dict[str, np.ndarray]:
+    """BITS and QUALITY of each text, float64; NaN where no model tells."""
+    found = {name: np.full(len(texts), np.nan) for name in (BITS, QUALITY)}
     for language in set(languages) if folder else ():
         own = [at for at, one in enumerate(languages) if one == language]
+        some = [texts[at] for at in own]
         model = _model(folder, language)
         if model is not None:
-            some = [texts[at] for at in own]
-            found[own] = perplexity.bits_per_byte(model, _tokenizer(tokenizer), some)
+            found[BITS][own] = perplexity.bits_per_byte(model, _tokenizer(tokenizer), some)
+        classifier = _classifier(folder) if language == _ENGLISH else None
+        if classifier is not None:
+            found[QUALITY][own] = quality.score(classifier, some)
     return found
 
 
@@ -54,18 +65,27 @@ def _name(language: str) -> str:
     return f"{language}.npz"
 
 
-def _train(clean: Clean, tokenizer: str, folder: str, language: str) -> None:
+def _train(clean: Clean, tokenizer: str, folder: str, name: str) -> None:
+    content = io.BytesIO()
+    if name == QUALITY:
+        texts = (_texts(clean, clean.fluent, _ENGLISH), _texts(clean, clean.web, _ENGLISH))
+        quality.save(quality.train(*texts), content)
+    else:
+        pieces = _tokenizer(tokenizer)
+        sentences, _ = perplexity.sentences(pieces, _texts(clean, clean.fluent, name))
+        perplexity.save(perplexity.train(sentences, pieces.size, clean.ngrams), content)
+    put(f"{folder}/{_name(name)}", content.getvalue())
+
+
+def _texts(clean: Clean, path: str, language: str) -> list[str]:
+    """As much of a corpus's language as is trained on."""
     texts, left = [], clean.fluent_megabytes * 1e6
-    for text in corpus.documents(clean.fluent, language, "train"):
+    for text in corpus.documents(path, language, "train"):
         texts.append(text)
         left -= len(text.encode())
         if left <= 0:
             break
-    pieces = _tokenizer(tokenizer)
-    sentences, _ = perplexity.sentences(pieces, texts)
-    content = io.BytesIO()
-    perplexity.save(perplexity.train(sentences, pieces.size, clean.ngrams), content)
-    put(f"{folder}/{_name(language)}", content.getvalue())
+    return texts
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +97,10 @@ def _tokenizer(path: str) -> Tokenizer:
 @lru_cache(maxsize=2)
 def _model(folder: str, language: str) -> Model | None:
     path = f"{folder}/{_name(language)}"
-    if not products.exists(path):
-        return None
-    return perplexity.load(products.read(path), path)
+    return perplexity.load(products.read(path), path) if products.exists(path) else None
+
+
+@lru_cache(maxsize=1)
+def _classifier(folder: str) -> Classifier | None:
+    path = f"{folder}/{_name(QUALITY)}"
+    return quality.load(products.read(path), path) if products.exists(path) else None

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.clean import contamination, duplicates, fluency, products, rules
+from polylm_jax.data.clean import bilingual, contamination, duplicates, fluency, products, rules
 from polylm_jax.data.clean.contamination import Index
 from polylm_jax.data.clean.documents import Broken, Document, read
-from polylm_jax.data.clean.fluency import BITS
+from polylm_jax.data.clean.fluency import BITS, QUALITY
 from polylm_jax.data.clean.language import UNKNOWN, Identification, identify
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.repair import repair
@@ -23,14 +23,16 @@ from polylm_jax.data.clean.scraps import without
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import BATCH, LETTERS, Batch, Kind, fold
 from polylm_jax.data.clean.thresholds import BINS, histogram
-from polylm_jax.data.languages import CODE, is_language
+from polylm_jax.data.languages import CODE, is_bilingual, is_language
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
 FORM = 1  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
-HISTOGRAMS = (*FEATURES, "score", "language_share", BITS)
+MISALIGNED = "misaligned"  # share of a document's pairs of lines that do not belong together
+HISTOGRAMS = (*FEATURES, "score", "language_share", BITS, QUALITY)
 _SETTINGS = ("key", "bad", "scraps", "longest", "bands", "rows")
+_PAIRS = 2000  # from which on a batch's pairs can tell which of them are wrong
 _PLACES = 10  # of broken records that are told
 
 
@@ -192,8 +194,9 @@ def _scored(job: Measuring, documents: list[Document]) -> tuple[dict[str, Any], 
         "mended": [" ".join(counts) for counts in mends],
         "letters": batch.counts[:, list(LETTERS)].argmax(1),
     }
-    bits = fluency.score(job.models, job.tokenizer, [*texts], languages)
-    return about | {name: features[name] for name in FEATURES} | {BITS: bits}, folded
+    wrong = {MISALIGNED: _misaligned(texts, languages)}
+    fluent = fluency.score(job.models, job.tokenizer, [*texts], languages)
+    return about | {name: features[name] for name in FEATURES} | fluent | wrong, folded
 
 
 def _identified(
@@ -212,6 +215,21 @@ def _identified(
         for at, code in zip(unsaid, found.codes, strict=True):
             codes[at] = code
     return codes, scores, shares
+
+
+def _misaligned(texts: Sequence[str], languages: list[str]) -> np.ndarray:
+    """MISALIGNED of documents of pairs, float64; NaN for others, and where there are few pairs."""
+    found = np.full(len(texts), np.nan)
+    for language in filter(is_bilingual, set(languages)):
+        own = np.array([at for at, one in enumerate(languages) if one == language])
+        blocks = [bilingual.pairs(texts[at]) for at in own]
+        document = np.repeat(np.arange(len(own)), [len(some) for some in blocks])
+        if len(document) >= _PAIRS:
+            firsts, seconds = zip(*(pair for some in blocks for pair in some), strict=True)
+            wrong = bilingual.measure(firsts, seconds)["fit"] <= 0
+            counts = np.bincount(document, minlength=len(own))
+            found[own] = np.bincount(document, wrong, len(own)) / np.maximum(counts, 1)
+    return found
 
 
 def _keys(clean: Clean, scores: dict[str, Any], folded: Batch) -> np.ndarray:

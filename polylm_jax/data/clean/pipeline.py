@@ -217,7 +217,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
             histograms(job, notes),
             _scripts(notes),
             {feature.name: feature.limit for feature in rules.FEATURES} | _SHARE,
-            {fluency.BITS: True},
+            fluency.KEPT,
             settings,
             _reference(job, settings),
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from polylm_jax.errors import UserError
 from polylm_jax.files import MaybePlace, Place
 from polylm_jax.ranges import TINY, OneOf, Range, Share, check
 
@@ -29,6 +30,8 @@ class Clean:
     shuffle_megabytes: most of the keys of duplicates that go through Beam at once.
     fluent: corpus of clean text, of which an n-gram model of each language is trained that tells
         how fluent a text is, with the tokenizer of `tokenizer`; "" for none.
+    web: corpus of pages as they are, from whose English a classifier tells clean English, as the
+        paper's does; "" for none. It takes clean.fluent, too.
     fluent_megabytes: most text of a language that its model is trained on.
     ngrams: pieces of the longest n-gram.
     evaluation: folders of benchmarks whose items no document may hold.
@@ -49,6 +52,7 @@ class Clean:
     rows: Annotated[int, Range(1, 64)] = 8
     shuffle_megabytes: Annotated[float, Range(1, 1e9)] = 256.0
     fluent: MaybePlace = ""
+    web: MaybePlace = ""
     fluent_megabytes: Annotated[float, Range(TINY, 1e6)] = 50.0
     ngrams: Annotated[int, Range(2, 8)] = 5
     evaluation: tuple[Place, ...] = ()
@@ -58,3 +62,7 @@ class Clean:
 
     def __post_init__(self) -> None:
         check(self, "clean")
+        if self.web and not self.fluent:
+            raise UserError(
+                "clean.web is set without clean.fluent; name clean text to tell web pages from."
+            )

@@ -162,6 +162,8 @@ def derive(
             if name in own
         }
         found[language] = Derived(limits, documents, "" if enough else script or "all", shares)
+    for language in sorted({*settings.limits} - {*found, EVERY}):
+        found[language] = Derived(settings.limits[language], 0, "", {})
     return found
 
 

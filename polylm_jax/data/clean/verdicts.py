@@ -16,8 +16,8 @@ import numpy as np
 from polylm_jax.data.clean import clusters, products
 from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held
 from polylm_jax.data.clean.documents import Document, read
-from polylm_jax.data.clean.fluency import BITS
-from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
+from polylm_jax.data.clean.fluency import BITS, QUALITY
+from polylm_jax.data.clean.measuring import FEATURES, MISALIGNED, mended, opened_index
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
 from polylm_jax.data.shards import write_shard
@@ -122,7 +122,10 @@ def _verdicts(
     return {
         "id": [f"{one:016x}" for one in scores.get("id", [])],
         **{name: scores.get(name, []) for name in _ABOUT},
-        **{name: scores.get(name, []) for name in ("bytes", "mended", *FEATURES, BITS)},
+        **{
+            name: scores.get(name, [])
+            for name in ("bytes", "mended", *FEATURES, BITS, QUALITY, MISALIGNED)
+        },
         "cluster": cluster,
         "cluster_size": size,
         "survivor": [f"{one:016x}" if one else "" for one in settled["survivor"].tolist()],

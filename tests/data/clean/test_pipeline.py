@@ -363,3 +363,23 @@ def test_text_that_is_not_fluent_is_told_by_models_of_clean_text(tiny, tmp_path)
     run(work, limits)
     assert [row["reason"] for row in verdicts(tmp_path / "out")[20:]] == ["bits_per_byte"] * 4
     assert notes[0]["documents"] == 24
+
+
+def test_documents_of_wrong_pairs_are_told_from_those_of_right_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.measuring, "_PAIRS", 200)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    chance = random.Random(8)
+    words = ["".join(chance.choices("abdefgiklmnoprstu", k=6)) for _ in range(120)]
+    others = dict(
+        zip(words, ("".join(chance.choices("oaeiukstnr", k=7)) for _ in words), strict=True)
+    )
+    firsts = [chance.choices(words, k=8) for _ in range(300)]
+    seconds = [[others[word] for word in some] for some in firsts]
+    seconds[:30] = seconds[1:30] + seconds[:1]
+    blocks = [" ".join(a) + "\n" + " ".join(b) for a, b in zip(firsts, seconds, strict=True)]
+    texts = ["\n\n".join(blocks[at : at + 10]) for at in range(0, 300, 10)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    run(job(folder, tmp_path / "out", inputs={str(folder): "en-de"}), {})
+    rows = verdicts(tmp_path / "out")
+    assert [row["reason"] for row in rows] == ["misaligned"] * 3 + [""] * 27
