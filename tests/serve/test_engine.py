@@ -1,6 +1,7 @@
 """The engine against `generate` and `score`: many at once, as each alone; and how calls end."""
 
 import queue
+import gc
 import random
 import threading
 import time
@@ -15,7 +16,8 @@ from polylm_jax.decode.sampling import HEARD, SAID, Sampling, Wishes, choose, ch
 from polylm_jax.decode.search import generate
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
-from polylm_jax.evaluation.score import score
+from polylm_jax.evaluation.likelihood import likelihoods
+from polylm_jax.evaluation.score import Subject
 from polylm_jax.model.decoder import Compute, Decoder, logits
 from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -177,6 +179,13 @@ def test_a_second_turn_reads_what_is_new_in_it(engine, params):
     assert [second.ids] == expected(params, [[*talk, 50, 51, 52]], [9])
 
 
+def scored(trained, pairs):
+    """What `polylm score` says of pairs of ids."""
+    subject = Subject(Decoder(SIZE, COMPUTE), trained, None, 1)
+    found = likelihoods(subject, pairs, SIZE.context, 4)
+    return [found[place] for place in range(len(pairs))]
+
+
 def test_echo_tells_what_score_finds_and_the_likeliest(engine, params, trained):
     dice = random.Random(1)
     prompts = [[dice.randrange(3, 90) for _ in range(n)] for n in (2, 17, 40, 64)]
@@ -191,7 +200,7 @@ def test_echo_tells_what_score_finds_and_the_likeliest(engine, params, trained):
 
     exact = np.asarray(scores(trained, rows))
     pairs = [(prompt[:1], prompt[1:]) for prompt in prompts]
-    found = score(Decoder(SIZE, COMPUTE), trained, pairs, 4)
+    found = scored(trained, pairs)
     answers = ask(engine, prompts, new=0, read=True, likeliest=3)
     for row, prompt, answer, sums in zip(exact, prompts, answers, found, strict=True):
         [news] = answer.all
@@ -217,7 +226,7 @@ def test_an_answer_after_echo_is_told_with_its_own_chances(engine, params, train
     assert not any(news.prompt for news in answer.all[1:])
     [alone] = expected(params, [prompt], [8])
     assert answer.ids == alone
-    found = score(Decoder(SIZE, COMPUTE), trained, [(prompt, alone)], 4)[0]
+    [found] = scored(trained, [(prompt, alone)])
     np.testing.assert_allclose(
         sum(said.logprob for said in answer.new), found.log_likelihood, rtol=1e-5
     )
@@ -271,6 +280,7 @@ def test_each_rows_wishes_are_its_own():
 
 def test_nothing_is_compiled_or_kept_after_the_start(engine):
     def sizes():
+        gc.collect()  # what other tests have left
         return sorted((x.shape, x.dtype.name) for x in jax.live_arrays())
 
     ask(engine, [[5]])

@@ -153,7 +153,8 @@ def _aligned(given: Words, told: Words) -> np.ndarray:
     owner = key // vocabulary
     chance = np.ones(len(key))
     part = np.zeros(len(line))
-    counted = totals = np.zeros(0)
+    counted: np.ndarray = np.zeros(0)
+    totals = counted
     for _ in range(_ROUNDS):
         part = chance[index]
         part = part / np.bincount(line, part, len(pair))[line]
