@@ -1,7 +1,7 @@
 """The engine against `generate` and `score`: many at once, as each alone; and how calls end."""
 
-import queue
 import gc
+import queue
 import random
 import threading
 import time
