@@ -50,12 +50,11 @@ def with_openai(url, key, texts):
     return seen
 
 
-def with_schemathesis(url, key, examples):
+def with_schemathesis(url, key, examples, folder):
     command = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json"]
     command += ["--max-examples", str(examples), "--no-color", "--seed", "1"]
-    done = subprocess.run(
-        [*command, "-H", f"Authorization: Bearer {key}"], capture_output=True, text=True
-    )
+    command += ["-H", f"Authorization: Bearer {key}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     return {"status": done.returncode, "said": done.stdout[-4000:]}
 
 
@@ -141,6 +140,9 @@ def with_chromium(url, key, texts, folder):
             if wide > 0:
                 seen["faults"].append(f"{look} is {wide} px too wide")
             if look == "light":
+                page.click("summary")
+                page.fill("#set-repetition_penalty", "1.3")
+                page.click("summary")
                 for code, text in texts.items():
                     page.click("#new")
                     page.fill("#question", text)

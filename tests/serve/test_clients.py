@@ -71,8 +71,8 @@ def test_openai_for_node(locked):
     assert json.loads(said) == {"whole": TEXTS["th"], "joined": TEXTS["th"], "status": 404}
 
 
-def test_schemathesis_finds_nothing(ask, locked):
-    seen = ask("schemathesis", url=locked.url, key=KEY, examples=30)
+def test_schemathesis_finds_nothing(ask, locked, tmp_path):
+    seen = ask("schemathesis", url=locked.url, key=KEY, examples=30, folder=str(tmp_path))
     assert seen["status"] == 0, seen["said"]
 
 
@@ -114,6 +114,7 @@ def test_the_page_in_a_browser_in_18_languages(ask, open_site, tmp_path, monkeyp
         folder = os.environ.get("CLIENTS_PICTURES", str(tmp_path))
         seen = ask("chromium", url=site.url, key=KEY, texts=texts, folder=folder)
         assert soon(lambda: site.engine.counts().running == 0)
+    assert all(call.repetition_penalty == 1.3 for call in site.engine.calls)
     rtl = ("ar", "he")
     for code in SENTENCES:
         assert seen["answers"][code] == [TEXTS[code], "rtl" if code in rtl else "ltr"]
