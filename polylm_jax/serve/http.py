@@ -86,7 +86,7 @@ class Desk:
 
     def _check_open(self) -> None:
         if self.engine.broken.is_set():
-            raise Refusal(500, f"The engine has failed: {self.engine.fault}", code="failed")
+            raise Refusal(500, self.engine.fault, code="failed")
         if self.draining is not None:
             raise Refusal(
                 503,
@@ -185,7 +185,7 @@ class Talk:
             if piece.finish:
                 self._finished(index, piece)
             if piece.finish == "failed":
-                raise Refusal(500, f"The engine has failed: {piece.fault}", code="failed")
+                raise Refusal(500, piece.fault, code="failed")
             if piece.text or piece.tokens or piece.finish:
                 yield index, piece
 

@@ -85,10 +85,8 @@ class Server(uvicorn.Server):
         if desk and (desk.draining is not None or desk.engine.broken.is_set()):
             broken = desk.engine.broken.is_set()
             if desk.running and (broken or time.monotonic() > self._deadline):
-                reason = desk.engine.fault if broken else "it was asked to, and its time is over"
-                desk.break_off(
-                    Refusal(500 if broken else 503, f"The server stops: {reason}.", code="stopped")
-                )
+                over = Refusal(503, "The server stops: it was asked to, and its time is over.")
+                desk.break_off(Refusal(500, desk.engine.fault) if broken else over)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._all_told(desk), LAST_WORDS)
                 return True
@@ -112,4 +110,4 @@ def serve(
         if desk:
             desk.engine.close(0)
     if desk and desk.engine.broken.is_set():
-        raise RunEnded("failed", f"the engine: {desk.engine.fault}")
+        raise RunEnded("failed", desk.engine.fault)
