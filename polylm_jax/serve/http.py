@@ -314,7 +314,10 @@ def make_app(
         return response
 
     async def defect(request: Request, fault: Exception) -> Response:
-        return await wrong(request, Refusal(500, "The server has a defect; its log says more."))
+        refusal = Refusal(500, "The server has a defect; its log says more.")
+        response = await wrong(request, refusal)
+        response.headers["Connection"] = "close"  # uvicorn closes it after an exception
+        return response
 
     async def hung_up(request: Request, fault: Exception) -> Response:
         return Response(status_code=GONE)
