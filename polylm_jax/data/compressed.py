@@ -88,7 +88,10 @@ class Content:
 
     def unread(self, content: bytes) -> None:
         """Puts back what has just been read."""
-        self._held, self._from = content + self._held[self._from :], 0
+        if self._from >= len(content):  # it is still held
+            self._from -= len(content)
+        else:
+            self._held, self._from = content + self._held[self._from :], 0
         self.at -= len(content)
 
     def onward(self) -> bool:

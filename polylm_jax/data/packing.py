@@ -32,6 +32,7 @@ from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.making import content, is_made, note, remove, resumed, there, written
 from polylm_jax.data.rows import LINE, RowSettings, Store, open_store
 from polylm_jax.data.shards import Text, lines_of
+from polylm_jax.data.shards import texts as texts_of
 from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
 from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
@@ -154,7 +155,7 @@ def build(
     sources = list(dict.fromkeys([*text["sources"], *(old.sources if old else ())]))
     streams = [(source, split) for source in sources for split in corpus.SPLITS]
     texts = {
-        (source, split): corpus.files_of(corpus_path, source, split)
+        (source, split): texts_of(corpus_path, source, split, text["sources"][source][split])
         for source, split in streams
         if source in text["sources"]
     }
@@ -345,7 +346,7 @@ def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
     head = np.array((len(places), begun, size, tokens), HEAD)
     with written(job.tokens(part), job.scratch) as file:
         file.write(head.tobytes() + np.array(places, LINE).tobytes())
-        file.writelines(packed)
+        file.write(b"".join(packed))
     return part, tokens
 
 

@@ -24,7 +24,7 @@ from polylm_jax.data.schedule import Schedule
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Segment, Turn, encode, inert, render
 from polylm_jax.errors import UserError
-from polylm_jax.files import LocalPlace, already_made, new_folder, write_manifest
+from polylm_jax.files import LocalPlace, already_made, local, new_folder, write_manifest
 from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.tune import examples
 from polylm_jax.tune.examples import Account, Example, ExampleSettings
@@ -98,6 +98,7 @@ def build(
         "format": [chat.format, chat.keep_ends],
         **{name: getattr(settings, name) for name in MADE_BY},
     }
+    local(rows.path, "rows.path")  # read anywhere, but made here
     if already_made(rows.path, made_from):
         print(f"tune: {rows.path} is already made; kept.")
         return open_store(rows.path).manifest

@@ -8,12 +8,13 @@ import fsspec
 import numpy as np
 import pytest
 
+from polylm_jax.__main__ import main
 from polylm_jax.data import packing, shards
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
 from polylm_jax.data.sides import hashed
-from polylm_jax.data.tokenizer import TokenizerTraining, train
+from polylm_jax.data.tokenizer import TokenizerTraining, load, train
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 from tests.data.sentences import SENTENCES
@@ -199,3 +200,25 @@ def test_by_two_processes_of_beam_the_same_bytes(near, tokenizer, tmp_path):
     other = replace(near, path=str(tmp_path / "other"))
     build(other, str(tmp_path / "corpus"), tokenizer, beam=Beam(workers=2))
     assert content(other.path) == content(near.path)
+
+
+def test_the_verbs_read_a_corpus_far_away(tokenizer, memory, tmp_path, capsys):
+    write(f"{FAR}/corpus", ".jsonl.gz")
+    flags = [
+        f"--gin.corpus.path={FAR}/corpus",
+        f"--gin.rows.path={FAR}/rows",
+        f"--gin.tokenizer.path={tmp_path}/made",
+        "--gin.tokenizer.pieces=500",
+        "--gin.rows.length=16",
+    ]
+    assert main(["tokenizer", *flags]) == 0
+    assert load(f"{tmp_path}/made").model == tokenizer.model
+    assert main(["rows", *flags]) == 0
+    assert main(["rows", "verify", *flags]) == 0
+    capsys.readouterr()
+    assert main(["rows", "show", "0", "--source=th", *flags]) == 0
+    said = capsys.readouterr().out
+    assert TEXTS["th"][0][:8] in said
+    assert "th@0" in said
+    assert main(["corpus", *flags]) == 1
+    assert "must be on this machine" in capsys.readouterr().err
