@@ -14,6 +14,7 @@ from rich.console import Console
 from polylm_jax import config
 from polylm_jax.bench import ceilings as bench_ceilings
 from polylm_jax.bench import choices as bench_choices
+from polylm_jax.bench import clean as bench_clean
 from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import evaluate as bench_evaluate
@@ -270,11 +271,21 @@ def _serve(given: argparse.Namespace) -> dict:
     return result
 
 
+def _clean(given: argparse.Namespace) -> dict:
+    text = config.get("corpus").path
+    print(f"Cleaning documents of {text} on one core, and telling good from bad; some minutes.")
+    model = tokenizer.load(config.get("tokenizer").path)
+    result = bench_clean.run(text, model, given.peer_python or "")
+    bench_clean.show(result, Console())
+    return result
+
+
 PARTS = {
     "data": _data,
     "train": _train,
     "tune": _tune,
     "choices": _choices,
+    "clean": _clean,
     "decode": _decode,
     "evaluate": _evaluate,
     "torch": _torch,

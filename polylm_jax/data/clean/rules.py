@@ -1,8 +1,8 @@
 """What the rules look at: features of documents, measured for a batch at a time.
 
-`FEATURES` is the table of them, each with the limit that is published for English and where;
-which limit cuts in another language is for `thresholds` to say. Words are those of `text.tokens`,
-so a value differs somewhat from that of a program with a word splitter. A share of nothing is 0.
+`FEATURES` is the table of them, each with a limit for English and who published it; which limit
+cuts in another language is for `thresholds` to say. Words are those of `text.tokens`, so a value
+differs somewhat from that of a program with a word splitter. A share of nothing is 0.
 """
 
 from collections.abc import Callable
@@ -467,14 +467,15 @@ def _by_word(number: Callable[[View], np.ndarray]) -> Measure:
 
 
 _C4, _BLOOM, _GOPHER = "C4 (1910.10683)", "ROOTS (2303.03915)", "Gopher (2112.11446)"
-_FINEWEB, _NEMO, _PAJAMA = "FineWeb (2406.17557)", "NeMo Curator", "RedPajama-v2 (2411.12372)"
+_FINEWEB, _NEMO = "FineWeb (2406.17557)", "NeMo Curator"
+_PAJAMA = "RedPajama-v2 (2411.12372), the limit ours"
 _OURS = "ours"
 
 FEATURES = (
-    Feature("characters", (200, None), _C4, "characters", lambda v: v.batch.lengths),
+    Feature("characters", (200, None), _OURS, "characters", lambda v: v.batch.lengths),
     Feature("words", (50, 100_000), _GOPHER, "words", lambda v: v.words),
     Feature("lines", (1, None), _OURS, "lines that are not blank", lambda v: v.lines.counts),
-    Feature("sentences", (3, None), _C4, "marks that end a sentence", _sentences),
+    Feature("sentences", (5, None), _C4, "marks that end a sentence", _sentences),
     Feature(
         "word_length",
         (3, 10),
@@ -522,7 +523,7 @@ FEATURES = (
     Feature(
         "stop_words",
         (0.06, None),
-        _BLOOM,
+        _OURS,
         "share of words that are among the most frequent ones of our languages",
         _stop_words,
     ),

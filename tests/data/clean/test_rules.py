@@ -209,7 +209,7 @@ def test_junk_lies_beyond_the_limits_and_prose_within():
         "The library opens at nine and closes when the last reader goes home. It has stood on "
         "this corner for a hundred years, and nobody in the town can think of it as it was once."
         "\n\nIn winter the stove is lit at eight. The first are the men who read the papers "
-        "of the day before, and then the children, who are not allowed to run but do.\n"
+        "of the day before, and then the children, who are not allowed to run. They do.\n"
     )
     menu = "Home | News | Sport | Login | %s\n" * 20
     batch = rules.measure(Batch.of([prose, menu]))

@@ -1,0 +1,204 @@
+"""What cleaning costs and how well it tells: each step a core, beside datatrove and rensa.
+
+Both sides work on the same documents in one run, by turns, on one core; times are of the process
+itself, so that others on the machine count less.
+"""
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from polylm_jax.bench.peer import PeerProcess
+from polylm_jax.data import corpus
+from polylm_jax.data.clean import bilingual, perplexity, private, repair, rules
+from polylm_jax.data.clean.duplicates import signatures
+from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.text import Batch, fold, shingles
+from polylm_jax.data.languages import is_language, languages_of
+from polylm_jax.data.tokenizer import Tokenizer
+
+SIDE_BY_SIDE = ("en", "de", "ru", "es", "fr", "zh")  # what datatrove splits without a download
+PAIRS = ("en-de", "en-ru", "en-ja", "en-ar")
+DOCUMENTS, CHARACTERS = 40, 2000  # of a language; of a document
+ROUNDS = 3
+LOSS = 0.05
+_MISALIGNED = 10  # one pair of so many gets another's translation
+_TRAIN_BYTES = 3_000_000
+_LEAST_BYTES = 100_000  # of a language, to train an n-gram model of it
+_UNSPACED = ("zh", "ja", "th")
+
+
+def run(path: str, tokenizer: Tokenizer, peer_python: str) -> dict:
+    """Megabytes a second of each step, and how well languages, fluency and pairs are told.
+
+    path: of a corpus; of a larger one more is learned. peer_python: an interpreter with
+    datatrove and rensa; "" for none.
+    """
+    sources = corpus.sources(path)
+    documents = {source: _documents(path, source) for source in sources if is_language(source)}
+    both = [(lang, text) for lang in SIDE_BY_SIDE for text in documents.get(lang, [])]
+    return {
+        "megabytes a second": _speeds(both, tokenizer, peer_python),
+        "languages": _languages(documents),
+        "clean against shuffled": {
+            source: _fluency(path, source, tokenizer)
+            for source in documents
+            if source not in _UNSPACED and _bytes(path, source) >= _LEAST_BYTES
+        },
+        f"misaligned pairs caught at a loss of {LOSS:.0%}": {
+            source: _pairs(path, source) for source in PAIRS if source in sources
+        },
+    }
+
+
+def _documents(path: str, source: str) -> list[str]:
+    found: list[str] = []
+    rest = ""
+    for text in corpus.documents(path, source, "train"):
+        rest = f"{rest}\n{text}" if rest else text
+        while len(rest) >= CHARACTERS and len(found) < DOCUMENTS:
+            found.append(rest[:CHARACTERS])
+            rest = rest[CHARACTERS:]
+        if len(found) == DOCUMENTS:
+            break
+    return found
+
+
+def _bytes(path: str, source: str) -> int:
+    return sum(len(text.encode()) for text in corpus.documents(path, source, "train"))
+
+
+def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python: str) -> dict:
+    texts = [text for _, text in documents]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    few = [text[:CHARACTERS] for text in texts[:DOCUMENTS]]
+    model = perplexity.train(perplexity.sentences(tokenizer, few)[0], tokenizer.size)
+    steps: dict[str, Callable[[], object]] = {
+        "rules": lambda: rules.measure(Batch.of(texts)),
+        "signatures": lambda: signatures(*shingles(fold(Batch.of(texts))), 112),
+        "repair": lambda: [repair.repair(text) for text in texts],
+        "language": lambda: identify(texts),
+        "language, agreed": lambda: identify(texts, Identification(agree=True)),
+        "mask": lambda: [private.mask(text) for text in texts],
+        "perplexity": lambda: perplexity.bits_per_byte(model, tokenizer, texts),
+    }
+    theirs = {("rules", "datatrove"): 0, ("signatures", "datatrove"): 1, ("signatures", "rensa"): 2}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "documents.json")
+        file.write_text(json.dumps(documents), "utf-8")
+        peer = (
+            PeerProcess(peer_python, "clean_peer.py", {"file": str(file)}) if peer_python else None
+        )
+        try:
+            for round_ in range(ROUNDS + 1):
+                for name, step in steps.items():
+                    started = time.process_time()
+                    step()
+                    seconds = {"polylm_jax": time.process_time() - started}
+                    for (what, who), number in theirs.items():
+                        if peer and what == name:
+                            seconds[who] = peer.ask(number)["seconds"]
+                    for who, taken in seconds.items():
+                        if round_:  # the first builds tables and loads models
+                            found[name].setdefault(who, []).append(size / taken)
+        finally:
+            if peer:
+                peer.close()
+    return {
+        name: {who: statistics.median(some) for who, some in speeds.items()}
+        for name, speeds in found.items()
+    }
+
+
+def _languages(documents: dict[str, list[str]]) -> dict[str, float]:
+    """Share of the documents whose language is told, alone and where CLD2 agrees."""
+    texts = [text for some in documents.values() for text in some]
+    codes = [source.split("-")[0] for source, some in documents.items() for _ in some]
+
+    def right(settings: Identification, least: float) -> float:
+        told = identify(texts, settings)
+        same = np.array([a == b for a, b in zip(told.codes, codes, strict=True)])
+        return float((same & (told.scores >= least)).mean())
+
+    return {
+        "documents": len(texts),
+        "right": right(Identification(), 0),
+        "right, score 0.5, agreed": right(Identification(agree=True), 0.5),
+    }
+
+
+def _fluency(path: str, source: str, tokenizer: Tokenizer) -> float:
+    """How often a held-out text takes fewer bits than one with its words shuffled (AUC)."""
+    train, left = [], _TRAIN_BYTES
+    for text in corpus.documents(path, source, "train"):
+        train.append(text)
+        left -= len(text.encode())
+        if left < 0:
+            break
+    model = perplexity.train(perplexity.sentences(tokenizer, train)[0], tokenizer.size)
+    chance = random.Random(0)
+    lines = [
+        line
+        for text in corpus.documents(path, source, "valid")
+        for line in text.split("\n")
+        if len(line) >= 40
+    ]
+    held = ["\n".join(lines[at : at + 3]) for at in range(0, min(len(lines), 1800), 3)]
+    if not held:
+        return float("nan")
+
+    def shuffled(text: str) -> str:
+        rows = [line.split() for line in text.split("\n")]
+        return "\n".join(" ".join(chance.sample(words, len(words))) for words in rows)
+
+    clean = perplexity.bits_per_byte(model, tokenizer, held)
+    wrong = perplexity.bits_per_byte(model, tokenizer, [*map(shuffled, held)])
+    return auc(clean, wrong)
+
+
+def _pairs(path: str, source: str) -> float:
+    """Share of misaligned pairs of like length that a loss of 5% of the good ones drops."""
+    some = [
+        pair for text in corpus.documents(path, source, "train") for pair in bilingual.pairs(text)
+    ]
+    way = bilingual.directions(*map(list, zip(*some, strict=True)), languages_of(source))
+    some = [(a, b) if sign >= 0 else (b, a) for (a, b), sign in zip(some, way, strict=True)]
+    random.Random(0).shuffle(some)
+    bad = len(some) // _MISALIGNED
+    order = sorted(range(bad), key=lambda at: len(some[at][1]))
+    wrong = list(some)
+    for here, there in zip(order, [*order[1:], *order[:1]], strict=True):
+        wrong[here] = (some[here][0], some[there][1])
+    fit = bilingual.measure(*map(list, zip(*wrong, strict=True)))["fit"]
+    return float((fit[:bad] < np.quantile(fit[bad:], LOSS)).mean())
+
+
+def auc(low: np.ndarray, high: np.ndarray) -> float:
+    """How often one of `low` is below one of `high`, equal ones counting half."""
+    below, same = low[:, None] < high[None], low[:, None] == high[None]
+    return float(below.mean() + same.mean() / 2)
+
+
+def show(result: dict, console: Console) -> None:
+    """Prints the figures as tables, then as one line of JSON."""
+    table = Table("step", "who", "MB/s a core", "polylm_jax / it", title="Cleaning, side by side")
+    for step, speeds in result["megabytes a second"].items():
+        for who, speed in speeds.items():
+            ratio = "" if who == "polylm_jax" else f"{speeds['polylm_jax'] / speed:,.1f}"
+            table.add_row(step, who, f"{speed:,.2f}", ratio)
+    console.print(table)
+    table = Table("what", "of", "measured", title="How well it tells")
+    for what, values in list(result.items())[1:]:
+        for of, value in values.items():
+            table.add_row(what, of, f"{value:,}" if of == "documents" else f"{value:.4f}")
+    console.print(table)
+    print(json.dumps(result))
