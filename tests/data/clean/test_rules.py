@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,3 +233,12 @@ def test_hostile_documents_take_no_longer():
     found = rules.measure(Batch.of(texts))
     assert found["duplicate_10_grams"][5] == pytest.approx(1 - 1 / LONG)
     assert found["words"].tolist() == [1, 0, 0, 0, LONG, LONG]
+
+
+def test_the_page_has_every_feature_with_its_limit():
+    page = (Path(__file__).parents[3] / "docs" / "cleaning_rules.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == [feature.name for feature in rules.FEATURES]
+    for feature in rules.FEATURES:
+        bounds = [f"{bound:,}" for bound in feature.limit if bound is not None]
+        assert all(bound in rows[feature.name] for bound in (*bounds, feature.source))
