@@ -75,14 +75,22 @@ def signatures(documents):
 
 
 def others(documents):
-    """rensa's, of the same number of values, of runs of five words between spaces."""
+    """rensa's, of as many values, of our shingles: windows of 24 characters, 8 of Chinese.
+
+    They are cut beforehand, and so is not counted what ours takes for that.
+    """
     from rensa import RMinHash
 
+    cut = [
+        [text[at : at + size] for at in range(len(text) - size + 1)]
+        for language, text in documents
+        for size in [8 if language == "zh" else 24]
+    ]
+
     def step(documents):
-        for _, text in documents:
-            words = text.split()
+        for shingles in cut[: len(documents)]:
             one = RMinHash(num_perm=112, seed=1)
-            one.update([" ".join(words[i : i + 5]) for i in range(len(words) - 4)])
+            one.update(shingles)
             one.digest()
 
     return step

@@ -230,6 +230,7 @@ def sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Sentences, np
 
 
 def _lines(text: str) -> Iterable[str]:
+    text = text.encode("utf-8", "replace").decode()  # a tokenizer takes no half of a surrogate pair
     for line in text.split("\n"):
         if line.strip():
             yield from stretches(line.strip(), _LINE)

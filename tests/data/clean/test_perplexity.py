@@ -236,6 +236,7 @@ def test_shuffled_text_takes_more_bits_and_a_text_the_same_in_every_batch(pieces
     ours = perplexity.bits_per_byte(model, pieces, good)
     theirs = perplexity.bits_per_byte(model, pieces, bad)
     assert auc(ours, theirs) > 0.97
+    assert np.isfinite(perplexity.bits_per_byte(model, pieces, ["a\ud800 \0", "x" * 50_000])).all()
     alone = [perplexity.bits_per_byte(model, pieces, [one])[0] for one in good]
     assert ours.tolist() == alone
     assert np.isnan(perplexity.bits_per_byte(model, pieces, ["", " \n\n", "a"])).tolist() == [
