@@ -27,14 +27,19 @@ class PeerProcess:
             environment["GLIBC_TUNABLES"] = ":".join(filter(None, tunables))
         self._script = script
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name(script)), json.dumps(told)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=environment,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, str(Path(__file__).with_name(script)), json.dumps(told)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                text=True,
+                env=environment,
+            )
+        except OSError as error:
+            raise UserError(
+                f"--peer_python={python} does not start ({error.strerror}); name an interpreter."
+            ) from error
         self.about = self._answer()
 
     def ask(self, *words: int) -> dict[str, Any]:
