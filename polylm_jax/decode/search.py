@@ -136,4 +136,5 @@ def _decode(
     new = jnp.full((len(rows), tokens), END_OF_DOCUMENT, jnp.int32)
     start = (jnp.zeros((), jnp.int32), state, new)
     _, state, new = jax.lax.while_loop(unfinished, one_token, start)
-    return state, new, state.drawn - before
+    # whole in every process of a run, which all look at the texts
+    return state, decoder.constrain(new, None, None), decoder.constrain(state.drawn - before, None)

@@ -8,27 +8,19 @@ from typing import Any
 import numpy as np
 
 from polylm_jax.decode import weights
-from polylm_jax.errors import UserError
 from polylm_jax.evaluation.answers import Answer, Question, answer
 from polylm_jax.evaluation.items import Measure, Prompt
 from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
-from polylm_jax.evaluation.work import Result, Work
-from polylm_jax.parallel import together
+from polylm_jax.evaluation.work import Result, Work, agreed
 
 Batch = list[tuple[str, Question]]  # with their keys in the store
 
 
 def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept: Store) -> Work:
-    """Tasks of kind "generated" in some languages. UserError of several processes together."""
-    if together.processes() > 1:
-        called = " and ".join(dict.fromkeys(one.task.name for one in asked))
-        raise UserError(
-            f"the answers of {called} are written by one process; leave it out of "
-            "evaluation.tasks, or give no --coordinator."
-        )
+    """Tasks of kind "generated" in some languages."""
     questions = [_questions(subject, one.items, settings.too_long) for one in asked]
     keys = [[_key(kept, one) if one else None for one in some] for some in questions]
     named = {
@@ -38,7 +30,9 @@ def prepare(subject: Subject, asked: Sequence[Asked], settings: Evaluation, kept
         if key and one
     }
     rows = -(-settings.rows // subject.ways) * subject.ways
-    left = [batch for batch in _batches(named, rows) if any(key not in kept for key, _ in batch)]
+    batches = list(_batches(named, rows))
+    unknown = [n for n, batch in enumerate(batches) if any(key not in kept for key, _ in batch)]
+    left = [batches[number] for number in agreed("generated", unknown, list(named))]
 
     def ask(done: Callable[[int], None]) -> None:
         params = weights.for_decoding(

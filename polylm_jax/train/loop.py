@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -248,7 +248,8 @@ def train(
             evaluate = make_evaluate(size, compute, mesh, lora)
             if training.evaluate_every and make_ask:
                 kind = mesh.devices.flat[0].device_kind
-                decoder = sharded_decoder(size, for_device(compute, size.layers, kind), mesh, lora)
+                how = replace(for_device(compute, size.layers, kind), attention="auto")
+                decoder = sharded_decoder(size, how, mesh, lora)
                 ways = mesh.shape["data"] * mesh.shape["fsdp"]
                 ask = make_ask(decoder, tokenizer, ways, metrics.say)
                 examine = exam.Exam(ask, training.evaluate_every)

@@ -58,7 +58,8 @@ def run(given: argparse.Namespace) -> None:
         first = together.process() == 0
         say = partial(print, flush=True) if first else lambda line: None
         settings, compute = config.get("evaluation"), model.decoder.compute
-        compute = replace(compute, dtype=settings.dtype or compute.dtype)
+        dtype = settings.dtype or compute.dtype
+        compute = replace(compute, dtype=dtype, attention="auto")
         decoder = model.decoder.clone(compute=compute, attend=attender(compute, get_mesh()))
         folder = Path(given.out or f"{given.run}/evaluation/{model.step}")
         identity = model.identity | {"dtype": compute.dtype}

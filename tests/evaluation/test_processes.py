@@ -129,14 +129,15 @@ def test_killed_twenty_times_too(forks, run, whole, tmp_path):
     kill_and_go_on(forks, run, whole, tmp_path / "run", 20, random.Random(time.time_ns()))
 
 
-def together(forks, run, folder, count):
+def together(forks, run, folder, count, *more):
     """Processes that evaluate together: their numbers and logs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     logs = [folder.with_name(f"{folder.name}-{i}.txt") for i in range(count)]
     flags = [f"--coordinator=localhost:{port}", f"--processes={count}"]
-    flags.append("--gin.mesh.cpu_devices=1")
+    flags.append("--gin.mesh.cpu_devices=2")
+    flags += more
     numbers = [
         forks.start(log, *arguments(run, folder, *flags, f"--process={i}"))
         for i, log in enumerate(logs)
@@ -190,3 +191,25 @@ def test_four_do_and_a_lost_one_ends_the_others_within_a_minute(forks, run, whol
     numbers, logs = together(forks, run, folder, 4)
     assert [forks.wait(number) for number in numbers] == [0] * 4, logs[0].read_text()
     assert_same(folder, whole[0])
+
+
+@pytest.mark.rare
+def test_four_write_what_one_does(forks, run, tmp_path):
+    (tmp_path / "wmt20").mkdir()
+    lines = [
+        "Eins und zwei.\tOne and two.",
+        "Der Zug kam spät.\tThe train was late.",
+        "Gut.\tGood.",
+    ]
+    (tmp_path / "wmt20/wmt20.de-en.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    flags = ["--gin.evaluation.tasks=('wmt20',)", f"--gin.evaluation.folder={tmp_path}"]
+    numbers, logs = together(forks, run, tmp_path / "four", 4, *flags)
+    assert [forks.wait(number) for number in numbers] == [0] * 4, logs[0].read_text()
+    number = forks.start(logs[0], *arguments(run, tmp_path / "one", *flags))
+    assert forks.wait(number) == 0, logs[0].read_text()
+    texts = [
+        [one["filtered_resps"] for one in samples(tmp_path / folder, "wmt20-de-en")]
+        for folder in ("four", "one")
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 3
