@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from polylm_jax.data.languages import is_language
 from polylm_jax.runs import figures
 from polylm_jax.runs.compare import Comparison, Run, spread_of
-from polylm_jax.runs.figures import BLUE, COLOURS, GRID, INK, MUTED, PURPLE, RED
+from polylm_jax.runs.figures import BLUE, COLOURS, GRID, INK, MUTED, PURPLE, RED, token_axis
 from polylm_jax.runs.log import of_kind
 
 PALETTE = (BLUE, RED, *COLOURS[2:], PURPLE, INK, MUTED)
@@ -33,9 +33,11 @@ def _coloured(found: Comparison) -> list[tuple[str, str, Run]]:
 
 
 def _loss(ax: Axes, found: Comparison) -> None:
+    last = found.tokens
     for _, colour, run in _coloured(found):
         train = of_kind(run.metrics, "train")
         tokens = [record["tokens"] for record in train]
+        last = max([last, *tokens])
         losses = np.array([record["loss"] for record in train], float)
         width = max(1, len(losses) // 50)
         # a mean of some steps, since single ones hide one another
@@ -46,6 +48,7 @@ def _loss(ax: Axes, found: Comparison) -> None:
         ax.annotate(name, (1, 1), (-4, -6 - 14 * at), xycoords="axes fraction", ha="right",
                     va="top", textcoords="offset points", color=PALETTE[at % len(PALETTE)],
                     fontsize=9)  # fmt: skip
+    token_axis(ax, last)
     ax.set(title="Training loss, nats per token", xlabel="tokens")
 
 
@@ -63,6 +66,7 @@ def _two_means(ax: Axes, found: Comparison) -> None:
             ax.fill_between(tokens, means - deviations, means + deviations, color=colour, alpha=0.2,
                             lw=0)  # fmt: skip
     ax.axvline(found.tokens, color=GRID, lw=4, zorder=0)
+    token_axis(ax, max(t for _, _, run in _coloured(found) for t in run.bits))
     ax.set(title="Bits per byte: others (full), English (dashed)", xlabel="tokens")
 
 

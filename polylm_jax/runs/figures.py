@@ -160,7 +160,7 @@ def _share_panel(ax: Axes, metrics: Metrics) -> None:
     _mark_changes(ax, metrics)
     ax.set(title="Non-English share of rows", ylim=(0, 1.25 * highest or 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _token_axis(ax, rows.tokens[-1])
+    token_axis(ax, rows.tokens[-1])
     sizes = np.diff(np.array([0, *_series(counts_of(metrics), "step")], int)[edges])
     same = sizes.min() == sizes.max()
     number = f"{sizes[0]:,}" if same else f"some {float(f'{sizes.mean():.2g}'):,.0f}"
@@ -200,7 +200,7 @@ def _draw_stack(
         ax.annotate(words, (1.01, height), xycoords="axes fraction", va="center", color=colour)
     ax.set(title=title, ylim=(0, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _token_axis(ax, tokens[-1])
+    token_axis(ax, tokens[-1])
 
 
 def _deviation_panel(ax: Axes, metrics: Metrics) -> None:
@@ -213,7 +213,7 @@ def _deviation_panel(ax: Axes, metrics: Metrics) -> None:
     ax.set_title(f"Largest deviation of any source from its schedule: {worst.max():.3f} rows")
     ax.set_ylim(0, 1.2 * max(1, worst.max()))
     ax.yaxis.set_major_locator(MaxNLocator(2, steps=(1, 2, 5, 10)))
-    _token_axis(ax, train[-1]["tokens"])
+    token_axis(ax, train[-1]["tokens"])
 
 
 def _loss_panel(ax: Axes, metrics: Metrics) -> None:
@@ -238,7 +238,7 @@ def _loss_panel(ax: Axes, metrics: Metrics) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
-    _token_axis(ax, tokens[-1])
+    token_axis(ax, tokens[-1])
     _key(ax, "right", words)
 
 
@@ -258,7 +258,7 @@ def _scores_panel(
     for chance in chances:
         ax.axhline(scale * chance, color=INK, lw=1, ls=":")
     ax.set_title(title)
-    _token_axis(ax, tokens[-1] or 1)
+    token_axis(ax, tokens[-1] or 1)
     _key(ax, "left", [*words, *([("dotted: chance", MUTED)] if chances else [])])
 
 
@@ -349,7 +349,7 @@ def _mark_changes(ax: Axes, metrics: Metrics) -> None:
         ax.axvline(change["tokens"], color=INK, lw=1, ls=":", gid="change")
 
 
-def _token_axis(ax: Axes, last: float) -> None:
+def token_axis(ax: Axes, last: float) -> None:
     sizes = ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, ""))
     size, letter = next((pair for pair in sizes if last >= pair[0]), sizes[-1])
     spec = ax.get_subplotspec()
