@@ -73,11 +73,13 @@ def test_every_file_that_is_no_module_comes_with_the_package():
         "package-data"
     ]
     assert data["polylm_jax.gin_configs"] == ["**/*.gin"]
-    tracked = subprocess.run(
-        ["git", "ls-files", "polylm_jax", "gin_configs"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    for name in tracked:
-        path = Path(name)
+    found = [
+        p.relative_to(ROOT) for n in ("polylm_jax", "gin_configs") for p in (ROOT / n).rglob("*")
+    ]
+    for path in (path for path in found if (ROOT / path).is_file()):
+        if "__pycache__" in path.parts:
+            continue
+        name = path.as_posix()
         package = path.parent.as_posix().replace("/", ".")
         if path.parts[0] == "gin_configs":
             assert path.suffix == ".gin", f"{name} would not be in a wheel"
