@@ -64,7 +64,7 @@ def _passes(given: argparse.Namespace, job: pipeline.Job) -> None:
         raise UserError("no document could be read; mend the inputs, or name others.")
     if last >= PASSES.index("thresholds"):
         gin = pipeline.derive(job, config.get("thresholds"), notes)
-        config.parse([*given.gin_file, gin], given.overrides)
+        config.parse([gin], [])  # what was given is in it
         print(f"The thresholds are in {gin}: edit them, and run this again.")
     if last >= PASSES.index("duplicates"):
         pipeline.duplicates(job, notes)
