@@ -11,6 +11,7 @@ from polylm_jax.console import visible
 from polylm_jax.data.clean import estimate, pipeline, report
 from polylm_jax.errors import UserError
 
+LARGE = 2 * 10**9  # bytes of a file whose scores may take a gigabyte
 PASSES = ("measure", "thresholds", "duplicates", "write")
 
 
@@ -49,6 +50,9 @@ def run(given: argparse.Namespace) -> None:
     print(f"Cleaning {len(job.pieces):,} shards of {size / 1e6:,.1f} MB into {clean.output}.")
     for kind, (number, size) in job.passed.items():
         print(visible(f"passed over, {number:,} files of {size:,} bytes: {kind}"))
+    for piece in job.pieces:
+        if piece.shard.bytes > LARGE:
+            print(visible(f"look: {piece.shard.name} is large, and its scores are held in memory"))
     with pipeline.alone(clean.output):
         _passes(given, job)
 

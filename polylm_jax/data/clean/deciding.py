@@ -18,7 +18,7 @@ from polylm_jax.data.clean.measuring import FEATURES, MISALIGNED, opened_index
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import mix
-from polylm_jax.data.clean.thresholds import Limit, Limits
+from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits
 from polylm_jax.data.languages import is_bilingual
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
@@ -88,7 +88,7 @@ def failures(job: Deciding, scores: dict[str, Any], contaminated: np.ndarray) ->
         own = languages == language
         limits = (_OF_PAIRS if is_bilingual(language) else {}) | job.limits.get(language, {})
         for name, (least, most) in limits.items():
-            reason = LANGUAGE if name in ("score", "language_share") else name
+            reason = LANGUAGE if name in OF_LANGUAGE else name
             if reason in job.clean.off or name not in scores:
                 continue
             values = scores[name][own]

@@ -40,7 +40,7 @@ def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -
     """Calls function(piece) for every piece, in any order and any process."""
     if pieces:
         with _pipeline(beam) as (pipeline, b):
-            _ = pipeline | b.Create(pieces, reshuffle=True) | b.Map(function)
+            _ = pipeline | b.Create(pieces, reshuffle=_spread(beam)) | b.Map(function)
 
 
 def grouped(
@@ -57,11 +57,16 @@ def grouped(
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline
-                | b.Create(pieces, reshuffle=True)
+                | b.Create(pieces, reshuffle=_spread(beam))
                 | b.FlatMap(emit)
                 | b.GroupByKey()
                 | b.MapTuple(_Reduce(reduce))
             )
+
+
+def _spread(beam: Beam) -> bool:
+    """Whether there are several who could share the pieces."""
+    return beam.runner != LOCAL or beam.workers > 1
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ was. All that is made is a function of the inputs and settings alone: not of the
 number of workers, or of the order in which shards are done.
 """
 
+import difflib
 import fcntl
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -37,14 +38,14 @@ from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.products import WORK, Piece, digest, pieces
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
-from polylm_jax.data.languages import in_order
+from polylm_jax.data.languages import in_order, source_named
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, opened, put
 
 GIN = "thresholds.gin"
-_SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl(\.gz|\.zst)?")
+_SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl.*")  # or what a kill left of one
 _PART = 2**26 // 50  # clusters of which one worker finds the best copies
 # of a document's letters, in lines of its language: what HPLT v2 keeps (arXiv 2503.10267)
 _SHARE = {"language_share": (0.2, None)}
@@ -102,18 +103,37 @@ class Job:
         return self.folder("duplicates", _name(self.measured), self.inputs)
 
 
+def _check_rules(named: Iterable[str], where: str) -> None:
+    """UserError where a setting names a rule that there is not."""
+    known = {*decisions.ORDERS["rules"], *thresholds.OF_LANGUAGE}
+    for name in named:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1, 0)[0]
+            raise UserError(f'{where} names "{name}", which is no rule; the nearest is "{near}".')
+
+
+def _check_limits(limits: Limits) -> None:
+    for language, some in limits.items():
+        _check_rules(some, f'thresholds.limits["{language}"]')
+
+
 def _name(path: str) -> str:
     """What a product is called, wherever the output is."""
     return path.rpartition("/")[2]
 
 
 def planned(clean: Clean, language: Identification, tokenizer: str, beam: Beam) -> Job:
-    """The job that settings ask for. UserError for inputs that are none, or hold the output."""
+    """The job that settings ask for. UserError for inputs that are none, or hold the output,
+    and for an output that holds what is not ours."""
     if not clean.inputs:
         raise UserError(
             "clean.inputs is empty; name what to clean in a gin file: "
             'clean.inputs = {"data/web/*.warc.gz": "", "data/wiki/de": "de"}.'
         )
+    _check_rules(clean.off, "clean.off")
+    for code in clean.languages:
+        if source_named(code) != code:
+            raise UserError(f'clean.languages has "{code}", which is no language\'s code; mend it.')
     passed: dict[str, list[int]] = {}
     shards = documents.shards(clean.inputs, clean.key, passed)
     _, output = opened(clean.output)
@@ -125,6 +145,12 @@ def planned(clean: Clean, language: Identification, tokenizer: str, beam: Beam) 
                     f"clean.output={clean.output} lies in what is cleaned ({file.place}); name a "
                     "folder elsewhere."
                 )
+    there = products.names(clean.output)
+    if there and WORK not in there:
+        raise UserError(
+            f"{clean.output} holds what polylm clean did not make ({there[0]}); name another "
+            "folder with --gin.clean.output=FOLDER."
+        )
     return Job(clean, language, tokenizer, beam, tuple(pieces(shards)), passed)
 
 
@@ -211,6 +237,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
 
     UserError where it was edited and is of other scores than there are now.
     """
+    _check_limits(settings.limits)
     copy = f"{job.folder('thresholds', _name(job.measured), job.inputs, asdict(settings))}.gin"
     if not products.exists(copy):
         derived = thresholds.derive(
@@ -268,6 +295,7 @@ def duplicates(job: Job, notes: list[dict]) -> None:
 
 def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     """The fourth pass; returns the notes of all shards: counts, entries and samples."""
+    _check_limits(limits)
     settings = decisions.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
     made_from = digest(settings, job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
     _stand_aside(job, made_from)
@@ -381,15 +409,9 @@ def _check(notes: list[dict], told: list[dict]) -> None:
 
 
 def _stand_aside(job: Job, made_from: str) -> None:
-    """Takes an older corpus's manifest away before its files change. UserError for what is not
-    ours."""
+    """Takes an older corpus's manifest away before its files change."""
     output, note = job.clean.output, f"{job.clean.output}/{WORK}/writing.json"
     manifest = f"{output}/{MANIFEST}"
-    if products.exists(manifest) and not products.exists(note):
-        raise UserError(
-            f"{output} holds a corpus that polylm clean did not make; name another folder with "
-            "--gin.clean.output=FOLDER."
-        )
     if products.exists(note) and products.load_json(note) == made_from:
         return
     files, root = opened(output)

@@ -7,7 +7,7 @@ from typing import Any
 
 from polylm_jax.data.clean import figures, products, rules
 from polylm_jax.data.clean.deciding import CONTAMINATED, DUPLICATE, LANGUAGE, ORDERS
-from polylm_jax.data.clean.thresholds import Limits
+from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limits
 from polylm_jax.data.clean.verdicts import FOLDER, SAMPLES
 from polylm_jax.data.languages import in_order, name_of
 from polylm_jax.errors import UserError
@@ -74,7 +74,7 @@ def marked(counts: Counts, limits: Limits) -> Iterator[str]:
     """What looks wrong: rules that drop nothing anywhere, or over half of a language."""
     ruled = [language for language in counts if limits.get(language)]
     for name in sorted({rule for language in ruled for rule in limits[language]}):
-        reason = LANGUAGE if name in ("score", "language_share") else name
+        reason = LANGUAGE if name in OF_LANGUAGE else name
         if ruled and not any(counts[language]["any"].get(reason) for language in ruled):
             yield f"{name} drops nothing"
     for language, some in counts.items():

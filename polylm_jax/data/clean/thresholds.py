@@ -22,6 +22,7 @@ Limit = tuple[float | None, float | None]  # least and most, both allowed; None 
 Limits = dict[str, dict[str, Limit]]  # of a language, of a feature
 Histograms = Mapping[str, Mapping[str, np.ndarray]]  # of a language, of a feature: counts
 
+OF_LANGUAGE = ("score", "language_share")  # what tells that a document is in its language
 EVERY = "*"  # in the place of a language
 
 _FINE = 7  # bits of a float's fraction: a bin is 0.4 to 0.8% wide

@@ -176,6 +176,7 @@ def test_a_run_that_is_whole_does_nothing(web, done, monkeypatch):
     assert content(done[0]) == before
 
 
+@pytest.mark.rare
 def test_clusters_are_the_same_by_rounds_of_stars(web, done, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.clusters, "_AT_ONCE", 0)
     monkeypatch.setattr(pipeline.clusters, "PART", 2**10)
@@ -326,6 +327,8 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
         ({"inputs": {}}, "clean.inputs is empty"),
         ({"inputs": {str(tmp_path / "none"): ""}}, "nothing at"),
         ({"inputs": {str(web): "qqq"}}, "no language's code"),
+        ({"off": ("wrods",)}, 'the nearest is "words"'),
+        ({"languages": ("english",)}, "no language's code"),
     ):
         with pytest.raises(UserError, match=words):
             job(web, tmp_path / "out", **settings)
@@ -336,6 +339,10 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
     with pytest.raises(UserError, match="did not make"):
         run(job(web, tmp_path / "other"))
     assert (tmp_path / "other" / "manifest.json").read_text() == "{}"
+    with pytest.raises(UserError, match='the nearest is "digits"'):
+        pipeline.derive(
+            job(web, tmp_path / "out"), Thresholds(limits={"de": {"digit": (1, 2)}}), []
+        )
     with pytest.raises(UserError, match=r"beam\.runner=Nonesuch"):
         pipeline.measure(job(web, tmp_path / "out", replace(Beam(), runner="Nonesuch")))
 
