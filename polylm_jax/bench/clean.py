@@ -171,7 +171,8 @@ def _pairs(path: str, source: str) -> float:
         pair for text in corpus.documents(path, source, "train") for pair in bilingual.pairs(text)
     ]
     firsts, seconds = [first for first, _ in some], [second for _, second in some]
-    way = bilingual.directions(firsts, seconds, languages_of(source))
+    one, other = languages_of(source)
+    way = bilingual.directions(firsts, seconds, (one, other))
     some = [(a, b) if sign >= 0 else (b, a) for (a, b), sign in zip(some, way, strict=True)]
     random.Random(0).shuffle(some)
     bad = len(some) // _MISALIGNED
