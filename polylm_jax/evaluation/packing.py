@@ -192,7 +192,10 @@ def _planned(sizes: Sequence[int], width: int, tokens: int, ways: int) -> list[P
     found = []
     for numbers in groups.values():
         wide = width * -(-sizes[numbers[0]] // width)
-        packed, some = _fitted(numbers, sizes, wide), -(-max(1, tokens // wide) // ways) * ways
+        packed, most = _fitted(numbers, sizes, wide), -(-max(1, tokens // wide) // ways) * ways
+        # as few batches as that takes, all equally full
+        each = -(-len(packed) // -(-len(packed) // most))
+        some = -(-each // ways) * ways
         parts = (packed[first : first + some] for first in range(0, len(packed), some))
         found += [Planned(part, wide, some) for part in parts]
     return found

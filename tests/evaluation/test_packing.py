@@ -145,6 +145,9 @@ def test_padding_is_little_and_programs_are_few(mean):
     assert sum(sizes) / sum(one.rows * one.width for one in packed) > 0.88
     assert len({(one.rows, one.width) for one in packed}) <= 4
     assert all(one.rows % 8 == 0 for one in plan(sizes, 512, 4, 8))
+    # nor is the last batch of a small benchmark half empty
+    few = plan(sizes[8:208], 512, 4, 1)
+    assert sum(sizes[8:208]) / sum(one.positions for one in few) > 0.88
 
 
 def rolling_as_lm_eval(ids, prefix, longest):
