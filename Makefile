@@ -41,7 +41,7 @@ demo: $(VENV)/ready
 		--prompt="Translate into English: Ja, löschen"
 	$(POLYLM) evaluate --run=$(RUN) --gin_file=gin_configs/evaluation/demo.gin
 
-# does the paper's curriculum help? docs/curriculum.md; on the demo's rows, a quarter of an hour
+# does the paper's curriculum help? docs/curriculum.md; on the demo's rows, some minutes
 study: $(VENV)/ready
 	$(POLYLM) corpus --small $(GIN)
 	$(POLYLM) clean $(GIN)
