@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from polylm_jax.decode.prefill import draw_of
-from polylm_jax.decode.sampling import NO_TOKEN, NOT_FINITE, Wishes
+from polylm_jax.decode.sampling import NO_TOKEN, NOT_FINITE, Sampling, Wishes
 from polylm_jax.decode.slots import Likely
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
@@ -29,6 +29,7 @@ from polylm_jax.serve.schedule import READERS, Begin, Chunk, Job, Schedule, chun
 from polylm_jax.serve.settings import Serving
 
 LONGEST_WAIT = 60  # seconds after which one who was refused is told to ask again, at most
+MOST_PENALTY = 1e6  # scores less these stay far from what float32 cannot hold
 CLOSING = "the server is closing."
 CUT = "the server was closed before the answer was whole."
 
@@ -168,6 +169,19 @@ class DeviceEngine:
             raise ValueError(f"a prompt's ids lie between 0 and {self._size.vocabulary - 1}")
         if not 0 <= (call.likeliest or 0) <= most:
             raise ValueError(f"{call.likeliest} likeliest tokens were asked for, of {most}")
+        penalties = call.presence_penalty, call.frequency_penalty
+        if not all(abs(penalty) <= MOST_PENALTY for penalty in penalties):
+            raise ValueError(f"penalties of {penalties} lie beyond {MOST_PENALTY}")
+        try:
+            Sampling(
+                temperature=call.temperature,
+                top_k=call.top_k,
+                top_p=call.top_p,
+                repetition_penalty=call.repetition_penalty,
+                seed=call.seed % 2**32,
+            )
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     def _work(self) -> None:
         try:
@@ -355,7 +369,7 @@ def _set(wishes: Wishes, row: int, call: Call) -> None:
     wishes.temperature[row], wishes.top_k[row] = call.temperature, call.top_k
     wishes.top_p[row], wishes.repetition[row] = call.top_p, call.repetition_penalty
     wishes.presence[row], wishes.frequency[row] = call.presence_penalty, call.frequency_penalty
-    wishes.seed[row], wishes.draw[row] = call.seed, draw_of(call.prompt)
+    wishes.seed[row], wishes.draw[row] = call.seed % 2**32, draw_of(call.prompt)
 
 
 def _fetched(likely: Likely) -> Likely:

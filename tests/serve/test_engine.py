@@ -396,6 +396,10 @@ def test_a_failure_of_the_thread_ends_every_call_and_is_seen(another, monkeypatc
         (Call((5, -1), 5), "between 0 and 95"),
         (Call((5,), -1), "-1 new"),
         (Call((5,), 5, likeliest=21), "of 20"),
+        (Call((5,), 5, top_p=0.0), "top_p = 0"),
+        (Call((5,), 5, temperature=float("nan")), "temperature = nan"),
+        (Call((5,), 5, top_k=2**40), "top_k"),
+        (Call((5,), 5, frequency_penalty=float("inf")), "inf"),
     ],
 )
 def test_a_call_that_cannot_be_is_an_error_of_who_calls(engine, call, words):
