@@ -15,7 +15,7 @@ from polylm_jax.decode.sampling import Wishes
 from polylm_jax.decode.slots import Likely, Rows
 from polylm_jax.model.decoder import Decoder
 
-FEWEST_LOOKED_AT = 256  # slots of a text that the narrowest burst looks at
+FEWEST_LOOKED_AT = 128  # slots of a text that the narrowest burst looks at
 
 
 # By a program's name: the function, its arguments, and the places of those that it uses up.
