@@ -170,9 +170,9 @@ def _pairs(path: str, source: str) -> float:
     some = [
         pair for text in corpus.documents(path, source, "train") for pair in bilingual.pairs(text)
     ]
-    firsts, seconds = [first for first, _ in some], [second for _, second in some]
-    one, other = languages_of(source)
-    way = bilingual.directions(firsts, seconds, (one, other))
+    firsts, seconds = [a for a, _ in some], [b for _, b in some]
+    first, second = languages_of(source)
+    way = bilingual.directions(firsts, seconds, (first, second))
     some = [(a, b) if sign >= 0 else (b, a) for (a, b), sign in zip(some, way, strict=True)]
     random.Random(0).shuffle(some)
     bad = len(some) // _MISALIGNED
@@ -180,7 +180,7 @@ def _pairs(path: str, source: str) -> float:
     wrong = list(some)
     for here, there in zip(order, [*order[1:], *order[:1]], strict=True):
         wrong[here] = (some[here][0], some[there][1])
-    fit = bilingual.measure(*map(list, zip(*wrong, strict=True)))["fit"]
+    fit = bilingual.measure([a for a, _ in wrong], [b for _, b in wrong])["fit"]
     return float((fit[:bad] < np.quantile(fit[bad:], LOSS)).mean())
 
 

@@ -75,22 +75,14 @@ def signatures(documents):
 
 
 def others(documents):
-    """rensa's, of as many values, of our shingles: windows of 24 characters, 8 of Chinese.
-
-    They are cut beforehand, and so is not counted what ours takes for that.
-    """
+    """rensa's, of as many values, of our shingles: windows of 24 characters, 8 of Chinese."""
     from rensa import RMinHash
 
-    cut = [
-        [text[at : at + size] for at in range(len(text) - size + 1)]
-        for language, text in documents
-        for size in [8 if language == "zh" else 24]
-    ]
-
     def step(documents):
-        for shingles in cut[: len(documents)]:
+        for language, text in documents:
+            size = 8 if language == "zh" else 24
             one = RMinHash(num_perm=112, seed=1)
-            one.update(shingles)
+            one.update([text[at : at + size] for at in range(len(text) - size + 1)])
             one.digest()
 
     return step
