@@ -286,14 +286,18 @@ _WINDOW = 10
 
 def _windows(view: View) -> np.ndarray:
     """Share of the windows of 10 characters that have been before."""
-    hashes = ngram_hashes(view.batch.prefix, _WINDOW)
-    counts = np.maximum(view.batch.lengths - _WINDOW + 1, 0)
-    documents = np.repeat(np.arange(len(counts)), counts)
-    starts = np.append(0, np.cumsum(counts))
-    places = np.arange(starts[-1])
-    at = places + np.repeat(view.batch.offsets[:-1] - starts[:-1], counts)
-    later = repeated(hashes[at], places, documents).later
-    return share(np.bincount(documents[later], minlength=len(counts)), counts)
+    batch = view.batch
+    hashes = ngram_hashes(batch.prefix, _WINDOW)
+    # where a window fits into its document
+    fits = np.full(len(hashes), True)
+    for step in range(1, _WINDOW):
+        before = batch.offsets[1:-1] - step
+        fits[before[(before >= 0) & (before < len(fits))]] = False
+    at = np.flatnonzero(fits)
+    document = np.repeat(np.arange(len(batch), dtype=np.int32), batch.lengths)[at]
+    later = repeated(hashes[at], at, document).later
+    counts = np.maximum(batch.lengths - _WINDOW + 1, 0)
+    return share(np.diff(np.searchsorted(later, batch.offsets)), counts)
 
 
 def _alphabetic(view: View) -> np.ndarray:

@@ -183,7 +183,7 @@ class Batch:
     @cached_property
     def prefix(self) -> np.ndarray:
         """What `span_hashes` takes, uint64 [code points + 1]."""
-        return prefix_hashes(self.codes)
+        return _prefix(_mixed_codes()[self.codes])
 
     def text(self, document: int) -> str:
         """A document as a string."""
@@ -374,11 +374,20 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
+@lru_cache
+def _mixed_codes() -> np.ndarray:
+    """`mix` of all code points and 1, uint64 [0x110000]: to look up is faster than to mix."""
+    return mix(np.arange(1, 0x110001, dtype=np.uint64))
+
+
 def prefix_hashes(values: np.ndarray) -> np.ndarray:
     """Of each beginning of the values its polynomial, uint64 [values + 1]; see `span_hashes`."""
-    hashes = np.zeros(len(values) + 1, np.uint64)
-    terms = mix(values.astype(np.uint64) + np.uint64(1))
-    terms *= _first_powers(_BASE, len(values))
+    return _prefix(mix(values.astype(np.uint64) + np.uint64(1)))
+
+
+def _prefix(terms: np.ndarray) -> np.ndarray:
+    hashes = np.zeros(len(terms) + 1, np.uint64)
+    terms *= _first_powers(_BASE, len(terms))
     np.cumsum(terms, out=hashes[1:])
     return hashes
 
