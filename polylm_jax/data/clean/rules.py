@@ -153,7 +153,12 @@ class View:
 
     def are(self, wanted: str) -> np.ndarray:
         """Which characters are among the wanted, bool."""
-        return _table(wanted)[self.low]
+        if len(wanted) > _COMPARED:
+            return _table(wanted)[self.low]
+        found = np.zeros(len(self.low), bool)
+        for character in wanted:
+            found |= self.low == ord(character)
+        return found
 
     def follow(self, first: str, *then: str) -> np.ndarray:
         """Where one of `first` is followed by one of each `then` in the same document, int64."""
@@ -172,6 +177,7 @@ class View:
 
 
 _LAST = 0xFFFF  # characters that are asked for lie below
+_COMPARED = 16  # so many are faster compared one by one than looked up
 
 
 @lru_cache(maxsize=64)
