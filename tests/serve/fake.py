@@ -44,9 +44,10 @@ class FakeEngine:
         self.broken, self.fault = threading.Event(), ""
         self._say, self._queue, self._pause, self._burst = say, queue, pause, burst
         self._waiting, self._running = deque(), []
-        self._lock, self._number = threading.Condition(), 0
+        self._lock, self.taken = threading.Condition(), 0
         self._done = dict.fromkeys(("prompt", "new", "reused", "cancelled", "failed"), 0)
-        self.calls, self.cancels, self._closing = [], [], False
+        # the newest; a server that leaks is to be told from an engine that remembers
+        self.calls, self.cancels, self._closing = deque(maxlen=99), deque(maxlen=99), False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -57,14 +58,14 @@ class FakeEngine:
             if self._closing or len(self._waiting) >= self._queue:
                 raise Busy("Too many wait; ask again in a moment.", 1)
             ids = list(self._say(call))
-            self._number += 1
+            self.taken += 1
             self.calls.append(call)
             left = deque(ids[: call.new_tokens])
-            seat = Seat(self._number, call, tell, left, len(ids) < call.new_tokens)
+            seat = Seat(self.taken, call, tell, left, len(ids) < call.new_tokens)
             seat.dice.seed(call.seed)
             self._waiting.append(seat)
             self._lock.notify()
-            return self._number
+            return self.taken
 
     def cancel(self, number):
         with self._lock:
