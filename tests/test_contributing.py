@@ -66,8 +66,8 @@ def test_all_diffs_together_pass_the_tests_that_go_with_them(tmp_path):
     for diff in DIFFS:
         apply(diff, tmp_path)
     tests = ["tests/test_config.py", "tests/test_flags.py", "tests/test_first_minutes.py"]
-    tests += ["tests/evaluation/test_riddles.py"]
-    chosen = "tokens or swahili or medium or tensor8 or riddle"
+    tests += ["tests/evaluation/test_riddles.py", "tests/data/clean/test_rules.py"]
+    chosen = "tokens or swahili or medium or tensor8 or riddle or plain or page"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", *tests, "-k", chosen]
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)

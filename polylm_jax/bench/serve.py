@@ -23,7 +23,7 @@ from polylm_jax.decode.search import generate
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Compute, Decoder
 from polylm_jax.model.parameters import Init
-from polylm_jax.serve.calls import Call, News
+from polylm_jax.serve.calls import Call, Counts, News
 from polylm_jax.serve.engine import DeviceEngine
 from polylm_jax.serve.settings import Serving
 from polylm_jax.sizes import Size
@@ -53,8 +53,8 @@ def run(
 ) -> dict:
     """Measures one device with random weights; figures are medians of rounds, taken in turn.
 
-    Returns, by calls at once, tokens per second of both, how full the engine's slots were, and
-    waits: for a first token, and between tokens while others' prompts are read, in seconds.
+    Returns, by calls at once, tokens per second of both, how full the engine's slots were until
+    the last call came, and waits: for a first token, and between tokens while others' prompts are read, in seconds.
     """
     start = jax.jit(Decoder(size, compute, init).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -68,12 +68,9 @@ def run(
         engine = DeviceEngine(decoder, weights, replace(serving, slots=slots, queue=calls))
         taken: dict[str, list[float]] = {"generate": [], "engine": []}
         for number in range(rounds):
+            spent = {"generate": static(decoder, weights, load, slots)}
             before = engine.counts()
-            spent = {
-                "generate": static(decoder, weights, load, slots),
-                "engine": served(engine, load, slots),
-            }
-            after = engine.counts()
+            spent["engine"], after = served(engine, load, slots)
             for name, seconds in spent.items():
                 taken[name] += [seconds] if number else []
         tokens = sum(load.limits)
@@ -81,7 +78,7 @@ def run(
         levels[str(slots)] = {
             "speeds": speeds,
             "ratio": speeds["engine"] / speeds["generate"],
-            "fill": (after.used - before.used) / (after.room - before.room),
+            "fill": (after.used - before.used) / max(1, after.room - before.room),
             **(waits(engine, size) if slots > 1 else {}),
         }
         engine.close(0)
@@ -115,8 +112,8 @@ def static(decoder: Decoder, params: Any, load: Load, at_once: int) -> float:
     return time.perf_counter() - started
 
 
-def served(engine: DeviceEngine, load: Load, at_once: int) -> float:
-    """Seconds in which an engine answers all, so many at once."""
+def served(engine: DeviceEngine, load: Load, at_once: int) -> tuple[float, Counts]:
+    """Seconds in which an engine answers all, so many at once; its counts as the last one comes."""
     room, started = threading.Semaphore(at_once), time.perf_counter()
 
     def tell(news: News) -> None:
@@ -126,9 +123,10 @@ def served(engine: DeviceEngine, load: Load, at_once: int) -> float:
     for prompt, limit in zip(load.prompts, load.limits, strict=True):
         room.acquire()
         engine.submit(Call(tuple(prompt), limit, temperature=0), tell)
+    counts = engine.counts()
     for _ in range(at_once):
         room.acquire()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, counts
 
 
 class Listener:

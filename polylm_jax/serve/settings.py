@@ -35,7 +35,7 @@ class Serving:
     slots: Annotated[int, Range(1, 4096)] = 8
     context: Annotated[int, Range(2, also=(0, "the model's"))] = 0
     burst: Annotated[int, Range(1, 64)] = 8
-    prompt_tokens: Annotated[int, Range(16)] = 256
+    prompt_tokens: Annotated[int, Range(16)] = 512
     queue: Annotated[int, Range(0, 10**6)] = 256
     key_variable: str = "POLYLM_KEY"
     key_file: MaybeLocalPlace = ""
