@@ -88,7 +88,7 @@ def committed(tmp_path_factory) -> Path:
     tree = tmp_path_factory.mktemp("committed")
     for name in ("tpu_scripts", "gin_configs"):
         shutil.copytree(ROOT / name, tree / name)
-    for name in ("README.md", "polylm_jax/errors.py", "requirements.txt"):
+    for name in ("docs/plans.md", "polylm_jax/errors.py", "requirements.txt", "README.md"):
         (tree / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
     (tree / "a.gin").write_text(A_GIN)

@@ -54,7 +54,8 @@ def run(
     """Measures one device with random weights; figures are medians of rounds, taken in turn.
 
     Returns, by calls at once, tokens per second of both, how full the engine's slots were until
-    the last call came, and waits: for a first token, and between tokens while others' prompts are read, in seconds.
+    the last call came, and waits in seconds: for a first token, and between tokens while others'
+    prompts are read.
     """
     start = jax.jit(Decoder(size, compute, init).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

@@ -32,6 +32,7 @@ def test_every_choice_is_measured_and_less_kept_is_less_memory(tiny, capsys):
     assert "does not fit" not in shown
 
 
+@pytest.mark.rare
 def test_what_does_not_fit_is_not_run(tiny, capsys, monkeypatch):
     monkeypatch.setattr(choices, "_fits", lambda planned: False)
     monkeypatch.setattr(choices, "REMAT_POLICIES", ["full"])

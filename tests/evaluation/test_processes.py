@@ -156,6 +156,7 @@ def assert_same(folder, expected):
             assert one["acc"] == other["acc"]
 
 
+@pytest.mark.rare
 def test_two_processes_say_what_one_does(forks, run, whole, tmp_path):
     numbers, logs = together(forks, run, tmp_path / "run", 2)
     assert [forks.wait(number) for number in numbers] == [0, 0], logs[0].read_text()

@@ -94,7 +94,8 @@ def test_over_two_slices_only_gradients_are_sent_and_the_network_is_in_the_bound
 
 
 def test_a_batch_too_large_gets_a_verdict_and_not_a_trace(tmp_path, capsys):
-    flags = gin_flags(SMALL | {"train.batch": 2**17, "mesh.fsdp": 4, "compute.loss_block": 2**24})
+    more = {"train.batch": 2**17, "mesh.fsdp": 4, "compute.loss_block": 2**24}
+    flags = gin_flags(SMALL | more | {"compute.remat": "full"})
     file = RUNS / "polylm_1b7_v5e_256.gin"
     assert main(["plan", f"--gin_file={file}", "--slice=v5e-4", f"--out={tmp_path}", *flags]) == 1
     said = capsys.readouterr()

@@ -5,6 +5,7 @@ import queue
 import random
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -281,7 +282,7 @@ def test_each_rows_wishes_are_its_own():
 def test_nothing_is_compiled_or_kept_after_the_start(engine):
     def sizes():
         gc.collect()  # what other tests have left
-        return sorted((x.shape, x.dtype.name) for x in jax.live_arrays())
+        return Counter((x.shape, x.dtype.name) for x in jax.live_arrays())
 
     ask(engine, [[5]])
     compiled, kept = programs_compiled(), sizes()
@@ -293,7 +294,7 @@ def test_nothing_is_compiled_or_kept_after_the_start(engine):
     engine.cancel(hung_up.number)
     hung_up.whole()
     assert programs_compiled() == compiled
-    assert sizes() == kept
+    assert not sizes() - kept
 
 
 def test_scores_that_are_no_numbers_fail_that_call_alone(engine, params, monkeypatch):

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from polylm_jax.files import MaybePlace
-from polylm_jax.ranges import OneOf, Range, Share, check
+from polylm_jax.ranges import HUGE, OneOf, Range, Share, check
 
 Limit = tuple[float | None, float | None]  # least and most, both allowed; None sets no bound
 Limits = dict[str, dict[str, Limit]]  # of a language, of a feature
@@ -27,6 +27,9 @@ EVERY = "*"  # in the place of a language
 
 _FINE = 7  # bits of a float's fraction: a bin is 0.4 to 0.8% wide
 _LEAST, _MOST = 2.0**-20, 2.0**44  # what lies outside is in the first or last bin
+
+
+Bound = Annotated[float, Range(0, HUGE)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Thresholds:
     documents: Annotated[int, Range(1)] = 2000
     drop: Share = 0.05
     keep: Share = 0.9
-    limits: dict[str, dict[str, tuple[float | None, float | None]]] = field(default_factory=dict)
+    limits: dict[str, dict[str, tuple[Bound | None, Bound | None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self, "thresholds")
