@@ -12,7 +12,7 @@ from polylm_jax.sizes import Size
 
 
 def test_the_engine_is_timed_beside_static_batching(capsys):
-    size = Size(vocabulary=64, context=128, layers=1, heads=2, d_model=16, d_ff=32)
+    size = Size(vocabulary=64, context=1024, layers=1, heads=2, d_model=16, d_ff=32)
     compute = Compute("float32", prefill_chunk=16)
     found = serve.run(size, Init(), compute, Serving(burst=4, prompt_tokens=16), {2: 4}, rounds=2)
     level = found["at once"]["2"]
