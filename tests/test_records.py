@@ -299,7 +299,7 @@ def test_bytes_that_are_no_character_are_marked_as_sentencepiece_does():
     assert decode_after(Tokenizer(model), [], ids) == pieces.decode(ids)
 
 
-@pytest.mark.parametrize("flags", [{}, scripted.SPACED])
+@pytest.mark.parametrize("flags", [pytest.param({}, marks=pytest.mark.rare), scripted.SPACED])
 def test_the_space_of_a_join_is_in_files_streams_and_chats(flags, tmp_path, capsys, monkeypatch):
     model, pieces = scripted.tokenizer(**flags)
     asked, whole = "The name", "The name of the town is"

@@ -2,6 +2,7 @@
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from polylm_jax.bench import serve
@@ -11,6 +12,7 @@ from polylm_jax.serve.settings import Serving
 from polylm_jax.sizes import Size
 
 
+@pytest.mark.rare
 def test_the_engine_is_timed_beside_static_batching(capsys):
     size = Size(vocabulary=64, context=1024, layers=1, heads=2, d_model=16, d_ff=32)
     compute = Compute("float32", prefill_chunk=16)

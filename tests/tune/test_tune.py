@@ -183,13 +183,8 @@ child.run(arguments, log, "killed", int(step))
 """
 
 
-@pytest.mark.parametrize(
-    "lora",
-    [
-        pytest.param(False, id="all weights", marks=pytest.mark.rare),
-        pytest.param(True, id="adapters"),
-    ],
-)
+@pytest.mark.rare
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
 def test_a_run_that_is_killed_in_its_second_epoch_goes_on_bitwise(
     tuned, flags_of_rows, tmp_path, lora
 ):
