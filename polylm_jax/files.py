@@ -219,6 +219,19 @@ def new_folder(path: str) -> Iterator[Path]:
 
 
 @contextmanager
+def held(folder: Path, refusal: UserError) -> Iterator[None]:
+    """Holds a folder, made if need be, by the file "lock" in it; where another process does, the
+    refusal is raised."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        yield
+
+
+@contextmanager
 def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
     """Two folders in `<path>.partial`: one for scratch, and one that takes the name `path` if
     the block ends well.
@@ -230,12 +243,8 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
     target = _free_target(path)
     folder = target.with_name(f"{target.name}.partial")
     scratch, whole, note = folder / "scratch", folder / "whole", folder / "made_from.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is making {path}; wait for it or stop it.") from None
+    busy = UserError(f"Another process is making {path}; wait for it or stop it.")
+    with held(folder, busy):
         try:
             if not note.is_file() or _json_or_none(note) != made_from:
                 shutil.rmtree(scratch, ignore_errors=True)

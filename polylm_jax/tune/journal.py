@@ -11,7 +11,6 @@ it may have been paid for, and what it can have cost at most counts where money 
 stands behind the last line's end was being written when the machine went down; it is cut off.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from polylm_jax.errors import UserError
+from polylm_jax.files import held
 from polylm_jax.train.ends import RunEnded
 
 # So many answers without a text in them, and a request counts as answered with nothing.
@@ -230,14 +230,10 @@ class Journal:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder; a RunEnded where another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunEnded(
-                "busy",
-                f"another process is at {folder}; wait for it, stop it or set "
-                "self_instruct.folder to another folder.",
-            ) from None
+    busy = RunEnded(
+        "busy",
+        f"another process is at {folder}; wait for it, stop it or set self_instruct.folder to "
+        "another folder.",
+    )
+    with held(folder, busy):
         yield

@@ -6,8 +6,6 @@ number of workers, or of the order in which shards are done.
 """
 
 import difflib
-import fcntl
-import os
 import re
 import threading
 import time
@@ -15,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from polylm_jax.data.languages import in_order, source_named
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST, opened, put
+from polylm_jax.files import MANIFEST, held, opened, put
 
 GIN = "thresholds.gin"
 _SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl.*")  # or what a kill left of one
@@ -160,15 +159,8 @@ def alone(output: str) -> Iterator[None]:
     if "://" in output:
         yield
         return
-    folder = os.path.join(output, WORK)
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is cleaning into {output}; wait for it or stop it."
-            ) from None
+    busy = UserError(f"Another process is cleaning into {output}; wait for it or stop it.")
+    with held(Path(output, WORK), busy):
         yield
 
 

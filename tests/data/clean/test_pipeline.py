@@ -390,3 +390,12 @@ def test_documents_of_wrong_pairs_are_told_from_those_of_right_ones(tmp_path, mo
     run(job(folder, tmp_path / "out", inputs={str(folder): "en-de"}), {})
     rows = verdicts(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["misaligned"] * 3 + [""] * 27
+
+
+def test_a_second_process_is_refused_and_the_first_leaves_no_lock(tmp_path):
+    output = str(tmp_path / "out")
+    told = r"Another process is cleaning into .*out; wait"
+    with pipeline.alone(output), pytest.raises(UserError, match=told):
+        pipeline.alone(output).__enter__()
+    with pipeline.alone(output):
+        pass
