@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -105,8 +106,13 @@ def run(
     }
 
 
-def llama_peer(gguf: str, python: str, rows: int, tokens: int) -> PeerProcess:
-    """llama.cpp with a file, ready for so many texts of so many tokens at once."""
+def llama_peer(
+    gguf: str, python: str, rows: int, tokens: int, calls: Sequence[tuple[int, int]] = ()
+) -> PeerProcess:
+    """llama.cpp with a file, ready for so many texts of so many tokens at once.
+
+    calls: of `bench serve`, tokens of each one's prompt and answer.
+    """
     if jax.default_backend() != "cpu":
         raise UserError("--gguf compares on a CPU, where llama.cpp runs; leave it out here.")
     if not python and not importlib.util.find_spec("xllamacpp"):
@@ -114,7 +120,7 @@ def llama_peer(gguf: str, python: str, rows: int, tokens: int) -> PeerProcess:
             "--gguf needs xllamacpp; pip install xllamacpp, or name an interpreter that has it "
             "with --peer_python=PATH."
         )
-    told = {"file": gguf, "rows": rows, "tokens": tokens, "device": "cpu"}
+    told = {"file": gguf, "rows": rows, "tokens": tokens, "calls": calls, "device": "cpu"}
     return PeerProcess(python or sys.executable, "llama_peer.py", told)
 
 

@@ -2,7 +2,8 @@
 
 Told the file, the tokens of a text and the most texts at once as JSON in its first argument, it
 says what the file holds, then answers one JSON line on each line of three numbers "batch prompt
-new": seconds to read prompts, and then to add so many tokens.
+new": seconds to read prompts, and then to add so many tokens. Where it is told calls, too, their
+tokens of prompt and answer, a line is one number: seconds to answer all, so many at once.
 """
 
 import json
@@ -35,31 +36,38 @@ def main() -> None:
 
     [model] = ask("/v1/models")["data"]
     print(json.dumps(model["meta"]), flush=True)
-    pool = ThreadPoolExecutor(told["rows"])
-    for line in sys.stdin:
-        batch, prompt, new = map(int, line.split())
-        ids = range(3, model["meta"]["n_vocab"])
-        prompts = [random.choices(ids, k=prompt) for _ in range(batch)]
+    ids = range(3, model["meta"]["n_vocab"])
 
-        def seconds(count: int, prompts: list[list[int]] = prompts) -> float:
-            def answer(tokens: list[int]) -> None:
-                found = ask(
-                    "/completion",
-                    prompt=tokens,
-                    n_predict=count,
-                    temperature=0,
-                    ignore_eos=True,
-                    cache_prompt=False,
-                )
-                assert found["tokens_predicted"] == count
+    def answer(call: tuple[list[int], int]) -> None:
+        prompt, count = call
+        found = ask(
+            "/completion",
+            prompt=prompt,
+            n_predict=count,
+            temperature=0,
+            ignore_eos=True,
+            cache_prompt=False,
+        )
+        assert found["tokens_predicted"] == count
 
+    def seconds(at_once: int, calls: list[tuple[int, int]]) -> float:
+        made_up = [(random.choices(ids, k=prompt), count) for prompt, count in calls]
+        with ThreadPoolExecutor(at_once) as pool:
             started = time.perf_counter()
-            list(pool.map(answer, prompts))
+            list(pool.map(answer, made_up))
             return time.perf_counter() - started
 
-        # the first token comes with the prompt
-        prefill = seconds(1)
-        print(json.dumps({"prefill": prefill, "decode": seconds(new + 1) - prefill}), flush=True)
+    for line in sys.stdin:
+        batch, *lengths = map(int, line.split())
+        if calls := told.get("calls"):
+            found = {"seconds": seconds(batch, calls)}
+        else:
+            prompt, new = lengths
+            # the first token comes with the prompt
+            prefill = seconds(batch, [(prompt, 1)] * batch)
+            decode = seconds(batch, [(prompt, new + 1)] * batch) - prefill
+            found = {"prefill": prefill, "decode": decode}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

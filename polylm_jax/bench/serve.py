@@ -1,6 +1,8 @@
 """The serving engine beside static batching: the same prompts by `generate`, a batch at a time.
 
 To try: polylm bench serve --gin_file=gin_configs/runs/bench_cpu.gin
+Beside llama.cpp: polylm export --run=RUN --to=F16.gguf --format=gguf --dtype=f16, then
+polylm bench serve --gguf=F16.gguf with the settings of that run.
 """
 
 import json
@@ -18,6 +20,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from polylm_jax.bench.decode import check_size, llama_peer
+from polylm_jax.bench.peer import PeerProcess
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import generate
 from polylm_jax.decode.weights import for_decoding
@@ -50,10 +54,13 @@ def run(
     serving: Serving,
     at_once: dict[int, int] = AT_ONCE,
     rounds: int = ROUNDS,
+    gguf: str = "",
+    python: str = "",
 ) -> dict:
     """Measures one device with random weights; figures are medians of rounds, taken in turn.
 
-    Returns, by calls at once, tokens per second of both, how full the engine's slots were until
+    gguf, python: see `bench.decode.run`; llama.cpp answers calls of the same lengths.
+    Returns, by calls at once, tokens per second of each, how full the engine's slots were until
     the last call came, and waits in seconds: for a first token, and between tokens while others'
     prompts are read.
     """
@@ -67,18 +74,23 @@ def run(
     for slots, calls in at_once.items():
         load = made_up(size, calls)
         engine = DeviceEngine(decoder, weights, replace(serving, slots=slots, queue=calls))
-        taken: dict[str, list[float]] = {"generate": [], "engine": []}
+        peer = beside(gguf, python, size, slots, load) if gguf else None
+        taken: dict[str, list[float]] = {}
         for number in range(rounds):
             spent = {"generate": static(decoder, weights, load, slots)}
             before = engine.counts()
             spent["engine"], after = served(engine, load, slots)
-            for name, seconds in spent.items():
-                taken[name] += [seconds] if number else []
+            if peer:
+                name = f"llama.cpp {peer.about['ftype']}"
+                spent[name] = peer.ask(slots)["seconds"]
+            for name, seconds in spent.items() if number else ():
+                taken.setdefault(name, []).append(seconds)
+        if peer:
+            peer.close()
         tokens = sum(load.limits)
         speeds = {name: tokens / statistics.median(each) for name, each in taken.items()}
         levels[str(slots)] = {
             "speeds": speeds,
-            "ratio": speeds["engine"] / speeds["generate"],
             "fill": (after.used - before.used) / max(1, after.room - before.room),
             **(waits(engine, size) if slots > 1 else {}),
         }
@@ -89,6 +101,16 @@ def run(
         "context": size.context,
         "at once": levels,
     }
+
+
+def beside(gguf: str, python: str, size: Size, slots: int, load: Load) -> PeerProcess:
+    """llama.cpp, ready for the same calls."""
+    lengths = [
+        (len(prompt), limit) for prompt, limit in zip(load.prompts, load.limits, strict=True)
+    ]
+    peer = llama_peer(gguf, python, slots, max(map(sum, lengths)), lengths)
+    check_size(size, peer.about, gguf)
+    return peer
 
 
 def made_up(size: Size, calls: int) -> Load:
@@ -198,7 +220,7 @@ def waits(engine: DeviceEngine, size: Size) -> dict[str, float]:
 def show(result: dict, console: Console) -> None:
     """Prints the figures as a table, then as one line of JSON."""
     table = Table(
-        *("at once", "generate tokens/s", "engine tokens/s", "ratio", "slots in use"),
+        *("at once", "who", "tokens/s", "engine's ratio", "slots in use"),
         *("first token", "worst gap"),
         title=f"{result['device']}, {result['dtype']}, a context of {result['context']}",
     )
@@ -212,12 +234,10 @@ def show(result: dict, console: Console) -> None:
                 f"{level['worst gap'] / gap:.1f} of the usual {1000 * gap:.0f} ms",
             ]
         table.add_row(
-            at_once,
-            f"{speeds['generate']:,.0f}",
-            f"{speeds['engine']:,.0f}",
-            f"{level['ratio']:.2f}",
-            f"{level['fill']:.0%}",
-            *told,
+            at_once, "engine", f"{speeds['engine']:,.0f}", "", f"{level['fill']:.0%}", *told
         )
+        for name, speed in speeds.items():
+            if name != "engine":
+                table.add_row("", name, f"{speed:,.0f}", f"{speeds['engine'] / speed:.2f}")
     console.print(table)
     print(json.dumps(result))

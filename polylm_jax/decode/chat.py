@@ -25,10 +25,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a conversation's text. answer: it is the model's, and `</s>` follows, by its id."""
+    """A part of a conversation's text.
+
+    answer: it is the model's, and `</s>` follows, by its id. answers: places in another's text, in
+    characters, where an answer begins that is a part of it.
+    """
 
     text: str
     answer: bool = False
+    answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def render(turns: Sequence[Turn], form: Format, keep_ends: bool) -> list[Segment
     What stands before an answer is the prompt with which it is asked for.
     """
     segments: list[Segment] = []
-    prompt = ""
+    prompt, answers = "", list[int]()
     for number, turn in enumerate(turns):
         question = turn.question
         if form.one_line_breaks:
@@ -90,11 +95,13 @@ def render(turns: Sequence[Turn], form: Format, keep_ends: bool) -> list[Segment
             continue
         answer = inert(turn.answer, form)
         if keep_ends or number == len(turns) - 1:
-            segments += [Segment(prompt), Segment(answer, answer=True)]
-            prompt = ""
+            segments += [Segment(prompt, answers=(*answers,)), Segment(answer, answer=True)]
+            prompt, answers = "", []
         else:
+            answers.append(len(prompt))
             prompt += answer.strip("\n")
-    return [*segments, Segment(prompt)] if prompt or not segments else segments
+    last = Segment(prompt, answers=(*answers,))
+    return [*segments, last] if prompt or not segments else segments
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
@@ -209,43 +216,6 @@ class TextStream:
     def close(self) -> str:
         """What is left: a mark for each byte of a character that was never finished."""
         return self._decoder.decode(b"", final=True)
-
-
-class Memory:
-    """The ids of a talk as they were read and said, which its text encoded again need not have."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._text, self._ids = "", list[int]()
-        self._cuts: list[tuple[int, int]] = []  # so many characters are so many ids
-
-    def ids(self, prompt: Sequence[Segment]) -> list[int]:
-        """`prompt_ids`, but those of the talk so far as long as its text is the same."""
-        text = _with_ends(prompt)
-        same = [cut for cut in self._cuts if text.startswith(self._text[: cut[0]])]
-        if not same:
-            return prompt_ids(self._tokenizer, prompt)
-        characters, count = same[-1]
-        first, *others = self._tokenizer.encode_inside(text[characters:].split(ANSWER_ENDS))
-        return [*self._ids[:count], *first, *itertools.chain(*([EOS, *ids] for ids in others))]
-
-    def note(self, prompt: Sequence[Segment], ids: Sequence[int], said: Sequence[int]) -> None:
-        """The talk is now a prompt, with the ids that it was given, and what was said to it."""
-        self._text, self._ids = _with_ends(prompt), [*ids, *said]
-        self._cuts = [(len(self._text), len(ids))]
-        stream = TextStream(self._tokenizer, ids)
-        for count, one in enumerate(said, len(ids) + 1):
-            self._text += stream.push([one])
-            if stream.whole:
-                self._cuts.append((len(self._text), count))
-
-
-# Stands for the </s> behind an answer; no text in UTF-8 has it.
-ANSWER_ENDS = "\ud800"
-
-
-def _with_ends(prompt: Sequence[Segment]) -> str:
-    return "".join(segment.text + ANSWER_ENDS * segment.answer for segment in prompt)
 
 
 def _mark_each_byte(error: UnicodeError) -> tuple[str, int]:

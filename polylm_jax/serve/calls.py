@@ -62,7 +62,8 @@ class News:
     """What has become of a call since the last news of it.
 
     new: tokens that were added, without </s>. prompt: the prompt's own, once, where asked for.
-    reused: tokens of the prompt that were in the slot already, told with the first news.
+    reused, waited: tokens of the prompt that were in a slot already, and seconds until the call had
+        a slot of its own; told with the first news, else 0 and None.
     ended: "" while it goes on; then once, as the last news, "stop" (</s>), "length", "cancelled"
         or "failed". fault: one sentence where it failed.
     """
@@ -70,6 +71,7 @@ class News:
     new: tuple[Said, ...] = ()
     prompt: tuple[Said, ...] = ()
     reused: int = 0
+    waited: float | None = None
     ended: str = ""
     fault: str = ""
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -25,9 +25,10 @@ from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
 from polylm_jax.serve.calls import MOST_LIKELIEST, Busy, Call, Counts, News, Said
 from polylm_jax.serve.programs import Device, Shape, idle_rows
-from polylm_jax.serve.schedule import READERS, Begin, Chunk, Job, Schedule, chunks_of
+from polylm_jax.serve.schedule import READERS, Begin, Chunk, Job, Pace, Schedule, chunks_of
 from polylm_jax.serve.settings import Serving
 
+HOLD = 0.02  # of a burst's time: so long those who were answered have for asking again
 LONGEST_WAIT = 60  # seconds after which one who was refused is told to ask again, at most
 MOST_PENALTY = 1e6  # scores less these stay far from what float32 cannot hold
 CLOSING = "the server is closing."
@@ -54,13 +55,15 @@ def programs_compiled() -> int:
 class Under:
     """A call under way.
 
-    tell: None once it raised an exception. told: where asked for, how likely the prompt's tokens
-    were, by their places: arrays like those of `Likely`.
+    tell: None once it raised an exception. asked: when it came. waited: see `News`. told: where
+    asked for, how likely the prompt's tokens were, by their places: arrays like those of `Likely`.
     """
 
     call: Call
     job: Job
     tell: Callable[[News], None] | None
+    asked: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
     told: Likely | None = None
 
 
@@ -96,9 +99,10 @@ class DeviceEngine:
         self._size, self._before, self._queue = size, before, serving.queue
         self._device = Device(decoder, params, shape, ready)
         self._schedule = Schedule(self.slots, self.context, chunks, serving.prompt_tokens)
-        self._rows = idle_rows(self.slots)
+        self._rows, self._pace = idle_rows(self.slots), Pace()
         self._calls: dict[int, Under] = {}
         self._left: set[int] = set()  # calls that were cancelled since the last turn
+        self._freed = 0  # slots that came free in the last turn
         self._numbers = itertools.count(1)
         self._counts: Counter[str] = Counter()
         self._busy = 0.0  # seconds that turns took
@@ -195,25 +199,38 @@ class DeviceEngine:
 
     def _turn(self) -> bool:
         """One turn, once there is something to do; whether there are more."""
+        schedule = self._schedule
         with self._changed:
             self._changed.wait_for(lambda: self._calls or self._deadline < math.inf)
+            burst = self._device.shape.burst
+            if schedule.going and self._freed:
+                # else whoever asks one thing after another loses a burst between two
+                moment = HOLD * burst * self._pace.token
+                self._changed.wait_for(lambda: len(schedule.waiting) >= self._freed, moment)
+            self._freed = 0
             left = [self._calls[number] for number in self._left if number in self._calls]
             self._left.clear()
             over = not self._calls or time.monotonic() >= self._deadline
-            self._schedule.turn()
+            schedule.turn(self._pace.places(burst))
         if over:
             self._end_all(CUT)
             return False
         began = time.monotonic()
         for under in left:
             self._end(under, "cancelled")
+        places = 0
         while step := self._next():
             if isinstance(step, Chunk):
                 self._read(step)
+                places += step.length
             else:
                 self._begin(step.job)
-        if self._schedule.going:
-            self._burst()
+        if places:
+            self._device.wait()
+            self._pace.read(places, time.monotonic() - began)
+        if schedule.going:
+            started = time.monotonic()
+            self._pace.added(self._burst(), time.monotonic() - started)
         self._busy += time.monotonic() - began
         return True
 
@@ -225,6 +242,7 @@ class DeviceEngine:
         if job.reused:
             self._device.take(job.reader, job.source, job.reused)
         under, length, most = self._calls[job.number], len(job.prompt), self._device.shape.most
+        under.waited = time.monotonic() - under.asked
         if under.call.read:
             under.told = Likely(
                 np.full(length, np.nan, np.float32),
@@ -260,7 +278,7 @@ class DeviceEngine:
                 self._fail(under)
                 return
             prompt = _said(call.prompt, under.told, call.likeliest or 0)
-        news = News(prompt=prompt, reused=job.reused)
+        news = News(prompt=prompt, reused=job.reused, waited=under.waited)
         if not call.new_tokens:
             self._end(under, "length", news)
             return
@@ -281,7 +299,8 @@ class DeviceEngine:
         said = [] if token == END_OF_DOCUMENT else [token]
         self._add(under, said, _fetched(likely), token, news)
 
-    def _burst(self) -> None:
+    def _burst(self) -> int:
+        """Adds tokens to all texts; to how many most."""
         rows, steps = self._rows, self._device.shape.burst
         going = dict(self._schedule.going)
         new, found = self._device.burst(rows)
@@ -304,6 +323,7 @@ class DeviceEngine:
             self._add(under, said, row, ids[count - 1])
         with self._changed:
             self._counts.update(room=max(used) * self.slots, used=sum(used))
+        return max(used)
 
     def _add(
         self, under: Under, said: list[int], likely: Likely, last: int, news: News = NO_NEWS
@@ -335,6 +355,7 @@ class DeviceEngine:
     def _end(self, under: Under, why: str, news: News = NO_NEWS) -> None:
         job, rows = under.job, self._rows
         with self._changed:
+            self._freed += job.slot >= 0
             if self._schedule.going.get(job.slot) is job:
                 rows.left[job.slot] = rows.lengths[job.slot] = 0
                 rows.asked[job.slot] = False

@@ -16,14 +16,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from polylm_jax import jsonl
-from polylm_jax.decode.chat import inert
+from polylm_jax.decode.memory import Memory
 from polylm_jax.serve import answers, openapi, page
 from polylm_jax.serve.access import Door, refused
 from polylm_jax.serve.answers import DONE, PING, Form, dumps, event, joined
-from polylm_jax.serve.calls import Busy, Call, Engine
+from polylm_jax.serve.calls import Busy, Engine
 from polylm_jax.serve.fields import Chat, Completion, Refusal, parse, read_json
-from polylm_jax.serve.metrics import TEXT, Metrics
-from polylm_jax.serve.requests import Asked, Choice, OwnAnswers, Piece, Served, Work, understand
+from polylm_jax.serve.metrics import TEXT, Course, Metrics
+from polylm_jax.serve.requests import Asked, Choice, Piece, Served, Work, understand
 
 PING_SECONDS = 15.0  # of silence after which a stream says that it lives: proxies wait for 50 or 60
 SLOW_SECONDS = 120.0  # that a client may leave what it was sent unread
@@ -47,7 +47,7 @@ class Desk:
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.served.name, self.engine)
         self.running: set[Work] = set()
-        self._own = OwnAnswers()
+        self.memory = Memory(self.served.tokenizer)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,12 +96,7 @@ class Desk:
             )
 
     def _understood(self, kind: type[Completion] | type[Chat], body: bytes) -> Asked:
-        return understand(parse(kind, read_json(body)), self.served, self._own)
-
-    def keep(self, call: Call, choice: Choice) -> None:
-        """Remembers an answer for the turns that follow it."""
-        if self.served.chat.keep_ends and choice.text == inert(choice.text, self.served.form):
-            self._own.keep(call.prompt, choice.text, choice.ids)
+        return understand(parse(kind, read_json(body)), self.served, self.memory)
 
 
 class Talk:
@@ -122,8 +117,7 @@ class Talk:
             int(time.time()),
             served.name,
         )
-        self._started = time.monotonic()
-        self._heard: list[float | None] = [None] * len(asked.calls)
+        self._courses = [Course(desk.metrics, call, asked.n) for call in asked.calls]
 
     async def whole(self, request: Request) -> Response:
         """The whole answer, or nothing of it for a client that has hung up."""
@@ -181,35 +175,20 @@ class Talk:
             if choice.finish:
                 continue
             piece = choice.hear(news)
-            self._count(index, len(news.new))
+            self._courses[index].heard(news)
             if piece.finish:
-                self._finished(index, piece)
+                self._work.leave(index)
+                self._ended(index)
             if piece.finish == "failed":
                 raise Refusal(500, piece.fault, code="failed")
             if piece.text or piece.tokens or piece.finish:
                 yield index, piece
 
-    def _count(self, index: int, new: int) -> None:
-        if not new:
-            return
-        now, before = time.monotonic(), self._heard[index]
-        metrics = self._desk.metrics
-        if before is None:
-            metrics.first.observe(now - self._started)
-        else:
-            for _ in range(new):
-                metrics.between.observe((now - before) / new)
-        self._heard[index] = now
-
-    def _finished(self, index: int, piece: Piece) -> None:
-        choice, call, metrics = self._choices[index], self._asked.calls[index], self._desk.metrics
-        self._work.leave(index)
-        metrics.ended(piece.finish)
-        metrics.prompt.observe(len(call.prompt))
-        metrics.new.observe(choice.count)
-        metrics.whole.observe(time.monotonic() - self._started)
-        if self._asked.chat and choice.is_whole:
-            self._desk.keep(call, choice)
+    def _ended(self, index: int) -> None:
+        choice, call = self._choices[index], self._asked.calls[index]
+        self._courses[index].ended(choice.finish, choice.count)
+        if self._asked.talk is not None:  # its next turn goes on from these ids
+            self._desk.memory.note(self._asked.talk, call.prompt, choice.ids)
 
     async def _unless_gone(self, doing: Any, receive: Receive) -> bool:
         """Whether it was done before the client hung up; what raises here raises there."""
@@ -226,10 +205,10 @@ class Talk:
             gone.cancel()
             # a task that is cancelled still runs until it has noticed
             await asyncio.gather(done, gone, return_exceptions=True)
-            for choice in self._choices:
+            for index, choice in enumerate(self._choices):
                 if not choice.finish:
                     choice.finish = "cancelled"
-                    self._desk.metrics.ended("cancelled")
+                    self._ended(index)
             self._desk.running.discard(self._work)
 
 

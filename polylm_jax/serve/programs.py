@@ -129,6 +129,10 @@ class Device:
             self._cache, self._held, self._staged[reader], held_row, *places
         )
 
+    def wait(self) -> None:
+        """Returns when all that was begun is done."""
+        jax.block_until_ready((self._staged, self._cache))
+
     def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
         """Adds tokens to all texts, int32 [slots, burst], and how likely each was."""
         longest = int(rows.lengths.max())

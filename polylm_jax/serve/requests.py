@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 from polylm_jax.data.tokenizer import EOS, Tokenizer
@@ -19,17 +18,16 @@ from polylm_jax.decode.chat import (
     TextStream,
     Turn,
     Until,
-    encode,
     inert,
     render,
 )
+from polylm_jax.decode.memory import Memory
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.ranges import TINY
 from polylm_jax.serve.calls import Call, Engine, News, Said
 from polylm_jax.serve.fields import DEFAULT_NEW, Chat, Completion, Message, Refusal
 
 COLDEST = 1e-9  # temperatures below are 0, the best token
-KEPT_ANSWERS = 1024
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,11 @@ class Served:
 class Asked:
     """A request that was understood.
 
-    calls: one for each choice, those of a prompt side by side. likeliest: None where no
-    log-probabilities are told.
+    talk: the conversation; None for a text that is completed. calls: one for each choice, those of
+    a prompt side by side. likeliest: None where no log-probabilities are told.
     """
 
-    chat: bool
+    talk: Sequence[Segment] | None
     calls: tuple[Call, ...]
     n: int
     stop: tuple[str, ...]
@@ -68,37 +66,12 @@ class Asked:
     likeliest: int | None
 
     @property
+    def chat(self) -> bool:
+        return self.talk is not None
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(len(call.prompt) for call in self.calls[:: self.n])
-
-
-class OwnAnswers:
-    """The ids of answers that were given here, for the prompts that quote them.
-
-    What a text is encoded to need not be what was sampled; only with those ids does a prompt go on
-    from what an engine has read already.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[str, tuple[int, ...]]] = {}
-        self._lock = Lock()
-
-    def keep(self, before: Sequence[int], text: str, ids: Sequence[int]) -> None:
-        """Remembers an answer to the prompt `before`."""
-        with self._lock:
-            self._kept[hash((*before,))] = text, tuple(ids)
-            while len(self._kept) > KEPT_ANSWERS:
-                del self._kept[next(iter(self._kept))]
-
-    def ids(self, tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[int]:
-        """The ids of a conversation."""
-        [parts], ids = encode(tokenizer, [segments]), list[int]()
-        for segment, part in zip(segments, parts, strict=True):
-            if segment.answer:
-                text, own = self._kept.get(hash((*ids,)), ("", ()))
-                part = [*own, EOS] if own and text == segment.text else part
-            ids += part
-        return ids
 
 
 def conversation(messages: Sequence[Message], form: Format, keep_ends: bool) -> list[Segment]:
@@ -116,12 +89,15 @@ def conversation(messages: Sequence[Message], form: Format, keep_ends: bool) -> 
     turns = [Turn(*pair) for pair in zip(said[::2], said[1::2], strict=False)]
     if len(said) % 2:
         return render([*turns, Turn(said[-1])], form, keep_ends)
-    begun = Segment(inert(said[-1], form))
+    begun = Segment(inert(said[-1], form), answers=(0,))
     return [*render([*turns[:-1], Turn(said[-2])], form, keep_ends), begun]
 
 
-def understand(said: Completion | Chat, served: Served, own: OwnAnswers) -> Asked:
-    """What a request asks of the engine; Refusal where that cannot be."""
+def understand(said: Completion | Chat, served: Served, memory: Memory) -> Asked:
+    """What a request asks of the engine; Refusal where that cannot be.
+
+    memory: of the talks so far.
+    """
     if said.model not in ("", served.name):
         raise Refusal(
             404,
@@ -129,11 +105,11 @@ def understand(said: Completion | Chat, served: Served, own: OwnAnswers) -> Aske
             "model",
             "model_not_found",
         )
-    chat = isinstance(said, Chat)
+    chat, talk = isinstance(said, Chat), None
     defaults = served.chat if chat else Sampling(temperature=1.0)
     if isinstance(said, Chat):
-        segments = conversation(said.messages, served.form, served.chat.keep_ends)
-        prompts = [tuple(own.ids(served.tokenizer, segments)) or (EOS,)]
+        talk = conversation(said.messages, served.form, served.chat.keep_ends)
+        prompts = [tuple(memory.ids(talk)) or (EOS,)]
         stop = (*(said.stop or served.chat.stop), *served.form.marks)
         likeliest = (said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None
         echo = False
@@ -172,7 +148,7 @@ def understand(said: Completion | Chat, served: Served, own: OwnAnswers) -> Aske
                 )
             )
     return Asked(
-        chat,
+        talk,
         tuple(calls),
         said.n,
         stop,
@@ -244,11 +220,6 @@ class Choice:
     def is_ended(self) -> bool:
         """Whether the model itself ended it."""
         return self.finish == "stop" and not self._until.done
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it was said to its end, and not cut at a stop."""
-        return self.finish in ("stop", "length") and not self._until.done
 
     @property
     def count(self) -> int:

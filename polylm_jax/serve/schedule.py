@@ -15,6 +15,8 @@ READERS = 4  # prompts that are read in turns
 FEWEST = 16  # tokens of the smallest chunk
 WORTH = 8  # tokens of a beginning; fewer are read again sooner than copied
 IDLE = 4  # slots that, idle, let as many prompt tokens more be read in a turn
+LONGER = 2  # bursts' time in which prompts may be read between two bursts
+SMOOTH = 4  # times that were seen of which a mean is mostly made
 
 
 @dataclass(eq=False)
@@ -55,6 +57,30 @@ class Chunk:
 
 
 @dataclass
+class Pace:
+    """Seconds that a place of a prompt and a token of all texts take, as far as was seen."""
+
+    place: float = 0.0
+    token: float = 0.0
+
+    def read(self, places: int, seconds: float) -> None:
+        """So many places of prompts were read in so many seconds."""
+        self.place = _mean(self.place, seconds / places)
+
+    def added(self, tokens: int, seconds: float) -> None:
+        """A burst added so many tokens to the texts."""
+        self.token = _mean(self.token, seconds / tokens)
+
+    def places(self, burst: int) -> float:
+        """Places that are read while others wait as long as LONGER bursts take; 0 if not known."""
+        return LONGER * burst * self.token / self.place if self.place else 0
+
+
+def _mean(before: float, seen: float) -> float:
+    return before + (seen - before) / SMOOTH if before else seen
+
+
+@dataclass
 class Schedule:
     """All calls that have not ended, and what the slots hold.
 
@@ -75,11 +101,11 @@ class Schedule:
         self.readers = min(READERS, self.slots)
         self.held: list[list[int]] = [[] for _ in range(self.slots)]
         self._left = list(range(self.slots))  # slots, the longest unused first
-        self._spent = 0
+        self._spent, self._most = 0, math.inf
 
-    def turn(self) -> None:
-        """A new turn begins, between two bursts."""
-        self._spent = 0
+    def turn(self, places: float = math.inf) -> None:
+        """A new turn begins, between two bursts. places: see `Pace`; one chunk is always read."""
+        self._spent, self._most = 0, places
         for job in self.reading:
             job.turned = 0
 
@@ -92,9 +118,10 @@ class Schedule:
 
     @property
     def allowance(self) -> float:
-        """Prompt tokens of a turn: as many again for each few slots that are idle."""
+        """Prompt tokens of a turn: as many again for each few slots that are idle, in time."""
         idle = self.slots - len(self.going) - len(self.reading)
-        return self.prompt_tokens * (1 + idle // IDLE) if self.going else math.inf
+        most = min(self._most, self.prompt_tokens * (1 + idle // IDLE))
+        return most if self.going else math.inf
 
     def inserted(self, job: Job) -> None:
         """The prompt that a job has read is in its slot, and its text goes on."""
@@ -155,7 +182,7 @@ class Schedule:
             chunk = chunk_of(job, self.chunks[-1:] if job.anew else self.chunks, self.context)
             if self.going and job.turned + chunk.length > self.prompt_tokens:
                 continue
-            if self.going and self._spent + chunk.length > self.allowance:
+            if self._spent and self._spent + chunk.length > self.allowance:
                 return None
             self.reading.remove(job)
             self.reading.append(job)

@@ -24,7 +24,8 @@ class Serving:
     context: tokens of a prompt and its answer together.
     burst: tokens that each text gets between two looks at who comes and goes.
     prompt_tokens: tokens of prompts read between two bursts while all slots are in use; more where
-        some are idle, all where nobody waits for a next token. It bounds how long they wait.
+        some are idle, all where nobody waits for a next token. It bounds how long they wait; where
+        so many would take longer than two bursts, fewer are read.
     queue: calls that may wait for a slot; more are refused.
     key_variable, key_file: an environment variable and a file that may hold the key; the variable
         counts first. Without a key only this machine is answered.

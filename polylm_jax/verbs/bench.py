@@ -57,7 +57,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     decode.add_argument(
         "--gguf",
         type=partial(local, name="--gguf"),
-        help="a file of the same size: llama.cpp decodes with it beside ours",
+        help="a file of the same size: llama.cpp decodes with it beside ours (bench serve, too)",
     )
     step = parser.add_argument_group("for bench train, bench tune, bench torch and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
@@ -202,8 +202,7 @@ def _decode(given: argparse.Namespace) -> dict:
     size, compute = config.get("model"), config.get("compute")
     peers = [*([given.vs] if given.vs else []), *(["llama.cpp"] if given.gguf else [])]
     beside = f", beside {' and '.join(peers)}" if peers else ""
-    if given.gguf and not Path(given.gguf).is_file():
-        raise UserError(f"--gguf={given.gguf}: there is no such file; write one with export.")
+    gguf = _gguf(given)
     print(f"Reading and continuing batches of {bench_decode.BATCHES} random prompts{beside}.")
     result = bench_decode.run(
         size,
@@ -211,10 +210,17 @@ def _decode(given: argparse.Namespace) -> dict:
         compute,
         bool(given.vs),
         given.peer_python or "",
-        given.gguf or "",
+        gguf,
     )
     bench_decode.show(result, Console())
     return result
+
+
+def _gguf(given: argparse.Namespace) -> str:
+    """The file for llama.cpp, "" for none."""
+    if given.gguf and not Path(given.gguf).is_file():
+        raise UserError(f"--gguf={given.gguf}: there is no such file; write one with export.")
+    return given.gguf or ""
 
 
 def _int8(given: argparse.Namespace) -> dict:
@@ -265,7 +271,12 @@ def _serve(given: argparse.Namespace) -> dict:
     levels = " and ".join(map(str, bench_serve.AT_ONCE))
     print(f"Answering {levels} calls at once, by the engine and by batches in turn; some minutes.")
     result = bench_serve.run(
-        config.get("model"), config.get("init"), config.get("compute"), config.get("serve")
+        config.get("model"),
+        config.get("init"),
+        config.get("compute"),
+        config.get("serve"),
+        gguf=_gguf(given),
+        python=given.peer_python or "",
     )
     bench_serve.show(result, Console())
     return result

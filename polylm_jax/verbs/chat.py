@@ -12,7 +12,6 @@ from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
-    Memory,
     Segment,
     TextStream,
     Turn,
@@ -20,6 +19,7 @@ from polylm_jax.decode.chat import (
     render,
     until,
 )
+from polylm_jax.decode.memory import Memory
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
 from polylm_jax.serve import remote

@@ -17,7 +17,6 @@ from polylm_jax.data.tokenizer import Tokenizer, load
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
-    Memory,
     Segment,
     TextStream,
     Turn,
@@ -29,6 +28,7 @@ from polylm_jax.decode.chat import (
     template,
     until,
 )
+from polylm_jax.decode.memory import Memory
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.sizes import Size

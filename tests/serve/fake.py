@@ -30,6 +30,7 @@ class Seat:
     tell: object
     left: deque
     whole: bool  # whether </s> follows what is left
+    asked: float = field(default_factory=time.monotonic)
     told: bool = False
     gone: bool = False
     dice: random.Random = field(default_factory=random.Random)
@@ -133,9 +134,10 @@ class FakeEngine:
             self.broken.set()
 
     def _burst_of(self, seat):
-        call, prompt, reused = seat.call, (), 0
+        call, prompt, reused, waited = seat.call, (), 0, None
         if not seat.told:
             seat.told, reused = True, len(call.prompt) // 2
+            waited = time.monotonic() - seat.asked
             self._done["prompt"] += len(call.prompt)
             self._done["reused"] += reused
             if call.read:
@@ -150,4 +152,4 @@ class FakeEngine:
             with self._lock:
                 self._running.remove(seat)
         if new or prompt or reused or ended:
-            seat.tell(News(new, prompt, reused, ended))
+            seat.tell(News(new, prompt, reused, waited, ended))

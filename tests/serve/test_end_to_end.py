@@ -82,7 +82,27 @@ def test_echo_has_the_log_probabilities_of_score(served, run, tmp_path):
     assert best == score["greedy"]
 
 
-def test_same_seed_same_answer_and_a_chat_reads_only_what_is_new(served):
+def chat(served, messages, **more):
+    """A whole answer's text, or a stream's first words, after which its client hangs up."""
+    said = {"messages": messages, "temperature": 1.0, "seed": 5, **more}
+    url = served + "/v1/chat/completions"
+    if not more.get("stream"):
+        return HTTP.post(url, json=said).json()["choices"][0]["message"]["content"]
+    with HTTP.stream("POST", url, json=said) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                [choice] = json.loads(line[6:])["choices"]
+                if text := choice["delta"].get("content"):
+                    return text
+
+
+def metric(served, name):
+    """A number of /metrics."""
+    lines = HTTP.get(served + "/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def test_same_seed_same_answer(served):
     messages = [{"role": "user", "content": "Wo?"}]
     said = {"messages": messages, "max_tokens": 8, "seed": 5, "temperature": 1.0, "n": 3}
     first, second = (
@@ -91,19 +111,30 @@ def test_same_seed_same_answer_and_a_chat_reads_only_what_is_new(served):
     )
     assert first == second
     assert len(set(first)) > 1
-    said |= {"n": 1, "stream": True, "stream_options": {"include_usage": True}}
-    told, _ = events(HTTP.post(served + "/v1/chat/completions", json=said).text)
-    answer = "".join(c["delta"].get("content", "") for e in told for c in e["choices"])
-    before = told[-1]["usage"]["prompt_tokens"]
-    said["messages"] = [
-        *messages,
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": "Wie?"},
-    ]
-    told, _ = events(HTTP.post(served + "/v1/chat/completions", json=said).text)
-    usage = told[-1]["usage"]
-    assert usage["prompt_tokens_details"]["cached_tokens"] >= before - 1
-    assert soon(lambda: HTTP.get(served + "/health").json()["running"] == 0)
+
+
+@pytest.mark.parametrize("how", ["cut off", "stopped", "hung up"])
+def test_a_second_turn_reads_what_is_new_in_it_and_eight_tokens_at_most(served, run, how):
+    """By the engine's own count, in languages that the tokenizer has pieces for and not."""
+    tokenizer = Tokenizer((run / "tokenizer.model").read_bytes())
+    read = lambda: (  # noqa: E731
+        metric(served, "vllm:prompt_tokens_total") - metric(served, "vllm:prefix_cache_hits_total")
+    )
+    for first, second in (("Wo?", "Wie?"), ("Где?", "Как?"), ("哪里?", "怎么?"), ("أين؟", "كيف؟")):
+        messages = [{"role": "user", "content": first}]
+        more = {"max_tokens": 12}
+        if how == "stopped":
+            more["stop"] = [chat(served, messages, **more)[4:6]]
+        if how == "hung up":
+            more = {"max_tokens": 40, "stream": True}
+        answer = chat(served, messages, **more)
+        assert answer
+        assert soon(lambda: HTTP.get(served + "/health").json()["running"] == 0)
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": second}]
+        before = read()
+        assert chat(served, messages, max_tokens=4)
+        turn = f"\n<|user|>\n{second}\n<|assistant|>\n"
+        assert 0 < read() - before <= len(tokenizer.encode_inside([turn])[0]) + 8
 
 
 def test_nothing_is_compiled_for_a_request_and_a_stop_frees_the_slot(served):

@@ -481,6 +481,33 @@ def check_sums(site, whole):
     assert told['vllm:generation_tokens_total{model_name="tiny"}'] == counts.new_tokens
 
 
+def test_how_long_requests_wait_and_take_is_told_under_vllms_names(open_site):
+    with open_site(slots=1, pause=0.01) as site, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        said = {"prompt": "«" + "word " * 20 + "»", "max_tokens": 200}
+        url = site.url + "/v1/completions"
+        answers = [pool.submit(HTTP.post, url, json=said, timeout=30) for _ in range(2)]
+        assert all(answer.result().status_code == 200 for answer in answers)
+        told, _ = sums(site)
+    of = lambda name: told[f'vllm:{name}{{model_name="tiny"}}']  # noqa: E731
+    seconds = {
+        name: of(f"{name}_seconds_sum")
+        for name in (
+            *("e2e_request_latency", "request_queue_time", "request_inference_time"),
+            *("request_prefill_time", "request_decode_time", "time_to_first_token"),
+        )
+    }
+    assert all(of(f"{name}_seconds_count") == 2 for name in seconds)
+    assert of("request_time_per_output_token_seconds_count") == 2
+    assert (of("request_params_n_sum"), of("request_params_max_tokens_sum")) == (2, 400)
+    assert of("num_preemptions_total") == 0
+    # one waits until the other has ended
+    assert 0.05 < seconds["request_queue_time"] < seconds["request_inference_time"]
+    parts = seconds["request_queue_time"] + seconds["request_inference_time"]
+    assert seconds["e2e_request_latency"] == pytest.approx(parts, abs=0.02)
+    parts = seconds["request_prefill_time"] + seconds["request_decode_time"]
+    assert seconds["request_inference_time"] == pytest.approx(parts, abs=0.05)
+
+
 def test_three_hundred_requests_leave_nothing_behind(open_site):
     with open_site(slots=8, queue=1000, burst=20) as site:
         whole = soak(site, 300, 32)

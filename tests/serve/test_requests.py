@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Until, until
+from polylm_jax.decode.memory import Memory
 from polylm_jax.serve.calls import Call, News
 from polylm_jax.serve.fields import (
     Chat,
@@ -18,7 +19,7 @@ from polylm_jax.serve.fields import (
     read_json,
     schema,
 )
-from polylm_jax.serve.requests import Choice, OwnAnswers, Served, conversation, understand
+from polylm_jax.serve.requests import Choice, Served, conversation, understand
 from tests.data.sentences import SENTENCES
 from tests.serve.fake import said
 
@@ -234,7 +235,7 @@ def served(vocabulary):
 
 
 def understood(served, kind, **said):
-    return understand(parse(kind, said), served, OwnAnswers())
+    return understand(parse(kind, said), served, Memory(served.tokenizer))
 
 
 def test_defaults_are_openais_for_completions_and_the_runs_for_chats(served):
@@ -306,21 +307,30 @@ def test_a_conversation_is_the_runs_own_format():
     )
 
 
+@pytest.mark.parametrize("keep_ends", [True, False])
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_next_turn_goes_on_from_the_ids_that_were_said(vocabulary, form):
-    own, chat = OwnAnswers(), ChatSettings(format=form, keep_ends=True)
+def test_the_next_turn_goes_on_from_the_ids_that_were_said(vocabulary, form, keep_ends):
+    memory, chat = Memory(vocabulary), ChatSettings(format=form, keep_ends=keep_ends)
     served = Served("tiny", vocabulary, 512, chat)
     said = [{"role": "user", "content": "Where?"}]
-    [first] = understand(parse(Chat, {"messages": said}), served, own).calls
+    asked = understand(parse(Chat, {"messages": said}), served, memory)
+    [first] = asked.calls
     # ids of the same text that the tokenizer would not choose
     ids = [i for letter in "At home." for i in vocabulary.encode_inside([letter])[0]]
     assert ids != vocabulary.encode_inside(["At home."])[0]
-    own.keep(first.prompt, "At home.", ids)
+    memory.note(asked.talk, first.prompt, ids)
     said += [{"role": "assistant", "content": "At home."}, {"role": "user", "content": "Why?"}]
-    [second] = understand(parse(Chat, {"messages": said}), served, own).calls
-    assert second.prompt[: len(first.prompt) + len(ids) + 1] == (*first.prompt, *ids, 2)
+    [second] = understand(parse(Chat, {"messages": said}), served, memory).calls
+    begun = (*first.prompt, *ids, *([2] if keep_ends else []))
+    assert second.prompt[: len(begun)] == begun
     # another conversation with the same answer is encoded as ever
     said[0]["content"] = "And where?"
-    [other] = understand(parse(Chat, {"messages": said}), served, own).calls
-    [new] = understand(parse(Chat, {"messages": said}), served, OwnAnswers()).calls
+    [other] = understand(parse(Chat, {"messages": said}), served, memory).calls
+    [new] = understand(parse(Chat, {"messages": said}), served, Memory(vocabulary)).calls
     assert other.prompt == new.prompt
+    # and so is a question that has the whole talk in it
+    talk = "".join(segment.text for segment in asked.talk) + "At home, alone"
+    one = {"messages": [{"role": "user", "content": talk}]}
+    [alone] = understand(parse(Chat, one), served, memory).calls
+    [new] = understand(parse(Chat, one), served, Memory(vocabulary)).calls
+    assert alone.prompt == new.prompt

@@ -1,9 +1,10 @@
 """The schedule beside a cache of lists: whatever comes and hangs up, nobody is lost or starves."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polylm_jax.serve.schedule import Begin, Job, Schedule, chunk_of, chunks_of
+from polylm_jax.serve.schedule import Begin, Chunk, Job, Pace, Schedule, chunk_of, chunks_of
 
 CONTEXT, PROMPT_TOKENS = 96, 32
 
@@ -213,3 +214,69 @@ def test_chunks_are_the_same_whatever_else_is_read_and_fit_into_the_cache():
     assert parts == [(0, 128, 128), (128, 190, 64)]
     job.known = 187
     assert chunk_of(job, chunks, 200).begin == 184
+
+
+class Clocked:
+    """A schedule with slots that are busy for long, on a device whose times are made up.
+
+    place, token: seconds of a place of a prompt, and of a token of all texts. gaps: from burst to
+    burst, of those in which something was read.
+    """
+
+    def __init__(self, slots, busy, place, token, burst=8):
+        chunks = chunks_of(128, 512, 4096)
+        self.schedule, self.pace = Schedule(slots, 4096, chunks, 512), Pace()
+        self.place, self.token, self.burst, self.gaps = place, token, burst, []
+        self.schedule.waiting.extend(Job(n, [n]) for n in range(busy))
+        self.now, self.bursts, self.first = 0.0, 0, {}
+        while len(self.schedule.going) < busy:
+            self.turn()
+        self.turn()
+
+    def turn(self):
+        """As the engine does it."""
+        self.schedule.turn(self.pace.places(self.burst))
+        places, least = 0, 128
+        while step := self.schedule.next():
+            if isinstance(step, Chunk):
+                places += step.length
+                if step.end == len(step.job.prompt):
+                    self.first[step.job.number] = self.now + places * self.place, self.bursts
+                    self.schedule.inserted(step.job)
+        if places:
+            self.pace.read(places, places * self.place)
+        self.pace.added(self.burst, self.burst * self.token)
+        self.now += places * self.place + self.burst * self.token
+        self.bursts += 1
+        if places > least:
+            self.gaps.append(places * self.place + self.burst * self.token)
+
+
+@pytest.mark.parametrize("slots", [2, 8, 32])
+@pytest.mark.parametrize("token", [1e-4, 0.004, 0.02])
+@pytest.mark.parametrize("place", [1e-5, 2e-4, 5e-3])
+def test_a_long_prompt_holds_others_up_for_two_bursts_at_most(slots, token, place):
+    """2,000 tokens, at any pace of the device; more than one chunk is read only in that time."""
+    run = Clocked(slots, slots - 1, place, token)
+    run.gaps.clear()
+    run.schedule.waiting.append(Job(100, [5] * 2000))
+    while 100 not in run.first:
+        run.turn()
+    assert all(gap <= 3 * run.burst * token * 1.001 for gap in run.gaps)
+
+
+@pytest.mark.parametrize("token", [1e-4, 0.004, 0.02])
+@pytest.mark.parametrize("place", [1e-5, 2e-4, 5e-3])
+def test_the_last_slot_has_its_first_token_after_its_own_reading(token, place):
+    """A prompt of 128 tokens that comes as a burst begins, with all other slots busy."""
+    run = Clocked(8, 7, place, token)
+    came, bursts = run.now, run.bursts
+    run.schedule.turn(run.pace.places(run.burst))  # this burst's reading is over
+    assert run.schedule.next() is None
+    run.now, run.bursts = run.now + run.burst * token, run.bursts + 1
+    run.schedule.waiting.append(Job(100, [5] * 128))
+    while 100 not in run.first:
+        run.turn()
+    told, after = run.first[100]
+    assert after - bursts == 1
+    assert told - came <= 2 * run.burst * token + 128 * place
