@@ -29,5 +29,5 @@ def run(given: argparse.Namespace) -> int:
                 model.decoder, model.params, model.tokenizer, model.rows, batch, length, settings
             )
 
-        named = {"model_revision": f"step {model.step}", "model_sha": str(model.checksum)}
+        named = {"model_revision": f"step {model.step}", "model_sha": model.checksum}
         return evaluate_with(make, given.run, named, given.others)

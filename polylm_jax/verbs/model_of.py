@@ -19,7 +19,7 @@ from polylm_jax.parallel.sharding import attender, constrainer
 from polylm_jax.serve.engine import DeviceEngine
 from polylm_jax.serve.settings import Serving
 from polylm_jax.train import checkpoint
-from polylm_jax.train.door import open_run, read_params
+from polylm_jax.train.door import identity_of, open_run, read_params
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Model:
     """A checkpoint on the devices.
 
     params: the tree of training, float32. rows: ways in which the mesh splits a batch.
-    checksum: of the parameters; None where the run has none.
+    checksum: of the parameters, and of those that adapters belong to; "" where the run has none.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Model:
     params: Any
     tokenizer: Tokenizer
     rows: int
-    checksum: int | None = None
+    checksum: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def model_of(given: argparse.Namespace) -> Iterator[Model]:
             read_params(run, mesh),
             run.tokenizer,
             mesh.shape["data"],
-            checkpoint.params_checksum(run.meta),
+            identity_of(run.meta),
         )
 
 

@@ -14,6 +14,7 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.train import checkpoint
 from tests import golden
 from tests.conftest import gin_flags
+from tests.evaluation import BENCHMARKS
 
 # As in the release: its activation, and its wrong ids.
 RELEASE = {
@@ -72,6 +73,13 @@ def trained(tiny, tmp_path_factory):
 # adapters that move far in two steps, on all kernels
 LORA = {"lora.rank": 3, "lora.alpha": 6.0, "optimizer.peak_learning_rate": 0.05}
 
+EVALUATION = {
+    "evaluation.folder": BENCHMARKS,
+    "evaluation.limit": 2,
+    "evaluation.row_length": 64,
+    "evaluation.languages": ("th",),
+}
+
 
 def with_adapters(tiny, base, folder, steps, **changes):
     """Flags of a run of adapters beside a base, up to a step."""
@@ -81,9 +89,10 @@ def with_adapters(tiny, base, folder, steps, **changes):
 
 @pytest.fixture(scope="session")
 def adapted(trained, tiny):
-    """A run of two steps of adapters to the trained one."""
+    """A run of two steps of adapters to the trained one, evaluated before and after them."""
     folder = trained.parents[1] / "adapted" / "run"
-    assert main(["train", *with_adapters(tiny, trained, folder, 2)]) == 0
+    every = EVALUATION | {"train.evaluate_every": 2}
+    assert main(["train", *with_adapters(tiny, trained, folder, 2, **every)]) == 0
     return folder
 
 

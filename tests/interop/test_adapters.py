@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
+from polylm_jax.runs.log import of_kind, read_metrics
 from polylm_jax.train import checkpoint
 from polylm_jax.train.door import open_run, read_params, read_parts
 from tests.conftest import gin_flags
-from tests.interop.conftest import LORA, params_of, with_adapters
+from tests.interop.conftest import EVALUATION, LORA, params_of, with_adapters
 
 RANK, ALPHA = LORA["lora.rank"], LORA["lora.alpha"]
 # our kernel, in the words of GPT-2, and how many inputs and outputs it has
@@ -112,6 +113,25 @@ def test_every_verb_reads_it_as_the_merged_model(adapted, tmp_path, monkeypatch,
         assert main(["export", f"--run={run}", f"--to={tmp_path}/{run.name}.gguf", *gguf]) == 0
     one, other = (tmp_path / f"{run.name}.gguf" for run in (adapted, back))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_it_is_evaluated_while_it_trains_and_afterwards(trained, adapted, tmp_path):
+    before, after = of_kind(read_metrics(str(adapted)), "evaluation")
+    small = "--gin_file=gin_configs/evaluation/small.gin"
+    scores = []
+    # adapters change nothing until they have learned
+    for run, record in ((trained, before), (adapted, after)):
+        flags = gin_flags(EVALUATION | {"evaluation.tasks": ("ntrex", "word_order")})
+        assert main(["evaluate", f"--run={run}", f"--out={tmp_path}", small, *flags]) == 0
+        results = json.loads((tmp_path / "results.json").read_text())["results"]
+        found = [
+            results["ntrex_th"]["bits_per_byte,none"],
+            results["word_order_th"]["acc,none"],
+        ]
+        told = [record["by_language"][f"{task}/th"] for task in ("ntrex", "word_order")]
+        np.testing.assert_allclose(found, told, 1e-5)
+        scores.append(found[0])
+    assert abs(scores[1] - scores[0]) > 1e-3
 
 
 def test_a_peft_folder_is_what_merging_adds_to_the_exported_base(

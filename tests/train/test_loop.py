@@ -105,6 +105,8 @@ def test_evaluations_are_seen_and_change_nothing(whole, tiny, tmp_path, capsys):
         folder / "tensorboard"
     )
     assert any("evaluation" in record["seconds"] for record in counts_of(records(folder)))
+    # of so few steps it takes far more than its share, and that is said once
+    assert said.count("of the time; train.evaluate_every = ") == 1
     # what a run says of itself is what is said of it afterwards
     flags = gin_flags(EVALUATION | {"corpus.path": tiny["corpus.path"]})
     small = "--gin_file=gin_configs/evaluation/small.gin"
