@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
+from polylm_jax.console import LiveLine
 from polylm_jax.data.compressed import Damaged, missing
 from polylm_jax.data.compressed import opened as decompressed
 from polylm_jax.data.documents import STRETCH, stretches
@@ -118,6 +120,48 @@ def texts(path: str, source: str, split: str, entry: dict) -> list[Text]:
         return [Text(place, files.size(file))]
     except FileNotFoundError:
         raise UserError(f"{place} is missing; run polylm corpus again.") from None
+
+
+def verify(path: str, manifest: dict) -> int:
+    """Reads every file of a corpus and compares its lines' hash; returns how many files there are.
+
+    UserError naming one that is missing, damaged or other than its manifest says.
+    """
+    wanted: list[tuple[list[Text], str]] = []
+    for source, entry in manifest["sources"].items():
+        files = [text for split in SPLITS for text in texts(path, source, split, entry[split])]
+        shards = [shard for split in SPLITS for shard in entry[split].get("shards", ())]
+        if shards:
+            wanted += [([text], shard["sha256"]) for text, shard in zip(files, shards, strict=True)]
+        else:  # one hash of train and valid
+            wanted.append((files, entry.get("sha256", "")))
+    line, count = LiveLine(10), 0
+    with ThreadPoolExecutor(8) as pool:  # hashing lets others work beside it
+        try:
+            for places in pool.map(_checked, wanted):
+                count += len(places)
+                line.show(f"corpus: {count:,} files are as they were written")
+        finally:
+            line.close()
+            pool.shutdown(cancel_futures=True)
+    return count
+
+
+def _checked(wanted: tuple[list[Text], str]) -> list[str]:
+    """The places of files, once they have been read and have the wanted hash together."""
+    files, sha256 = wanted
+    digest = hashlib.sha256()
+    for file in files:
+        with lines_of(file) as lines:
+            while content := lines.read(2**20):
+                digest.update(content)
+    places = [file.place for file in files]
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{' or '.join(places)} is not as it was written; make the corpus again, or put back "
+            "what it was."
+        )
+    return places
 
 
 @contextmanager

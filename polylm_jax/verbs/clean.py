@@ -8,8 +8,10 @@ from rich.table import Table
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.data.clean import estimate, pipeline, report
+from polylm_jax.data import corpus, shards
+from polylm_jax.data.clean import estimate, pipeline, products, report
 from polylm_jax.errors import UserError
+from polylm_jax.files import MANIFEST
 
 LARGE = 2 * 10**9  # bytes of a file whose scores may take a gigabyte
 PASSES = ("measure", "thresholds", "duplicates", "write")
@@ -20,7 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         nargs="?",
-        choices=(*PASSES, "explain", "status"),
+        choices=(*PASSES, "explain", "status", "verify"),
         default="write",
         help="the last pass to run, which is write by default",
     )
@@ -36,6 +38,14 @@ def run(given: argparse.Namespace) -> None:
     clean, beam = config.get("clean"), config.get("beam")
     if given.action == "explain":
         print(visible("\n".join(report.explain(clean.output, given.id))))
+        return
+    if given.action == "verify":
+        if not products.exists(f"{clean.output}/{MANIFEST}"):
+            raise UserError(
+                f"{clean.output} has no corpus, or none that is whole; run polylm clean."
+            )
+        count = shards.verify(clean.output, corpus.manifest(clean.output))
+        print(visible(f"All {count:,} files of {clean.output} are as they were written."))
         return
     beam = replace(beam, runner=given.runner) if given.runner else beam
     job = pipeline.planned(clean, config.get("language"), config.get("tokenizer").path, beam)

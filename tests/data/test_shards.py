@@ -108,6 +108,36 @@ def test_a_shard_that_is_cut_or_gone_is_named(far, ending):
         read(far)
 
 
+@pytest.mark.parametrize("ending", shards.ENDINGS)
+def test_files_are_verified_and_one_that_is_another_is_named(far, ending):
+    manifest = written(far, ending)
+    assert shards.verify(far, manifest) == 8
+    place = f"{far}/de/{manifest['sources']['de']['valid']['shards'][1]['file']}"
+    memory = fsspec.filesystem("memory")
+    whole = memory.cat_file(place)
+    other = memory.cat_file(place.replace("valid-00001", "valid-00002"))
+    for content, words in ((other, "is not as it was written"), (whole[:-9], "")):
+        memory.pipe_file(place, content)
+        with pytest.raises(UserError, match=rf"valid-00001.*{words}"):
+            shards.verify(far, manifest)
+    memory.rm(place)
+    with pytest.raises(UserError, match=r"valid-00001.* is missing"):
+        shards.verify(far, manifest)
+
+
+def test_a_corpus_in_one_file_a_split_is_verified(tmp_path):
+    (tmp_path / "text").mkdir()
+    for number, text in enumerate(SENTENCES["de"]):
+        (tmp_path / "text" / f"de.{number}.txt").write_text(text)
+    path = str(tmp_path / "corpus")
+    manifest = corpus.build(Corpus(path, str(tmp_path / "text")), False, lambda line: None)
+    assert shards.verify(path, manifest) == 2
+    with open(tmp_path / "corpus" / "de" / "valid.jsonl", "a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match=r"train\.jsonl or .*valid\.jsonl is not as it was"):
+        shards.verify(path, manifest)
+
+
 def test_polylm_corpus_takes_the_place_of_shards_but_not_of_what_they_are_not(tmp_path):
     path, text = tmp_path / "corpus", tmp_path / "text"
     (text / "de").mkdir(parents=True)
