@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.data import corpus
 from polylm_jax.data import documents as users
-from polylm_jax.data.clean import archives
+from polylm_jax.data.clean import archives, parts
 from polylm_jax.data.compressed import Content, Damaged, missing
 from polylm_jax.data.documents import HELD_OUT, LONGEST_LINE, not_utf8
 from polylm_jax.data.languages import source_named
@@ -40,18 +40,25 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class File(NamedTuple):
-    """name: relative to its input. place: path or URL. bytes: on the disk."""
+    """A file, or one part of a large one.
+
+    name: relative to its input. place: path or URL. bytes: on the disk. begin: the part's first
+    byte or, of a Parquet, row group. end: what follows its last one; None where the file ends.
+    """
 
     name: str
     place: str
     bytes: int
+    begin: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file, or several files of text, which one worker reads.
+    """One file, a part of a large one, or several files of text, which one worker reads.
 
-    name: of its first file, relative to its input; no other shard of these inputs has it.
+    name: of its first file, relative to its input, and where in it a later part begins; no other
+        shard of these inputs has it.
     kind: "warc" (WET too), "jsonl", "parquet" or "txt".
     language: a source's name such as "de" or "en-de", or "" where it is not known.
     key: of the text in a line of JSON, and its column in a Parquet.
@@ -139,9 +146,9 @@ def shards(
             name = f"{before}{file.name}"
             by_kind.setdefault(_kind(file.name) or "", []).append(file._replace(name=name))
         for kind, some in by_kind.items():
-            groups = _groups(some) if kind == "txt" else ((one,) for one in some)
-            result += [Shard(group[0].name, kind, language, group, key) for group in groups]
-    return sorted(result, key=lambda shard: shard.name)
+            groups = _groups(some) if kind == "txt" else _parted(some, kind, key)
+            result += [Shard(_named(group[0]), kind, language, group, key) for group in groups]
+    return sorted(result, key=lambda shard: (shard.files[0].name, shard.files[0].begin))
 
 
 def read(shard: Shard) -> Iterator[Document | Broken]:
@@ -264,6 +271,29 @@ def _groups(files: list[File]) -> Iterator[tuple[File, ...]]:
     return map(tuple, users.batches(files, lambda file: file.bytes + 2**10, SHARD_BYTES))
 
 
+def _named(file: File) -> str:
+    return f"{file.name}@{file.begin}" if file.begin else file.name
+
+
+def _parted(files: list[File], kind: str, key: str) -> Iterator[tuple[File, ...]]:
+    """Each file alone, or each part of a large one."""
+    for file in files:
+        found = _parts(file, kind, key) if file.bytes > parts.PART else []
+        for begin, end, size in found or [parts.Part(0, None, file.bytes)]:
+            yield (file._replace(begin=begin, end=end, bytes=size),)
+
+
+def _parts(file: File, kind: str, key: str) -> list[parts.Part]:
+    """The parts of a large file; none where it can only be read as a whole."""
+    files, path = opened(file.place)
+    with suppress(Damaged, OSError), files.open(path, "rb") as plain:  # told when it is read
+        if kind == "jsonl" and not file.name.lower().endswith((".gz", ".zst")):
+            return [*parts.of_jsonl(plain, file.bytes, key, LONGEST_LINE)]
+        if kind == "parquet":
+            return [*parts.of_groups(_table(plain, file).num_row_groups, file.bytes)]
+    return []
+
+
 # --- what is in them
 
 
@@ -276,23 +306,13 @@ def _of_warc(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | B
 
 
 def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
+    plain.seek(file.begin)
     content = Content(plain, file.name)
+    content.at = file.begin
     begun: Document | None = None  # a document of a corpus may have several lines
-    while True:
-        begin = content.at
-        try:
-            line = content.readline(LONGEST_LINE)
-            size = len(line)
-            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                line = content.readline(LONGEST_LINE)
-                size += len(line)
-        except Damaged as error:
-            yield Broken(file.name, begin, str(error))
-            continue
-        if not line:
-            break
-        if size > len(line) or size == LONGEST_LINE:
-            yield Broken(file.name, begin, f"is longer than {LONGEST_LINE:,} bytes")
+    for begin, line in parts.lines(content, LONGEST_LINE, file.end):
+        if isinstance(line, str):
+            yield Broken(file.name, begin, line)
         elif line.strip():
             found, more = _of_line(line, file, begin, shard)
             if isinstance(found, Document):
@@ -338,32 +358,41 @@ def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Br
 
 def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise missing("pyarrow", file.place) from error
-    damaged = (pyarrow.ArrowException, OSError)  # Arrow says OSError for bytes that make no sense
-    try:
-        table = parquet.ParquetFile(plain, pre_buffer=False, buffer_size=2**20)
-    except damaged as error:
-        yield Broken(file.name, 0, f"is damaged or no Parquet file ({first_line(error)})")
+        table = _table(plain, file)
+    except Damaged as error:
+        yield Broken(file.name, 0, str(error))
         return
+    import pyarrow
+
     names = table.schema_arrow.names
     if shard.key not in names:
         raise UserError(f'{file.place} has no column "{shard.key}", only {", ".join(names)}.')
     columns = [shard.key, *({"url"} & set(names))]
-    first = 0
-    for group in range(table.num_row_groups):
-        row = first
-        first += table.metadata.row_group(group).num_rows
+    sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+    groups = range(table.num_row_groups)[file.begin : file.end]
+    for group in groups:
+        row, end = sum(sizes[:group]), sum(sizes[: group + 1])
         try:
             for batch in table.iter_batches(64, row_groups=[group], columns=columns):
                 urls = batch.column("url") if "url" in columns else [None] * len(batch)
                 for text, url in zip(batch.column(shard.key), urls, strict=True):
                     yield _of_row(text, url, file, row, shard)
                     row += 1
-        except damaged:
-            yield Broken(file.name, row, f"is damaged, and so are all up to row {first - 1:,}")
+        except (pyarrow.ArrowException, OSError):  # OSError for bytes that make no sense
+            yield Broken(file.name, row, f"is damaged, and so are all up to row {end - 1:,}")
+
+
+def _table(plain: BinaryIO, file: File) -> Any:
+    """A Parquet file, opened. Damaged where it is none, UserError where pyarrow is missing."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise missing("pyarrow", file.place) from error
+    try:
+        return parquet.ParquetFile(plain, pre_buffer=False, buffer_size=2**20)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Damaged(f"is damaged or no Parquet file ({first_line(error)})") from None
 
 
 def _of_row(text: Any, url: Any, file: File, row: int, shard: Shard) -> Document | Broken:

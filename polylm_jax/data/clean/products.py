@@ -38,7 +38,7 @@ def pieces(shards: Sequence[Shard]) -> list[Piece]:
         states = []
         for file in shard.files:
             files, root = opened(file.place)
-            states.append((file.name, files.ukey(root)))
+            states.append((file.name, files.ukey(root), file.begin, file.end))
         found.append(Piece(number, digest(shard.kind, shard.language, shard.key, states), shard))
     return found
 

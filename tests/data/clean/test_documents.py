@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from polylm_jax.data import shards as written
-from polylm_jax.data.clean import archives, documents
+from polylm_jax.data.clean import archives, documents, parts
 from polylm_jax.data.clean.documents import Broken, Document, identity, read, shards
 from polylm_jax.errors import UserError
 from tests.data.sentences import SENTENCES
@@ -360,3 +360,60 @@ def test_inputs_that_cannot_be(tmp_path, inputs, words):
     put(tmp_path, "one/a.jsonl")
     with pytest.raises(UserError, match=words):
         shards({path.format(tmp_path): language for path, language in inputs.items()})
+
+
+# --- parts of large files
+
+
+def awkward_lines(chance):
+    """Lines of a corpus: documents of one line and of several, and what is no document."""
+    for number in range(chance.randrange(1, 40)):
+        kind = chance.randrange(8)
+        text = chance.choice(TEXTS) * chance.randrange(4)
+        count = chance.randrange(2, 5) if kind == 0 else 1
+        for part in range(1, count + 1):
+            more = {"part": part, "more": part < count} if count > 1 else {}
+            yield json.dumps({"text": f"{number} {part} {text}"} | more, ensure_ascii=False)
+        if kind == 1:  # one that never goes on, and one that never began
+            yield json.dumps({"text": "torn", "part": chance.randrange(1, 3), "more": True})
+        yield from {2: [""], 3: ["no json"], 4: ['{"text": 5}'], 5: ["x" * 500]}.get(kind, [])
+
+
+def test_a_part_of_a_file_gives_what_it_gives_in_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "LONGEST_LINE", 400)
+    file, chance, most = tmp_path / "a.jsonl", random.Random(5), 0
+    for _ in range(60):
+        ending = chance.choice(["", "\n", "\r\n"])
+        file.write_text("\n".join(awkward_lines(chance)) + ending, "utf-8")
+        monkeypatch.setattr(parts, "PART", 2**28)
+        [whole] = shards({str(file): "ru"})
+        monkeypatch.setattr(parts, "PART", chance.choice([90, 300, 1500]))
+        found = shards({str(file): "ru"})
+        assert [item for shard in found for item in read(shard)] == list(read(whole))
+        assert len({shard.name for shard in found}) == len(found)
+        assert sum(shard.bytes for shard in found) == whole.bytes
+        most = max(most, len(found))
+    assert most > 9
+
+
+def test_row_groups_are_read_apart_with_their_rows_numbers(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = tmp_path / "a.parquet"
+    texts = [None if n == 4 else f"{n} {TEXTS[0]}" for n in range(11)]
+    parquet.write_table(pyarrow.table({"text": texts}), file, row_group_size=2)
+    [whole] = shards({str(file): "ru"})
+    monkeypatch.setattr(parts, "PART", whole.bytes // 4)
+    found = shards({str(file): "ru"})
+    assert [shard.files[0].begin for shard in found] == [0, 1, 2, 3, 4, 5]
+    assert [item for shard in found for item in read(shard)] == list(read(whole))
+    file.write_bytes(file.read_bytes()[:-9])
+    [item] = [item for shard in shards({str(file): "ru"}) for item in read(shard)]
+    assert item.reason.startswith("is damaged or no Parquet file")
+
+
+def test_what_is_compressed_is_read_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART", 20)
+    items = found(tmp_path / "a.jsonl.gz", gzip.compress("\n".join(LINES).encode()))
+    assert texts(items) == TEXTS
