@@ -8,7 +8,7 @@ A word is the first letters of a word, or two characters in a row where no space
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ _ARTICLE = ("ا", "ل")  # which Arabic writes together with its word
 _WORDS = 60  # most words of a side
 _ROUNDS = 6
 _UNRELATED = 0.3  # of a word's chance comes from how frequent it is
+_BLANK = re.compile(r"(\n\s*\n)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -46,12 +47,32 @@ class Words:
 
 def pairs(text: str) -> list[tuple[str, str]]:
     """The pairs of lines of a bilingual document, between which blank lines stand."""
-    found = (block.strip().split("\n") for block in re.split(r"\n\s*\n", text))
+    found = map(_lines, _BLANK.split(text)[::2])
     return [(lines[0], lines[1]) for lines in found if len(lines) == 2]
 
 
-def measure(firsts: Sequence[str], seconds: Sequence[str]) -> dict[str, np.ndarray]:
+def without(text: str, places: Collection[int]) -> str:
+    """A bilingual document without those of its `pairs` that have these numbers."""
+    parts = _BLANK.split(text)
+    kept, place = "", 0
+    for block, gap in zip(parts[::2], [*parts[1::2], ""], strict=True):
+        is_pair = len(_lines(block)) == 2
+        if not (is_pair and place in places):
+            kept += block + gap
+        place += is_pair
+    return kept.rstrip() if places else text
+
+
+def _lines(block: str) -> list[str]:
+    return block.strip().split("\n")
+
+
+def measure(
+    firsts: Sequence[str], seconds: Sequence[str], learned: int | None = None
+) -> dict[str, np.ndarray]:
     """Features of pairs, float64 [pairs]; what is high is bad, but for `aligned` and `fit`.
+
+    learned: how many of the pairs, the first ones, are learned from; None for all.
 
     copied: share of the words of the second text that are in the first. length: by how many
     deviations the lengths differ from what they do as a rule. numbers: share of the numbers on
@@ -60,14 +81,15 @@ def measure(firsts: Sequence[str], seconds: Sequence[str]) -> dict[str, np.ndarr
     by which to drop pairs.
     """
     sides = [fold(Batch.of(some)) for some in (firsts, seconds)]
-    words = [_words(side) for side in sides]
+    first, second = (_words(side) for side in sides)
     counts = np.array([_numbers(a, b) for a, b in zip(firsts, seconds, strict=True)], np.int64)
     counts = counts.reshape(-1, 2)
-    ways = (_aligned(*words), _aligned(*reversed(words)))
-    numbers, aligned = share(counts[:, 0], counts[:, 1]), (ways[0] + ways[1]) / 2
+    learned = len(firsts) if learned is None else learned
+    aligned = (_aligned(first, second, learned) + _aligned(second, first, learned)) / 2
+    numbers = share(counts[:, 0], counts[:, 1])
     return {
         "copied": _copied(*sides),
-        "length": _unusual(sides[0].lengths, sides[1].lengths),
+        "length": _unusual(sides[0].lengths, sides[1].lengths, learned),
         "numbers": numbers,
         "aligned": aligned,
         "fit": aligned - numbers,
@@ -134,8 +156,11 @@ def _first(spans: Spans, most: int) -> np.ndarray:
     return np.arange(len(spans)) - spans.offsets[spans.documents] < most
 
 
-def _aligned(given: Words, told: Words) -> np.ndarray:
-    """Nats a told word by which the given ones make it likelier, float64 [pairs]."""
+def _aligned(given: Words, told: Words, learned: int) -> np.ndarray:
+    """Nats a told word by which the given ones make it likelier, float64 [pairs].
+
+    The first `learned` pairs teach, and all are measured.
+    """
     counts = np.diff(told.offsets)
     pair = np.repeat(np.arange(len(counts)), counts)
     # each told word with each of the given ones and with no word: a line of candidates
@@ -152,15 +177,16 @@ def _aligned(given: Words, told: Words) -> np.ndarray:
     index = index.reshape(-1)
     owner = key // vocabulary
     chance = np.ones(len(key))
+    teaches = pair[line] < learned
     part = np.zeros(len(line))
     counted: np.ndarray = np.zeros(0)
     totals = counted
     for _ in range(_ROUNDS):
         part = chance[index]
-        part = part / np.bincount(line, part, len(pair))[line]
+        part = part / np.bincount(line, part, len(pair))[line] * teaches
         counted = np.bincount(index, part, len(key))
         totals = np.bincount(owner, counted)
-        chance = counted / totals[owner]
+        chance = counted / np.maximum(totals[owner], 1e-300)
     if not len(line):
         return np.zeros(len(counts))
     # without the pair itself: what it gave to a candidate, and to all of the same given word
@@ -170,8 +196,9 @@ def _aligned(given: Words, told: Words) -> np.ndarray:
     own, own_all = np.bincount(both, part)[both], np.bincount(group, part)[group]
     left = np.maximum(counted[index] - own, 0)
     rest = left / np.maximum(totals[source] - own_all, 1)
-    frequent = np.bincount(told.words, minlength=vocabulary)
-    alone = (frequent[told.words] + 1) / (len(told.words) + vocabulary)
+    taught = told.words[: told.offsets[learned]]
+    frequent = np.bincount(taught, minlength=vocabulary)
+    alone = (frequent[told.words] + 1) / (len(taught) + vocabulary)
     beside = np.bincount(line, rest, len(pair)) / sizes
     better = np.log(beside * (1 - _UNRELATED) + alone * _UNRELATED) - np.log(alone)
     return np.bincount(pair, better, len(counts)) / np.maximum(counts, 1)
@@ -194,15 +221,15 @@ def _pair_hash(spans: Spans) -> np.ndarray:
     return spans.documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
-def _unusual(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Deviations by which the lengths of a pair differ from the usual ratio.
+def _unusual(first: np.ndarray, second: np.ndarray, learned: int) -> np.ndarray:
+    """Deviations by which the lengths of a pair differ from the usual ratio of the first ones.
 
     As of Gale and Church (1993), the spread grows with the root of the length.
     """
-    ratio = np.median((second + 1) / (first + 1)) if len(first) else 1.0
+    ratio = np.median(((second + 1) / (first + 1))[:learned]) if learned else 1.0
     off = (second - first * ratio) / np.sqrt(first * ratio + second + 1)
     # a spread that some wrong pairs do not widen
-    spread = 1.4826 * np.median(np.abs(off)) if len(off) else 1.0
+    spread = 1.4826 * np.median(np.abs(off[:learned])) if learned else 1.0
     return np.abs(off) / max(float(spread), 1e-6)
 
 

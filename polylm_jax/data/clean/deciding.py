@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.clean import clusters, contamination, duplicates, products
+from polylm_jax.data.clean import clusters, contamination, duplicates, pairing, products
 from polylm_jax.data.clean.duplicates import CANDIDATE
 from polylm_jax.data.clean.engine import packed, runs
 from polylm_jax.data.clean.fluency import BITS, QUALITY
-from polylm_jax.data.clean.measuring import FEATURES, MISALIGNED, opened_index
+from polylm_jax.data.clean.measuring import FEATURES, opened_index
+from polylm_jax.data.clean.pairing import MISALIGNED
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import mix
@@ -99,6 +100,24 @@ def failures(job: Deciding, scores: dict[str, Any], contaminated: np.ndarray) ->
     return failed
 
 
+def pairs_of(
+    job: Deciding, piece: Piece, scores: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of a shard's documents, PAIR; the rules that each breaks, bool [pairs, rules]; and
+    MISALIGNED of the documents, float64, NaN for those without pairs."""
+    pairs = products.load(f"{job.measured}/{piece.key}.pairs.npy")
+    languages = np.array(scores.get("language", []), object)
+    failed = np.zeros((len(pairs), len(pairing.RULES)), bool)
+    of_pair = languages[pairs["document"]]
+    for language in set(of_pair):
+        own = of_pair == language
+        limits = job.limits.get(language, {})
+        failed[own] = pairing.failures(pairs[own], limits, job.clean.off)
+    counts = np.bincount(pairs["document"], minlength=len(languages))
+    wrong = np.bincount(pairs["document"], failed.any(1), len(languages))
+    return pairs, failed, np.where(counts, wrong / np.maximum(counts, 1), np.nan)
+
+
 def items_held(job: Deciding, piece: Piece) -> np.ndarray:
     """The benchmarks' items in a shard's documents, as `contamination.held` tells them."""
     hits = products.load(f"{job.measured}/{piece.key}.hits.npy")
@@ -111,6 +130,7 @@ def decide(job: Deciding, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Writes what fails in a shard; gives its best CANDIDATE of each cluster, by cluster."""
     scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
     count = len(scores.get("language", []))
+    *_, scores[MISALIGNED] = pairs_of(job, piece, scores)
     contaminated = np.zeros(count, bool)
     contaminated[items_held(job, piece)[:, 0]] = True
     failed = failures(job, scores, contaminated)

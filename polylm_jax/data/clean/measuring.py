@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.clean import bilingual, contamination, duplicates, fluency, products, rules
+from polylm_jax.data.clean import contamination, duplicates, fluency, pairing, products, rules
 from polylm_jax.data.clean.contamination import Index
 from polylm_jax.data.clean.documents import Broken, Document, read
 from polylm_jax.data.clean.fluency import BITS, QUALITY
@@ -27,12 +27,12 @@ from polylm_jax.data.languages import CODE, is_bilingual, is_language
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
-FORM = 1  # of what is written here; another number makes all anew
+FORM = 2  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
-MISALIGNED = "misaligned"  # share of a document's pairs of lines that do not belong together
-HISTOGRAMS = (*FEATURES, "score", "language_share", BITS, QUALITY)
+_OF_DOCUMENTS = (*FEATURES, "score", "language_share", BITS, QUALITY)
+HISTOGRAMS = (*_OF_DOCUMENTS, *pairing.RULES, pairing.BY_CHANCE)
 _SETTINGS = ("key", "bad", "scraps", "longest", "bands", "rows")
-_PAIRS = 2000  # from which on a batch's pairs can tell which of them are wrong
+_PAIRS = 1000  # from which on a shard's pairs can tell which of them are wrong
 _PLACES = 10  # of broken records that are told
 
 
@@ -55,7 +55,7 @@ class Measuring:
 def settings_of(clean: Clean, language: Identification, models: str, index: str) -> str:
     """The hash of all that decides what this pass makes of a shard. models, index: their names."""
     return digest(
-        FORM, FEATURES, [asdict(clean)[name] for name in _SETTINGS], asdict(language), index
+        FORM, FEATURES, [asdict(clean)[name] for name in _SETTINGS], asdict(language), models, index
     )
 
 
@@ -64,8 +64,13 @@ def measure(job: Measuring, piece: Piece) -> None:
     broken: list[Broken] = []
     tables: list[dict[str, Any]] = []
     keys, hits, count = [np.empty((0, job.clean.bands + 1), np.uint64)], [_none(2)], 0
+    pairs = pairing.Pairs(job.language, _PAIRS)
     for some in _batches(_unbroken(job.clean, piece, broken)):
-        table, folded = _scored(job, some)
+        texts, mends = zip(*(mended(one, job.clean.scraps) for one in some), strict=True)
+        table, folded = _scored(job, some, texts, mends)
+        for at, (language, text) in enumerate(zip(table["language"], texts, strict=True), count):
+            if is_bilingual(language):
+                pairs.add(at, language, text)
         tables.append(table)
         keys.append(_keys(job.clean, table, folded))
         if job.index:
@@ -79,7 +84,8 @@ def measure(job: Measuring, piece: Piece) -> None:
     products.save(f"{stem}.keys.npy", np.concatenate(keys))
     products.save(f"{stem}.hits.npy", np.concatenate(hits))
     languages = sorted(set(scores.get("language", [])))
-    products.save(f"{stem}.histograms.npy", _histograms(scores, languages))
+    products.save(f"{stem}.pairs.npy", pairs.rows())
+    products.save(f"{stem}.histograms.npy", _histograms(scores, languages, pairs))
     note = {
         "shard": piece.shard.name,
         "documents": count,
@@ -168,12 +174,16 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield some
 
 
-def _scored(job: Measuring, documents: list[Document]) -> tuple[dict[str, Any], Batch]:
-    """The scores of documents by name, and their folded text.
+def _scored(
+    job: Measuring,
+    documents: list[Document],
+    texts: tuple[str, ...],
+    mends: tuple[dict[str, int], ...],
+) -> tuple[dict[str, Any], Batch]:
+    """The scores of documents by name, and their folded text. texts, mends: of `mended`.
 
     Of a document that is longer than a batch the rules look at as much as a batch holds.
     """
-    texts, mends = zip(*(mended(one, job.clean.scraps) for one in documents), strict=True)
     batch = Batch.of([text[:BATCH] for text in texts])
     lengths = np.array([len(text) for text in texts])
     said = [one.language for one in documents]
@@ -194,9 +204,8 @@ def _scored(job: Measuring, documents: list[Document]) -> tuple[dict[str, Any], 
         "mended": [" ".join(counts) for counts in mends],
         "letters": batch.counts[:, list(LETTERS)].argmax(1),
     }
-    wrong = {MISALIGNED: _misaligned(texts, languages)}
     fluent = fluency.score(job.models, job.tokenizer, [*texts], languages)
-    return about | {name: features[name] for name in FEATURES} | fluent | wrong, folded
+    return about | {name: features[name] for name in FEATURES} | fluent, folded
 
 
 def _identified(
@@ -217,21 +226,6 @@ def _identified(
     return codes, scores, shares
 
 
-def _misaligned(texts: Sequence[str], languages: list[str]) -> np.ndarray:
-    """MISALIGNED of documents of pairs, float64; NaN for others, and where there are few pairs."""
-    found = np.full(len(texts), np.nan)
-    for language in filter(is_bilingual, set(languages)):
-        own = np.array([at for at, one in enumerate(languages) if one == language])
-        blocks = [bilingual.pairs(texts[at]) for at in own]
-        document = np.repeat(np.arange(len(own)), [len(some) for some in blocks])
-        if len(document) >= _PAIRS:
-            firsts, seconds = zip(*(pair for some in blocks for pair in some), strict=True)
-            wrong = bilingual.measure(firsts, seconds)["fit"] <= 0
-            counts = np.bincount(document, minlength=len(own))
-            found[own] = np.bincount(document, wrong, len(own)) / np.maximum(counts, 1)
-    return found
-
-
 def _keys(clean: Clean, scores: dict[str, Any], folded: Batch) -> np.ndarray:
     numbers = {name: hashed(name) for name in set(scores["language"])}
     languages = np.array([numbers[name] for name in scores["language"]], np.uint64)
@@ -240,17 +234,26 @@ def _keys(clean: Clean, scores: dict[str, Any], folded: Batch) -> np.ndarray:
     return found
 
 
-def _histograms(scores: dict[str, Any], languages: list[str]) -> np.ndarray:
-    """Language, feature, bin, count, int64 [n, 4]: what is not 0 of the histograms."""
-    found = [_none(4)]
+def _histograms(scores: dict[str, Any], languages: list[str], pairs: pairing.Pairs) -> np.ndarray:
+    """Language, feature, bin, count, int64 [n, 4]: what is not 0 of the histograms.
+
+    Those of a language are of its documents, those of two languages of their pairs.
+    """
+    found, rows = [_none(4)], pairs.rows()
+    names = np.array(scores.get("language", []), object)
     for at, language in enumerate(languages):
+        values: dict[str, np.ndarray] = {}
         if is_language(language):
-            own = np.array([name == language for name in scores["language"]])
-            for feature, name in enumerate(HISTOGRAMS):
-                counts = histogram(scores[name][own])
-                bins = np.flatnonzero(counts)
-                rows = np.column_stack([np.full_like(bins, feature), bins, counts[bins]])
-                found.append(np.column_stack([np.full(len(rows), at), rows]))
+            values = {name: scores[name][names == language] for name in _OF_DOCUMENTS}
+        elif is_bilingual(language):
+            own = rows[names[rows["document"]] == language]
+            by_chance = np.concatenate([np.zeros(0), *pairs.by_chance.get(language, [])])
+            values = {name: own[name] for name in pairing.RULES} | {pairing.BY_CHANCE: by_chance}
+        for name, some in values.items():
+            counts = histogram(some)
+            bins = np.flatnonzero(counts)
+            where = np.full_like(bins, at), np.full_like(bins, HISTOGRAMS.index(name))
+            found.append(np.column_stack([*where, bins, counts[bins]]))
     return np.concatenate(found)
 
 

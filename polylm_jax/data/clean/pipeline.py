@@ -25,6 +25,7 @@ from polylm_jax.data.clean import (
     documents,
     fluency,
     measuring,
+    pairing,
     products,
     rules,
     thresholds,
@@ -37,7 +38,7 @@ from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.products import WORK, Piece, digest, pieces
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
-from polylm_jax.data.languages import in_order, source_named
+from polylm_jax.data.languages import in_order, is_bilingual, source_named
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
@@ -104,7 +105,7 @@ class Job:
 
 def _check_rules(named: Iterable[str], where: str) -> None:
     """UserError where a setting names a rule that there is not."""
-    known = {*decisions.ORDERS["rules"], *thresholds.OF_LANGUAGE}
+    known = {*decisions.ORDERS["rules"], *thresholds.OF_LANGUAGE, *pairing.RULES}
     for name in named:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1, 0)[0]
@@ -230,16 +231,21 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
     UserError where it was edited and is of other scores than there are now.
     """
     _check_limits(settings.limits)
-    copy = f"{job.folder('thresholds', _name(job.measured), job.inputs, asdict(settings))}.gin"
+    other = _reference(job, settings)
+    made_from = (_name(job.measured), job.inputs, asdict(settings), other and other.inputs)
+    copy = f"{job.folder('thresholds', *made_from)}.gin"
     if not products.exists(copy):
+        found = histograms(job, notes)
+        pairs = {name: found.pop(name) for name in [*found] if is_bilingual(name)}
         derived = thresholds.derive(
-            histograms(job, notes),
+            found,
             _scripts(notes),
             {feature.name: feature.limit for feature in rules.FEATURES} | _SHARE,
             fluency.KEPT,
             settings,
-            _reference(job, settings),
+            histograms(other, measure(other)) if other else None,
         )
+        derived |= thresholds.of_pairs(pairs, pairing.RULES, settings)
         put(copy, thresholds.as_gin(derived).encode())
     place, new = f"{job.clean.output}/{GIN}", products.read(copy)
     there = products.read(place) if products.exists(place) else b""
@@ -253,13 +259,12 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
     return place
 
 
-def _reference(job: Job, settings: Thresholds) -> dict[str, dict[str, np.ndarray]] | None:
-    """The histograms of the clean text that thresholds.reference names."""
+def _reference(job: Job, settings: Thresholds) -> Job | None:
+    """What measures the clean text that thresholds.reference names."""
     if not settings.reference:
         return None
     clean = replace(job.clean, inputs={settings.reference: ""})
-    other = planned(clean, job.language, job.tokenizer, job.beam)
-    return histograms(other, measure(other))
+    return planned(clean, job.language, job.tokenizer, job.beam)
 
 
 def _scripts(notes: list[dict]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from polylm_jax.data.clean import figures, products, rules
 from polylm_jax.data.clean.deciding import CONTAMINATED, DUPLICATE, LANGUAGE, ORDERS
+from polylm_jax.data.clean.pairing import RULES
 from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limits
 from polylm_jax.data.clean.verdicts import FOLDER, SAMPLES
 from polylm_jax.data.languages import in_order, name_of
@@ -35,6 +36,16 @@ def counted(notes: list[dict]) -> Counts:
                 of["first"][reason] = _sum(of["first"].get(reason, [0, 0]), some)
             for reason, number in counts["any"].items():
                 of["any"][reason] = of["any"].get(reason, 0) + number
+    return {language: found[language] for language in in_order(found)}
+
+
+def of_pairs(notes: list[dict]) -> dict[str, dict[str, int]]:
+    """Pairs of the kept documents by language: how many, and those left out, in all and by rule."""
+    found: dict[str, dict[str, int]] = {}
+    for note in notes:
+        for language, counts in note.get("pairs", {}).items():
+            of = found.setdefault(language, dict.fromkeys(counts, 0))
+            found[language] = {name: of[name] + count for name, count in counts.items()}
     return {language: found[language] for language in in_order(found)}
 
 
@@ -73,7 +84,7 @@ def beside_paper(counts: Counts) -> dict[str, float]:
 def marked(counts: Counts, limits: Limits) -> Iterator[str]:
     """What looks wrong: rules that drop nothing anywhere, or over half of a language."""
     ruled = [language for language in counts if limits.get(language)]
-    for name in sorted({rule for language in ruled for rule in limits[language]}):
+    for name in sorted({rule for language in ruled for rule in limits[language]} - {*RULES}):
         reason = LANGUAGE if name in OF_LANGUAGE else name
         if ruled and not any(counts[language]["any"].get(reason) for language in ruled):
             yield f"{name} drops nothing"
@@ -106,7 +117,8 @@ def write(output: str, notes: list[dict], limits: Limits, histograms: dict) -> s
     kinds = {name_of(language): by_kind(some) for language, some in counts.items()}
     put(f"{folder}/languages.png", figures.languages(kinds, beside_paper(counts), PAPER))
     put(f"{folder}/histograms.png", figures.histograms(_busiest(counts), limits, histograms))
-    put(f"{folder}/report.md", "".join(f"{line}\n" for line in _markdown(counts, limits)).encode())
+    lines = [f"{line}\n" for line in _markdown(counts, of_pairs(notes), limits)]
+    put(f"{folder}/report.md", "".join(lines).encode())
     return f"{folder}/report.md"
 
 
@@ -119,7 +131,7 @@ def _busiest(counts: Counts) -> list[str]:
     return sorted(total, key=lambda name: (-total[name], name))
 
 
-def _markdown(counts: Counts, limits: Limits) -> Iterator[str]:
+def _markdown(counts: Counts, pairs: dict[str, dict[str, int]], limits: Limits) -> Iterator[str]:
     yield "# What was cleaned\n"
     yield "![by language](languages.png)\n"
     yield "| language | documents | MB | kept | MB | " + " | ".join(KINDS[1:]) + " |"
@@ -140,6 +152,11 @@ def _markdown(counts: Counts, limits: Limits) -> Iterator[str]:
     yield "|---|---:|---:|"
     for name, value in beside_paper(counts).items():
         yield f"| {name} | {value:.1f} | {PAPER[name]} |"
+    if pairs:
+        yield "\n| pairs in kept documents | there | left out | " + " | ".join(RULES) + " |"
+        yield "|---|" + "---:|" * (2 + len(RULES))
+        for language, some in pairs.items():
+            yield f"| {name_of(language)} | " + " | ".join(f"{n:,}" for n in some.values()) + " |"
     looks = list(marked(counts, limits))
     yield "\n## To look at\n"
     yield from (f"- {line}" for line in looks or ["nothing"])
@@ -184,6 +201,8 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         yield f"cluster   of {row['cluster_size']} copies, of which {own} survives"
     if row["items"]:
         yield f"holds     {row['items']}"
+    if row["pairs"]:
+        yield f"pairs     {row['pairs']}, of which left out: {row['wrong_pairs'] or 'none'}"
     for name in what:
         mark = "*" if name in reasons else " "
         yield f"{mark} {name:31}{row[name]:12,.4g}  {what[name]}"

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 
+from polylm_jax.data.languages import is_bilingual
 from polylm_jax.files import MaybePlace
 from polylm_jax.ranges import HUGE, OneOf, Range, Share, check
 
@@ -114,8 +115,8 @@ def language_score(counts: np.ndarray) -> float:
 class Derived:
     """The thresholds of a language.
 
-    documents: it has. pooled: the script whose documents they are from, "" for its own.
-    shares: what lies outside each limit, of its own documents.
+    documents: it has; of two languages, pairs. pooled: the script whose documents they are from,
+        "" for its own. shares: what lies outside each limit, of its own documents.
     """
 
     limits: dict[str, Limit]
@@ -156,19 +157,69 @@ def derive(
         if settings.method != "given":
             limits = _limits(source, clean.get("en", {}), english, kept, settings)
         limits |= settings.limits.get(EVERY, {}) | settings.limits.get(language, {})
-        shares = {
-            name: sum(
-                tail(own[name], edge, above)
-                for edge, above in zip(limit, (False, True), strict=True)
-                if edge is not None
-            )
-            for name, limit in limits.items()
-            if name in own
-        }
-        found[language] = Derived(limits, documents, "" if enough else script or "all", shares)
+        found[language] = Derived(
+            limits, documents, "" if enough else script or "all", _shares(limits, own)
+        )
     for language in sorted({*settings.limits} - {*found, EVERY}):
         found[language] = Derived(settings.limits[language], 0, "", {})
     return found
+
+
+def of_pairs(
+    histograms: Histograms, published: Mapping[str, Limit], settings: Thresholds
+) -> dict[str, Derived]:
+    """The thresholds of pairs of languages, by `published` ones of pairs; see `derive`.
+
+    Where there is a histogram of what a feature is by chance, "<feature>_by_chance", it is cut
+    by `chance`. What two languages lack of pairs no others can lend them, so a few have the
+    published ones.
+    """
+    found: dict[str, Derived] = {}
+    for languages, own in histograms.items():
+        pairs = int(max((counts.sum() for counts in own.values()), default=0))
+        limits: dict[str, Limit] = {}
+        for name, limit in published.items() if settings.method != "given" else ():
+            counts, strange = own.get(name), own.get(f"{name}_by_chance")
+            few = pairs < settings.documents or counts is None or not counts.sum()
+            if few or counts is None or settings.method == "english":
+                limits[name] = limit
+            elif strange is not None and strange.sum():
+                limits[name] = (_rounded(chance(counts, strange, settings.drop)), None)
+            else:
+                limits[name] = _carried(limit, counts, counts, settings.drop)
+        every = settings.limits.get(EVERY, {})
+        limits |= {name: every[name] for name in published if name in every}
+        limits |= settings.limits.get(languages, {})
+        found[languages] = Derived(limits, pairs, "", _shares(limits, own))
+    return found
+
+
+def chance(counts: np.ndarray, strange: np.ndarray, loss: float) -> float:
+    """The edge below which a feature is as it is by chance, counted in `strange`.
+
+    Below it lies 99% of what is put together by chance, but no more than `loss` of what belongs
+    together: of `counts` less as much of `strange` as may be in it.
+    """
+    below = (np.cumsum(counts) - counts) / counts.sum()
+    by_chance = (np.cumsum(strange) - strange) / strange.sum()
+    some = by_chance > 0.3  # fewer would tell by accident
+    wrong = min(float((below[some] / by_chance[some]).min(initial=1)), 0.99)
+    lost = (below - wrong * by_chance) / (1 - wrong)
+    over = (lost > loss) | (by_chance > 0.99)
+    return float(lower_edges()[max(int(over.argmax()) - 1, 0)])
+
+
+def _shares(limits: Mapping[str, Limit], own: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What lies outside each limit."""
+    return {
+        name: sum(
+            tail(own[name], edge, above)
+            for edge, above in zip(limit, (False, True), strict=True)
+            if edge is not None
+        )
+        for name, limit in limits.items()
+        if name in own
+    }
 
 
 def _limits(
@@ -229,7 +280,8 @@ def as_gin(derived: Mapping[str, Derived]) -> str:
     lines = ["thresholds.limits = {"]
     for language, found in derived.items():
         pooled = f"; too few, so of all in {found.pooled} script" if found.pooled else ""
-        lines.append(f'    "{language}": {{  # {found.documents:,} documents{pooled}')
+        what = "pairs" if is_bilingual(language) else "documents"
+        lines.append(f'    "{language}": {{  # {found.documents:,} {what}{pooled}')
         for name, limit in found.limits.items():
             share = f"{found.shares[name]:.2%}" if name in found.shares else "not measured"
             lines.append(f'        "{name}": {limit!r},  # {share}')

@@ -14,10 +14,13 @@ from typing import IO, Any
 import numpy as np
 
 from polylm_jax.data.clean import clusters, products
-from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held
+from polylm_jax.data.clean.bilingual import pairs as pairs_in
+from polylm_jax.data.clean.bilingual import without
+from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held, pairs_of
 from polylm_jax.data.clean.documents import Document, read
 from polylm_jax.data.clean.fluency import BITS, QUALITY
-from polylm_jax.data.clean.measuring import FEATURES, MISALIGNED, mended, opened_index
+from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
+from polylm_jax.data.clean.pairing import MISALIGNED, RULES
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
 from polylm_jax.data.shards import write_shard
@@ -57,7 +60,12 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
     piece = task.piece
     scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
     settled = products.load(f"{job.folder}/{piece.number:08}.settled.npy")
-    verdicts = _verdicts(job, piece, scores, settled)
+    pairs, broken, scores[MISALIGNED] = pairs_of(job, piece, scores)
+    wrong = _wrong(pairs, broken)
+    verdicts = _verdicts(job, piece, scores, settled) | {
+        "pairs": np.bincount(pairs["document"], minlength=len(settled)),
+        "wrong_pairs": [_told(wrong.get(at, {})) for at in range(len(settled))],
+    }
     masked: list[int] = []
     samples: dict[str, list[tuple[str, str]]] = {}
     with _Texts() as texts:
@@ -68,6 +76,13 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
                 masked.append(0)
                 continue
             text, _ = mended(document, job.clean.scraps)
+            if at in wrong and not wanted:
+                for place, rules in wrong[at].items():
+                    some = samples.setdefault(_of(scores, at, rules[0]), [])
+                    if len(some) < SAMPLES:
+                        pair = "\n".join(pairs_in(text)[place])
+                        some.append((verdicts["id"][at], pair[:SHOWN]))
+                text = without(text, wrong[at])
             text, places = mask(text) if job.clean.mask else (text, {})
             masked.append(sum(places.values()))
             if wanted:
@@ -84,11 +99,27 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
     products.save_table(f"{output}/{FOLDER}/{name_of(piece.number)}", verdicts)
     note = {
         "counts": _counts(verdicts),
+        "pairs": _pairs(verdicts),
         "entries": entries,
         "samples": samples,
         "masked": sum(masked),
     }
     products.save_json(f"{notes}/{piece.number:08}.json", note)
+
+
+def _wrong(pairs: np.ndarray, broken: np.ndarray) -> dict[int, dict[int, list[str]]]:
+    """Of each document that has some the wrong pairs by number, and the rules that each breaks."""
+    found: dict[int, dict[int, list[str]]] = {}
+    names = np.array([*RULES], object)
+    for at in np.flatnonzero(broken.any(1)):
+        document, place = int(pairs["document"][at]), int(pairs["place"][at])
+        found.setdefault(document, {})[place] = [*names[broken[at]]]
+    return found
+
+
+def _told(wrong: dict[int, list[str]]) -> str:
+    """Wrong pairs for a verdict, counted from 1: "3 swapped, 7 alignment+lengths"."""
+    return ", ".join(f"{place + 1} {'+'.join(rules)}" for place, rules in wrong.items())
 
 
 def _of(scores: dict[str, Any], at: int, reason: str) -> str:
@@ -107,7 +138,7 @@ def _documents(piece: Piece, scores: dict[str, Any]) -> Iterator[Document]:
 def _verdicts(
     job: Deciding, piece: Piece, scores: dict[str, Any], settled: np.ndarray
 ) -> dict[str, Any]:
-    """The columns of a shard's verdicts but for `masked`."""
+    """The columns of a shard's verdicts but for `masked` and those of pairs."""
     failed = products.load(f"{job.folder}/{piece.number:08}.failed.npy")
     failed[:, job.order.index(DUPLICATE)] = ~settled["survives"]
     cluster, size = clusters.of(job.clusters, piece.number, len(failed))
@@ -152,6 +183,23 @@ def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
             side[1] += int(size)
         for one in reasons.split():
             counts["any"][one] = counts["any"].get(one, 0) + 1
+    return found
+
+
+def _pairs(verdicts: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """How many pairs each language has in documents that are kept, and how many of them are left
+    out, by rule: a pair counts for each that it breaks."""
+    found: dict[str, dict[str, int]] = {}
+    for language, count, wrong, kept in zip(
+        *(verdicts[name] for name in ("language", "pairs", "wrong_pairs", "kept")), strict=True
+    ):
+        if kept and count:
+            counts = found.setdefault(language, dict.fromkeys(("pairs", "wrong", *RULES), 0))
+            counts["pairs"] += int(count)
+            for one in filter(None, wrong.split(", ")):
+                counts["wrong"] += 1
+                for rule in one.split(" ")[1].split("+"):
+                    counts[rule] += 1
     return found
 
 

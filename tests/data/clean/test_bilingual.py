@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.data.clean import bilingual
-from polylm_jax.data.clean.bilingual import directions, limits, measure, pairs
+from polylm_jax.data.clean.bilingual import directions, limits, measure, pairs, without
 from tests.data.sentences import SENTENCES
 
 
@@ -116,6 +116,16 @@ def test_pairs_of_nothing(texts):
 def test_pairs_of_a_document():
     text = "one\neins\n\nonly\n\n two\nzwei \n \nthree\ndrei\nmore\n\nfour\nvier"
     assert pairs(text) == [("one", "eins"), ("two", "zwei"), ("four", "vier")]
+
+
+def test_pairs_are_taken_out_of_a_document_and_the_rest_stays():
+    text = "one\neins\n\nonly\n\n two\nzwei \n \nthree\ndrei\nmore\n\nfour\nvier"
+    assert without(text, ()) == text
+    assert without(text, [1]) == "one\neins\n\nonly\n\nthree\ndrei\nmore\n\nfour\nvier"
+    assert without(text, [0, 2]) == "only\n\n two\nzwei \n \nthree\ndrei\nmore"
+    for places in ([0], [1, 2], [0, 1, 2]):
+        left = [pair for at, pair in enumerate(pairs(text)) if at not in places]
+        assert pairs(without(text, places)) == left
 
 
 def test_directions_are_told_by_language():

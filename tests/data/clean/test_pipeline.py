@@ -10,12 +10,14 @@ import sys
 import time
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polylm_jax.data import corpus
-from polylm_jax.data.clean import pipeline, products
+from polylm_jax.data.clean import parts, pipeline, products, report
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
@@ -147,6 +149,16 @@ def test_another_order_of_inputs_and_another_copy_of_them_give_the_same_bytes(we
     assert content(tmp_path / "out") == content(done[0])
 
 
+def test_parts_of_a_file_come_to_the_same_verdicts(web, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART", 2**13)
+    whole = job(web, tmp_path / "out")
+    run(whole)
+    assert len(whole.pieces) > 12
+    of_part = {"cluster": None}  # it is named by the number of a shard
+    rows = [str(row | of_part) for row in verdicts(tmp_path / "out")]
+    assert rows == [str(row | of_part) for row in verdicts(done[0])]
+
+
 def test_a_changed_threshold_reruns_the_last_pass_only(web, done, tmp_path):
     output = tmp_path / "out"
     work = job(web, output)
@@ -216,7 +228,32 @@ def crash_at(monkeypatch, module, call):
     monkeypatch.setattr(module, "put", crash)
 
 
-@pytest.mark.parametrize("moment", [4, 31, 60])
+TELLING = """
+import sys
+from polylm_jax.data.clean import products
+from tests.data.clean.test_pipeline import job, run
+put = products.put
+def told(path, content):
+    print(path, flush=True)
+    put(path, content)
+products.put = told
+run(job(sys.argv[1], sys.argv[2]))
+"""
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(web, done, tmp_path):
+    command = [sys.executable, "-c", TELLING, str(web), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        while "/verdicts/" not in child.stdout.readline():
+            assert child.poll() is None
+        child.kill()  # while it writes its first verdicts
+        assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    run(job(web, tmp_path / "out"))
+    assert content(tmp_path / "out") == content(done[0])
+
+
+@pytest.mark.parametrize("moment", [4, 31])
 def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(
     web, done, tmp_path, monkeypatch, moment
 ):
@@ -390,6 +427,61 @@ def test_documents_of_wrong_pairs_are_told_from_those_of_right_ones(tmp_path, mo
     run(job(folder, tmp_path / "out", inputs={str(folder): "en-de"}), {})
     rows = verdicts(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["misaligned"] * 3 + [""] * 27
+
+
+def made_up_pairs(count, seed=8):
+    """Pairs of sentences of made-up words, word by word in two languages."""
+    chance = random.Random(seed)
+    words = ["".join(chance.choices("abdefgiklmnoprstu", k=6)) for _ in range(120)]
+    others = {word: "".join(chance.choices("бвгдежзиклмно", k=7)) for word in words}
+    firsts = [chance.choices(words, k=8) for _ in range(count)]
+    return [(" ".join(some), " ".join(others[word] for word in some)) for some in firsts]
+
+
+def test_single_wrong_pairs_are_left_out_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.measuring, "_PAIRS", 200)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = made_up_pairs(300)
+    wrong = list(good)
+    for at in range(4, 200, 20):  # one of ten, in every second of the first documents
+        words = set(good[at][0].split())
+        others = (second for first, second in good[at:] if not words & set(first.split()))
+        wrong[at] = (good[at][0], next(others))
+    wrong[11], wrong[255] = wrong[11][::-1], (good[255][0], good[255][1][:16])
+    blocks = ["\n".join(pair) for pair in wrong]
+    texts = ["\n\n".join(blocks[at : at + 10]) for at in range(0, 300, 10)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    work = job(folder, tmp_path / "out", inputs={str(folder): "en-ru"}, mask=False)
+    monkeypatch.setattr(
+        pipeline.pairing.bilingual,
+        "directions",
+        lambda firsts, *_: np.array([1 if one.isascii() else -1 for one in firsts]),
+    )
+    run(work, {})
+    rows = verdicts(tmp_path / "out")
+    assert all(row["kept"] and row["pairs"] == 10 for row in rows)
+    told = {n: row["wrong_pairs"] for n, row in enumerate(rows) if row["wrong_pairs"]}
+    assert told == dict.fromkeys(range(0, 20, 2), "5 alignment") | {
+        1: "2 swapped",
+        25: "6 lengths",
+    }
+    out = {10 * n + int(what.split()[0]) - 1 for n, what in told.items()}
+    expected = [
+        "\n\n".join(blocks[at] for at in range(first, first + 10) if at not in out)
+        for first in range(0, 300, 10)
+    ]
+    both = [corpus.documents(str(tmp_path / "out"), "en-ru", split) for split in corpus.SPLITS]
+    assert sorted(chain(*both)) == sorted(expected)
+    notes = pipeline.measure(work)
+    again = pipeline.write(work, notes, {})
+    of_rules = {"alignment": 10, "lengths": 1, "copied": 0, "swapped": 1, "foreign": 0}
+    assert report.of_pairs(again) == {"en-ru": {"pairs": 300, "wrong": 12} | of_rules}
+    samples = [one for one in report.samples(again) if one["reason"] == "swapped"]
+    assert [one["text"] for one in samples] == [blocks[11]]
+    # other limits take other pairs, and nothing is measured again
+    other = {"alignment": (None, None), "swapped": (None, 1)}
+    assert report.of_pairs(pipeline.write(work, notes, {"en-ru": other}))["en-ru"]["wrong"] == 1
 
 
 def test_a_second_process_is_refused_and_the_first_leaves_no_lock(tmp_path):

@@ -134,3 +134,43 @@ def test_what_is_given_goes_before_what_is_derived():
     )
     assert derived["en"].limits == {"x": (None, 0.3), "y": (1.0, None)}
     assert derived["de"].limits == {"x": (0.1, None), "y": (1.0, None)}
+
+
+def test_pairs_are_cut_where_chance_is_and_no_more_is_lost_than_may_be():
+    some = np.random.default_rng(3)
+
+    def cut(bad, apart):
+        good, wrong = some.lognormal(apart, 0.6, 20000), some.lognormal(-0.4, 0.5, bad)
+        strange = some.lognormal(-0.4, 0.5, 5000)
+        edge = thresholds.chance(histogram(np.append(good, wrong)), histogram(strange), 0.05)
+        return (good < edge).mean(), (wrong < edge).mean() if bad else np.nan
+
+    for bad in (0, 2000, 9000):  # well apart: nearly all of the wrong ones
+        lost, caught = cut(bad, 2.5)
+        assert lost < 0.01
+        assert not caught < 0.98
+    for bad in (0, 2000, 9000):  # hardly apart: what may be lost bounds it, if roughly
+        lost, caught = cut(bad, 0.5)
+        assert 0.03 < lost < 0.11
+        assert not caught < 0.4
+
+
+def test_limits_of_pairs_are_derived_for_many_and_published_for_few():
+    some = np.random.default_rng(4)
+    published = {"x": (1.0, None), "y": (None, 0.5)}
+    values = some.lognormal(2, 0.5, 3000)
+    own = of(x=values, x_by_chance=some.lognormal(-1, 0.4, 700), y=np.zeros(3000))
+    settings = Thresholds(documents=1000, limits={"*": {"words": (5, None), "y": (None, 0.7)}})
+    derived = thresholds.of_pairs({"en-de": own}, published, settings)["en-de"]
+    assert derived.documents == 3000
+    assert derived.limits == {"x": (pytest.approx(0.9, abs=0.15), None), "y": (None, 0.7)}
+    few = {name: counts // 4 for name, counts in own.items()}
+    for histograms, settings in ((few, SETTINGS), (own, Thresholds(method="english"))):
+        assert (
+            thresholds.of_pairs({"en-de": histograms}, published, settings)["en-de"].limits
+            == published
+        )
+    given = Thresholds(method="given", limits={"en-de": {"x": (2.0, None)}})
+    assert thresholds.of_pairs({"en-de": own}, published, given)["en-de"].limits == {
+        "x": (2.0, None)
+    }
