@@ -1,16 +1,21 @@
 """What cleaning costs and how well it tells: each step a core, beside datatrove and rensa.
 
 Both sides work on the same documents in one run, by turns, on one core; times are of the process
-itself, so that others on the machine count less.
+itself, so that others on the machine count less. The whole, from files to a clean corpus, is timed
+as Beam does it and as plain loops do.
 """
 
 import json
 import random
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from rich.console import Console
@@ -18,10 +23,23 @@ from rich.table import Table
 
 from polylm_jax.bench.peer import PeerProcess
 from polylm_jax.data import corpus
-from polylm_jax.data.clean import bilingual, perplexity, private, repair, rules
+from polylm_jax.data import tokenizer as tokenizers
+from polylm_jax.data.clean import (
+    bilingual,
+    clusters,
+    fluency,
+    perplexity,
+    pipeline,
+    private,
+    repair,
+    rules,
+)
 from polylm_jax.data.clean.duplicates import signatures
+from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import Batch, fold, shingles
+from polylm_jax.data.clean.thresholds import Thresholds
 from polylm_jax.data.languages import is_language, languages_of
 from polylm_jax.data.tokenizer import Tokenizer
 
@@ -29,6 +47,8 @@ SIDE_BY_SIDE = ("en", "de", "ru", "es", "fr", "zh")  # what datatrove splits wit
 PAIRS = ("en-de", "en-ru", "en-ja", "en-ar")
 DOCUMENTS, CHARACTERS = 40, 2000  # of a language; of a document
 ROUNDS = 3
+LEAST = 0.3  # seconds that a step is repeated for
+WHOLE = 20e6  # most bytes that go through all passes
 LOSS = 0.05
 _MISALIGNED = 10  # one pair of so many gets another's translation
 _TRAIN_BYTES = 3_000_000
@@ -36,17 +56,19 @@ _LEAST_BYTES = 100_000  # of a language, to train an n-gram model of it
 _UNSPACED = ("zh", "ja", "th")
 
 
-def run(path: str, tokenizer: Tokenizer, peer_python: str) -> dict:
-    """Megabytes a second of each step, and how well languages, fluency and pairs are told.
+def run(path: str, tokenizer_path: str, peer_python: str) -> dict:
+    """Megabytes a second of each step and of all passes, and how well languages, fluency and pairs
+    are told.
 
-    path: of a corpus; of a larger one more is learned. peer_python: an interpreter with
-    datatrove and rensa; "" for none.
+    path: of a corpus; of a larger one more is learned. tokenizer_path: folder of a tokenizer.
+    peer_python: an interpreter with datatrove and rensa; "" for none.
     """
-    sources = corpus.sources(path)
+    sources, tokenizer = corpus.sources(path), tokenizers.load(tokenizer_path)
     documents = {source: _documents(path, source) for source in sources if is_language(source)}
     both = [(lang, text) for lang in SIDE_BY_SIDE for text in documents.get(lang, [])]
     return {
-        "megabytes a second": _speeds(both, tokenizer, peer_python),
+        "megabytes a second": _speeds(both, tokenizer, peer_python)
+        | _wholes(path, tokenizer_path, sorted(documents)),
         "languages": _languages(documents),
         "clean against shuffled": {
             source: _fluency(path, source, tokenizer)
@@ -83,7 +105,9 @@ def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python:
     model = perplexity.train(perplexity.sentences(tokenizer, few)[0], tokenizer.size)
     steps: dict[str, Callable[[], object]] = {
         "rules": lambda: rules.measure(Batch.of(texts)),
-        "signatures": lambda: signatures(*shingles(fold(Batch.of(texts))), 112),
+        "signatures": lambda: [
+            signatures(*shingles(fold(part)), 112) for part in Batch.of(texts).parts()
+        ],
         "repair": lambda: [repair.repair(text) for text in texts],
         "language": lambda: identify(texts),
         "language, agreed": lambda: identify(texts, Identification(agree=True)),
@@ -101,9 +125,7 @@ def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python:
         try:
             for round_ in range(ROUNDS + 1):
                 for name, step in steps.items():
-                    started = time.process_time()
-                    step()
-                    seconds = {"polylm_jax": time.process_time() - started}
+                    seconds = {"polylm_jax": _seconds(step)}
                     for (what, who), number in theirs.items():
                         if peer and what == name:
                             seconds[who] = peer.ask(number)["seconds"]
@@ -117,6 +139,94 @@ def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python:
         name: {who: statistics.median(some) for who, some in speeds.items()}
         for name, speeds in found.items()
     }
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    """Of the process, for one call; what is short is called again and again."""
+    started, calls = time.process_time(), 0
+    while not calls or time.process_time() - started < LEAST:
+        step()
+        calls += 1
+    return (time.process_time() - started) / calls
+
+
+def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[str, float]]:
+    """Megabytes a second of all passes, from files in languages that are to be found out."""
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        size = _files(path, Path(folder, "text"), languages)
+        inputs = {f"{folder}/text": ""}
+        warm = Clean({f"{folder}/text/{languages[0]}.jsonl": ""}, f"{folder}/warm")
+        _pass(pipeline.planned(warm, Identification(), tokenizer, Beam()))
+        models = Path(folder, "models")
+        for name, fluent in (("the whole", ""), ("the whole, perplexity", path)):
+            speeds = found.setdefault(name, {})
+            for who in ("polylm_jax", "plain loops"):
+                clean = Clean(inputs, f"{folder}/{who}", fluent=fluent)
+                job = pipeline.planned(clean, Identification(), tokenizer, Beam())
+                if fluent:
+                    models.mkdir(exist_ok=True)
+                    fluency.train(clean, Beam(), tokenizer, str(models))
+                    shutil.copytree(models, job.models)
+                with _looped() if who == "plain loops" else nullcontext():
+                    started = time.process_time()
+                    _pass(job)
+                    speeds[who] = size / (time.process_time() - started)
+    return found
+
+
+@contextmanager
+def _looped() -> Iterator[None]:
+    """In the block, plain loops do what Beam does."""
+    with (
+        mock.patch.multiple(pipeline, each=_each, grouped=_grouped),
+        mock.patch.object(clusters, "grouped", _grouped),
+    ):
+        yield
+
+
+def _files(path: str, folder: Path, languages: list[str]) -> float:
+    """Writes a JSONL file of each language; returns the megabytes of text in all."""
+    folder.mkdir()
+    size = 0
+    for language in languages:
+        left = WHOLE / len(languages)
+        with (folder / f"{language}.jsonl").open("w", encoding="utf-8") as file:
+            for text in corpus.documents(path, language, "train"):
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                left -= len(text.encode())
+                size += len(text.encode())
+                if left <= 0:
+                    break
+    return size / 1e6
+
+
+def _pass(job: pipeline.Job) -> None:
+    notes = pipeline.measure(job)
+    pipeline.derive(job, Thresholds(), notes)
+    pipeline.duplicates(job, notes)
+    pipeline.write(job, notes, {})
+
+
+def _each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -> None:
+    """`engine.each` as a loop."""
+    for piece in pieces:
+        function(piece)
+
+
+def _grouped(
+    beam: Beam,
+    emit: Callable[[Any], Iterable[tuple[int, bytes]]],
+    pieces: Sequence[Any],
+    reduce: Callable[[int, list[bytes]], None],
+) -> None:
+    """`engine.grouped` as a loop."""
+    values: dict[int, list[bytes]] = {}
+    for piece in pieces:
+        for key, value in emit(piece):
+            values.setdefault(key, []).append(value)
+    for key, some in values.items():
+        reduce(key, some)
 
 
 def _languages(documents: dict[str, list[str]]) -> dict[str, float]:

@@ -12,6 +12,8 @@ stars (Kiveris et al. 2014, "Connected Components in MapReduce and Beyond"): eac
 neighbours of a document are bound to the smallest of them, until every cluster is one star.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from polylm_jax.data.clean.text import Batch, document_hashes, mix, shingles
@@ -28,16 +30,20 @@ def keys(folded: Batch, languages: np.ndarray, bands: int, rows: int) -> np.ndar
     languages: a number for each document's language, uint64: only inside one are there copies.
     A text without a letter or digit is nobody's copy.
     """
-    exact = np.where(folded.lengths == 0, NONE, np.maximum(document_hashes(folded), 1))
-    near = banded(signatures(*shingles(folded), bands * rows), bands)
-    found = np.column_stack([exact, near])
+    found = np.concatenate([_keys(part, bands, rows) for part in folded.parts()])
     return np.where(
         found == NONE, NONE, np.maximum(mix(found ^ mix(languages + np.uint64(1))[:, None]), 1)
     )
 
 
+def _keys(folded: Batch, bands: int, rows: int) -> np.ndarray:
+    """As `keys`, whatever the language."""
+    exact = np.where(folded.lengths == 0, NONE, np.maximum(document_hashes(folded), 1))
+    return np.column_stack([exact, banded(signatures(*shingles(folded), bands * rows), bands)])
+
+
 def signatures(shingles: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
-    """MinHashes, uint32 [documents, size], of the hashes of shingles, uint64 [n].
+    """MinHashes, uint32 [documents, size], of the numbers of shingles, uint64 [n].
 
     offsets: which are a document's, int64 [documents + 1].
     Two agree in about the share of places that is the Jaccard similarity of their shingles. Those
@@ -45,11 +51,13 @@ def signatures(shingles: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarr
     """
     documents = len(offsets) - 1
     well = mix(shingles)
-    place = ((well >> np.uint64(32)) * np.uint64(size) >> np.uint64(32)).astype(np.int64)
-    place += np.repeat(np.arange(documents) * size, np.diff(offsets))
+    place = well >> np.uint64(32)
+    place *= np.uint64(size)
+    place >>= np.uint64(32)
+    place += np.repeat(np.arange(documents, dtype=np.uint64) * np.uint64(size), np.diff(offsets))
     flat = np.full(documents * size, _EMPTY)
     # the largest value means that there is none
-    np.minimum.at(flat, place, np.minimum(well.astype(np.uint32), _EMPTY - 1))
+    np.minimum.at(flat, place.view(np.int64), np.minimum(well.astype(np.uint32), _EMPTY - 1))
     found = flat.reshape(documents, size)
     left = np.flatnonzero((found == _EMPTY).any(1) & (found != _EMPTY).any(1))
     given, order = found[left], _order(size)
@@ -64,6 +72,7 @@ def signatures(shingles: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarr
     return found
 
 
+@lru_cache(maxsize=4)
 def _order(size: int) -> np.ndarray:
     """In which order each empty place looks at the others, int64 [size, size]: all, at random."""
     grid = np.arange(size * size, dtype=np.uint64).reshape(size, size)

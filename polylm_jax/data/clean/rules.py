@@ -54,8 +54,15 @@ class Feature:
 
 def measure(batch: Batch) -> dict[str, np.ndarray]:
     """All features of the documents of a batch, float64 [documents] each."""
-    view = View(batch)
-    return {feature.name: feature.of(view).astype(np.float64) for feature in FEATURES}
+    parts = [_measured(View(part)) for part in batch.parts()]
+    return {
+        feature.name: np.concatenate([part[at] for part in parts])
+        for at, feature in enumerate(FEATURES)
+    }
+
+
+def _measured(view: "View") -> list[np.ndarray]:
+    return [feature.of(view).astype(np.float64) for feature in FEATURES]
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ class View:
     def are(self, wanted: str) -> np.ndarray:
         """Which characters are among the wanted, bool."""
         if len(wanted) > _COMPARED:
-            return _table(wanted)[self.low]
+            return _table(wanted).take(self.low)
         found = np.zeros(len(self.low), bool)
         for character in wanted:
             found |= self.low == ord(character)
@@ -294,16 +301,14 @@ def _windows(view: View) -> np.ndarray:
     """Share of the windows of 10 characters that have been before."""
     batch = view.batch
     hashes = ngram_hashes(batch.prefix, _WINDOW)
-    # where a window fits into its document
-    fits = np.full(len(hashes), True)
-    for step in range(1, _WINDOW):
-        before = batch.offsets[1:-1] - step
-        fits[before[(before >= 0) & (before < len(fits))]] = False
-    at = np.flatnonzero(fits)
-    document = np.repeat(np.arange(len(batch), dtype=np.int32), batch.lengths)[at]
-    later = repeated(hashes[at], at, document).later
     counts = np.maximum(batch.lengths - _WINDOW + 1, 0)
-    return share(np.diff(np.searchsorted(later, batch.offsets)), counts)
+    # a document at a time is sorted in the nearest cache, and needs no place beside the hash
+    ordered = [
+        np.sort(hashes[at : at + some])
+        for at, some in zip(batch.offsets.tolist(), counts.tolist(), strict=False)
+    ]
+    again = [np.count_nonzero(some[1:] == some[:-1]) for some in ordered]
+    return share(np.array(again, np.int64), counts)
 
 
 def _alphabetic(view: View) -> np.ndarray:

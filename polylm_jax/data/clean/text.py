@@ -8,15 +8,18 @@ What is found in a document never depends on the batch that it is in.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 
 # code points of a batch: its arrays then take about 100 MB
 BATCH = 2**20
+# and of a part of one, whose arrays stay in the cache of a core
+PART = 2**17
 
 
 class Kind(IntEnum):
@@ -121,7 +124,7 @@ def among(kinds: np.ndarray, wanted: Iterable[Kind]) -> np.ndarray:
     """Which of the kinds are wanted ones, bool of the shape of `kinds`."""
     table = np.zeros(256, bool)
     table[list(wanted)] = True
-    return table[kinds]
+    return table.take(kinds)
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,37 @@ class Batch:
         offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return cls(np.frombuffer(codes, np.uint32), offsets)
 
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The documents of some batches, one or more, as one."""
+        if len(batches) == 1:
+            return batches[0]
+        lengths = np.concatenate([one.lengths for one in batches])
+        return cls(np.concatenate([one.codes for one in batches]), np.append(0, lengths.cumsum()))
+
+    def parts(self, most: int = PART) -> Iterator["Batch"]:
+        """The documents in batches of so many code points, or of one that is longer; one or more.
+
+        What goes through many steps goes faster part by part.
+        """
+        if len(self.codes) <= most:
+            yield self
+            return
+        begin = 0
+        while begin < len(self):
+            within = np.searchsorted(self.offsets, self.offsets[begin] + most, "right") - 1
+            end = max(int(within), begin + 1)
+            first, last = self.offsets[begin], self.offsets[end]
+            yield Batch(self.codes[first:last], self.offsets[begin : end + 1] - first)
+            begin = end
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @cached_property
     def kinds(self) -> np.ndarray:
         """Kinds of the code points, uint8."""
-        return kind_table()[self.codes]
+        return kind_table().take(self.codes)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -170,6 +197,11 @@ class Batch:
         return first[:-1]
 
     @cached_property
+    def visible(self) -> np.ndarray:
+        """Where what is not white space is, int64."""
+        return np.flatnonzero(~among(self.kinds, BLANKS))
+
+    @cached_property
     def marks(self) -> tuple[np.ndarray, np.ndarray]:
         """Where marks are, int64, and the code point that each belongs to: itself if none."""
         marks = np.flatnonzero(self.kinds == Kind.MARK)
@@ -183,7 +215,7 @@ class Batch:
     @cached_property
     def prefix(self) -> np.ndarray:
         """What `span_hashes` takes, uint64 [code points + 1]."""
-        return _prefix(_mixed_codes()[self.codes])
+        return _prefix(_mixed_codes().take(self.codes))
 
     def text(self, document: int) -> str:
         """A document as a string."""
@@ -280,15 +312,16 @@ def _runs(batch: Batch, member: np.ndarray) -> Spans:
 
 def _between(batch: Batch, newlines: int) -> Spans:
     """What stands between so many newlines or more, with nothing but white space in between."""
-    visible = np.flatnonzero(~among(batch.kinds, BLANKS))
+    visible = batch.visible
     if not len(visible):
         return Spans(visible, visible, np.zeros_like(batch.offsets))
-    row = np.cumsum(batch.kinds == Kind.NEWLINE, dtype=np.int32)[visible]
-    begins = np.ones(len(visible), bool)
-    begins[1:] = np.diff(row) >= newlines
-    # the first that is visible in each document
-    begins[np.searchsorted(visible, batch.offsets[:-1][batch.lengths > 0]) % len(visible)] = True
-    at = np.flatnonzero(begins)
+    after, counts = np.unique(
+        np.searchsorted(visible, np.flatnonzero(batch.kinds == Kind.NEWLINE)), return_counts=True
+    )
+    # the first that is visible in each document, and after newlines
+    first = np.searchsorted(visible, batch.offsets[:-1])
+    at = np.unique(np.concatenate([first, after[counts >= newlines]]))
+    at = at[at < len(visible)]
     starts = visible[at]
     ends = visible[np.append(at[1:], len(visible)) - 1] + 1
     return Spans(starts, ends, np.searchsorted(starts, batch.offsets))
@@ -327,24 +360,28 @@ def _selector() -> np.ndarray:
 
 def fold(batch: Batch) -> Batch:
     """The documents as they are compared: words in small letters with one space between two."""
-    codes = fold_table()[batch.codes]
-    batch = _kept(Batch(codes, batch.offsets), codes != 0)
+    return Batch.joined([_folded(part) for part in batch.parts()])
+
+
+def _folded(batch: Batch) -> Batch:
+    codes = fold_table().take(batch.codes)
+    batch = Batch(codes, batch.offsets)
+    if not codes.all():
+        batch = _taken(batch, np.flatnonzero(codes))
     space = batch.codes == ord(" ")
     needless = space & batch.first
     needless[1:] |= space[1:] & space[:-1]
-    batch = _kept(batch, ~needless)
-    last = batch.offsets[1:][batch.lengths > 0] - 1
-    keep = np.ones(len(batch.codes), bool)
-    keep[last] = batch.codes[last] != ord(" ")
-    return _kept(batch, keep)
+    # what follows a document's last word
+    ends = batch.offsets[1:]
+    words = np.flatnonzero(~space)
+    after = np.append(0, words + 1)[np.searchsorted(words, ends)]
+    needless[after[after < ends]] = True
+    return _taken(batch, np.flatnonzero(~needless))
 
 
-def _kept(batch: Batch, keep: np.ndarray) -> Batch:
-    if keep.all():
-        return batch
-    return Batch(
-        batch.codes[keep], batch.offsets - np.append(0, total(~keep, batch.offsets).cumsum())
-    )
+def _taken(batch: Batch, places: np.ndarray) -> Batch:
+    """The code points at some places, ascending."""
+    return Batch(batch.codes.take(places), np.searchsorted(places, batch.offsets))
 
 
 # A polynomial modulo 2**64: 5 modulo 8 has the longest period there is, and an odd base an inverse.
@@ -366,7 +403,8 @@ def _first_powers(base: int, count: int) -> np.ndarray:
 
 def mix(values: np.ndarray) -> np.ndarray:
     """Spreads what is in 64 bits over all of them, one to one, uint64 (the end of MurmurHash3)."""
-    values = values ^ (values >> np.uint64(33))
+    values, before = values >> np.uint64(33), values
+    values ^= before
     values *= np.uint64(0xFF51AFD7ED558CCD)
     values ^= values >> np.uint64(33)
     values *= np.uint64(0xC4CEB9FE1A85EC53)
@@ -419,11 +457,14 @@ def document_hashes(batch: Batch) -> np.ndarray:
 # (measured over 11 languages: correlation .962, mean difference -.006).
 SHINGLE = 24
 _SHINGLES = {Kind.THAI: 20, Kind.UNSPACED: 20, Kind.HANGUL: 14, Kind.KANA: 10, Kind.HAN: 8}
+_DENSE = min(first for kind, first, _ in _SCRIPTS if kind in _SHINGLES)
 _KANA_SHARE = 0.1  # of the letters, from which a text in Han is Japanese
 
 
 def shingle_sizes(batch: Batch) -> np.ndarray:
     """Code points of a shingle of each document, by the script that most of it is in, int64."""
+    if batch.codes.max(initial=0) < _DENSE:
+        return np.full(len(batch), SHINGLE)
     letters = batch.counts[:, list(LETTERS)].sum(1)
     sizes = np.full(len(batch), SHINGLE)
     for kind, usual in _SHINGLES.items():
@@ -438,13 +479,24 @@ def shingle_sizes(batch: Batch) -> np.ndarray:
 
 
 def shingles(folded: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all shingles of folded documents, uint64, and where each document's begin.
+    """A number for each shingle of folded documents, uint64, and where each document's begin.
 
-    The second is int64 [documents + 1]. A document that is shorter than a shingle is one, an
-    empty one has none.
+    Equal shingles have equal numbers, whose bits are not even: `mix` them. The second is int64
+    [documents + 1]. A document that is shorter than a shingle is one, an empty one has none.
     """
     sizes = np.minimum(shingle_sizes(folded), folded.lengths)
     counts = np.where(folded.lengths > 0, folded.lengths - sizes + 1, 0)
-    offsets = np.append(0, np.cumsum(counts))
-    starts = np.arange(offsets[-1]) + np.repeat(folded.offsets[:-1] - offsets[:-1], counts)
-    return span_hashes(folded.prefix, starts, starts + np.repeat(sizes, counts)), offsets
+    prefix = folded.prefix
+    inverse = _first_powers(_INVERSE, len(prefix))
+    found = [np.empty(0, np.uint64)]
+    # neighbours of one size at once; of windows that reach into the next document nothing is taken
+    edges = np.flatnonzero(np.diff(sizes, prepend=-1, append=-1))
+    for begin, end in pairwise(edges.tolist()):
+        first, last = folded.offsets[begin], folded.offsets[end] + 1
+        size = sizes[begin]
+        windows = prefix[first + size : last] - prefix[first : last - size]
+        windows *= inverse[first : last - size]
+        starts = (folded.offsets[begin:end] - first).tolist()
+        some = counts[begin:end].tolist()
+        found += [windows[at : at + n] for at, n in zip(starts, some, strict=True)]
+    return np.concatenate(found), np.append(0, np.cumsum(counts))
