@@ -14,7 +14,7 @@ JUDGES := .venv-judges
 # openai, litellm, llm, lm-eval, schemathesis and playwright, which ask `polylm serve`: kept apart
 CLIENTS := .venv-clients
 
-.PHONY: demo study test rare same faults fuzz judges clients lint certify docs clean
+.PHONY: demo study study_cleaning test rare same faults fuzz judges clients lint certify docs clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
@@ -50,6 +50,16 @@ study: $(VENV)/ready
 	$(POLYLM) sweep --gin_file=gin_configs/studies/curriculum/small.gin --out=runs/study \
 		--over=SEED=1,2,3 \
 		--over='curriculum.non_english=%FIXED_30,%FIXED_60,%STEP_30_60,%RAMP_30_60,%FALL_60_30'
+
+# what is junk in the text worth? docs/cleaning.md; after make demo, ten minutes
+STUDY := --gin_file=gin_configs/studies/cleaning/small.gin
+study_cleaning: $(VENV)/ready
+	$(POLYLM) bench junk $(STUDY) --out=data/study_cleaning
+	$(POLYLM) rows $(STUDY) --gin.corpus.path=data/study_cleaning/junk \
+		--gin.rows.path=data/study_cleaning/rows_junk
+	$(POLYLM) rows $(STUDY) --gin.corpus.path=data/study_cleaning/kept
+	$(POLYLM) sweep $(STUDY) --out=runs/study_cleaning --over=SEED=1,2,3 \
+		--over=rows.path=%CLEAN,%JUNK,%KEPT
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +19,7 @@ from polylm_jax.bench import data as bench_data
 from polylm_jax.bench import decode as bench_decode
 from polylm_jax.bench import evaluate as bench_evaluate
 from polylm_jax.bench import gpu as bench_gpu
+from polylm_jax.bench import junk as bench_junk
 from polylm_jax.bench import rouge as bench_rouge
 from polylm_jax.bench import serve as bench_serve
 from polylm_jax.bench import tables
@@ -32,6 +33,7 @@ from polylm_jax.files import destination, existing, local, new_place, output
 from polylm_jax.parallel import platform
 from polylm_jax.ranges import Range
 from polylm_jax.sizes import Count
+from polylm_jax.verbs import clean as cleaning
 from polylm_jax.verbs import number
 from polylm_jax.verbs.model_of import model_of
 
@@ -69,10 +71,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         type=number("--peer_rows", Count),
         help="rows that torch takes at a time, to begin with (bench torch, too); all of a batch",
     )
-    gpu = parser.add_argument_group("for bench gpu")
-    gpu.add_argument(
-        "--out", type=partial(new_place, name="--out"), help="folder for the report and results"
-    )
+    gpu = parser.add_argument_group("for bench gpu and bench junk")
+    gpu.add_argument("--out", type=partial(new_place, name="--out"), help="folder for what is made")
     gpu.add_argument(
         "--minutes", type=number("--minutes", Minutes), default=8, help="for all stages together"
     )
@@ -285,9 +285,28 @@ def _serve(given: argparse.Namespace) -> dict:
 def _clean(given: argparse.Namespace) -> dict:
     text = config.get("corpus").path
     print(f"Cleaning documents of {text} on one core, and telling good from bad; some minutes.")
-    model = tokenizer.load(config.get("tokenizer").path)
-    result = bench_clean.run(text, model, given.peer_python or "")
+    result = bench_clean.run(text, config.get("tokenizer").path, given.peer_python or "")
     bench_clean.show(result, Console())
+    return result
+
+
+def _junk(given: argparse.Namespace) -> dict:
+    if not given.out:
+        raise UserError("bench junk writes two corpora; name a folder for them with --out=DIR.")
+    path, junk, kept = config.get("corpus").path, f"{given.out}/junk", f"{given.out}/kept"
+    print(f"Putting {bench_junk.SHARE:.0%} of junk into {path}, then cleaning that.")
+    bench_junk.put(path, junk)
+    clean = replace(
+        config.get("clean"),
+        inputs=bench_junk.inputs(junk),
+        output=f"{given.out}/clean",
+        valid_share=0.0,
+    )
+    job = cleaning.planned(clean)
+    cleaning.passes(job)
+    result = bench_junk.keep(path, junk, job, kept)
+    bench_junk.show(result, Console())
+    print(f"The corpus with junk is in {junk}, what is kept of it in {kept}.")
     return result
 
 
@@ -302,6 +321,7 @@ PARTS = {
     "torch": _torch,
     "ceilings": _ceilings,
     "gpu": _gpu,
+    "junk": _junk,
     "rouge": _rouge,
     "serve": _serve,
 }

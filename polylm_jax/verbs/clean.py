@@ -10,6 +10,7 @@ from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import corpus, shards
 from polylm_jax.data.clean import estimate, pipeline, products, report
+from polylm_jax.data.clean.settings import Clean
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 
@@ -35,7 +36,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
-    clean, beam = config.get("clean"), config.get("beam")
+    clean = config.get("clean")
     if given.action == "explain":
         print(visible("\n".join(report.explain(clean.output, given.id))))
         return
@@ -47,8 +48,7 @@ def run(given: argparse.Namespace) -> None:
         count = shards.verify(clean.output, corpus.manifest(clean.output))
         print(visible(f"All {count:,} files of {clean.output} are as they were written."))
         return
-    beam = replace(beam, runner=given.runner) if given.runner else beam
-    job = pipeline.planned(clean, config.get("language"), config.get("tokenizer").path, beam)
+    job = planned(clean, given.runner)
     if given.action == "status":
         for name, done, count in pipeline.status(job):
             print(f"{name:12}{done:,} of {count:,} shards")
@@ -63,12 +63,23 @@ def run(given: argparse.Namespace) -> None:
     for piece in job.pieces:
         if piece.shard.bytes > LARGE:
             print(visible(f"look: {piece.shard.name} is large, and its scores are held in memory"))
-    with pipeline.alone(clean.output):
-        _passes(given, job)
+    passes(job, given.action)
 
 
-def _passes(given: argparse.Namespace, job: pipeline.Job) -> None:
-    last = PASSES.index(given.action)
+def planned(clean: Clean, runner: str = "") -> pipeline.Job:
+    """The job that settings ask for, by the others in force."""
+    beam = config.get("beam")
+    beam = replace(beam, runner=runner) if runner else beam
+    return pipeline.planned(clean, config.get("language"), config.get("tokenizer").path, beam)
+
+
+def passes(job: pipeline.Job, until: str = PASSES[-1]) -> None:
+    """Runs the passes, the last of them `until`, and tells what came of them."""
+    with pipeline.alone(job.clean.output):
+        _passes(job, PASSES.index(until))
+
+
+def _passes(job: pipeline.Job, last: int) -> None:
     notes = pipeline.measure(job)
     read, broken = (sum(note[name] for note in notes) for name in ("documents", "broken"))
     print(f"{read:,} documents are measured; {broken:,} records are broken.")
