@@ -56,10 +56,12 @@ class Expected(NamedTuple):
 def expected() -> list[Expected]:
     """The pretraining runs whose time by the text stands in the certified table."""
     _, table, _ = certified.around_the_table(str(HERE / "plans.md"))
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()
+    )
     found = []
-    for line in table.splitlines()[2:]:
-        cells = [cell.strip(" `") for cell in line.split("|")[1:-1]]
-        name, bound, text = cells[0], cells[5], cells[-1]
+    for row in rows:
+        name, bound, text = (row[head.index(n)] for n in ("run", "bound of a step", "by its text"))
         if not text.endswith(" s") or "lora" in name or "multialpaca" in name:
             continue
         config.parse([str(RUNS / f"{name}.gin")], [])

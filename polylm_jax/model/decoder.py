@@ -63,6 +63,9 @@ REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
     "none": None,
 }
 ATTENTION = ("auto", "plain", "staircase", "cudnn", "splash")
+# The table's logical axes where it is looked up: gathered over fsdp before, or the partitioner
+# replicates the whole thing.
+WHOLE_TABLE = ("vocabulary", None)
 COMPUTE_DTYPES = {name: jnp.dtype(name) for name in ("bfloat16", "float32")}
 
 Constrain = Callable[..., jax.Array]
@@ -101,6 +104,8 @@ class Compute:
         save the copies into and out of the loop's arrays, 14% of a small step on a CPU. 0: by the
         device, see parallel.sharding.for_device.
     loss_block: tokens of one device whose logits are held at a time; 0: by the device, too.
+    sum_dtype: in which devices add up their gradients of kernels and table; "bfloat16" sends half
+        as much between them. What each adds up by itself, and the sum that is kept, are float32.
     attend_across_documents: False resets attention at each document's end; the release does not.
     cache_dtype: of keys and values kept while decoding; as dtype if None.
     prefill_chunk: tokens of a prompt read at a time, a power of two.
@@ -113,6 +118,7 @@ class Compute:
     shard_length: bool = False
     unroll: Annotated[int, Range(1, also=(0, "by the device"))] = 0
     loss_block: Annotated[int, Range(1, also=(0, "by the device"))] = 0
+    sum_dtype: Dtype = "float32"
     attend_across_documents: bool = True
     cache_dtype: Dtype | None = None
     prefill_chunk: Annotated[int, Range(1)] = 128
@@ -231,7 +237,9 @@ class Layer(nn.Module):
         scope: what the attention function takes as its last argument. first: where in the slots
         the new ones begin, see `write`. held: other slots, which are looked at, too.
         """
-        dtype = COMPUTE_DTYPES[self.compute.dtype]
+        dtype, sent = (
+            COMPUTE_DTYPES[name] for name in (self.compute.dtype, self.compute.sum_dtype)
+        )
         value_of = declare(self, layer_parameters(self.size), self.initial, self.size.layers)
 
         def adapter(equation: str, x: jax.Array, name: str) -> jax.Array | None:
@@ -246,7 +254,7 @@ class Layer(nn.Module):
 
         def apply(equation: str, x: jax.Array, name: str) -> jax.Array:
             with jax.named_scope(name):
-                y = linear(equation, x, value_of(name), value_of(f"{name}_bias"))
+                y = linear(equation, x, value_of(name), value_of(f"{name}_bias"), sent)
                 return named(y, adapter(equation, x, name), name)
 
         def norm(name: str) -> jax.Array:
@@ -259,7 +267,7 @@ class Layer(nn.Module):
         with jax.named_scope("qkv"):
             # while decoding the number of kernels counts
             product = query_key_value if slots is None else one_product
-            found = product(normed, value_of("qkv"), value_of("qkv_bias"))
+            found = product(normed, value_of("qkv"), value_of("qkv_bias"), sent)
             added = adapter(QKV, normed, "qkv")
             parts = [None] * 3 if added is None else jnp.unstack(added, axis=2)
             query, key, value = (
@@ -326,6 +334,7 @@ class Decoder(nn.Module):
         documents: jax.Array | None = None,
         branches: jax.Array | None = None,
         tail: Tail | None = None,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Runs the decoder.
 
@@ -343,6 +352,7 @@ class Decoder(nn.Module):
             of 0, then branches 1, 2, … that all go on from the stem and do not see each other.
         tail: the cache is only read, and tokens, one of each text, are written here. Of the cache
             a text sees what lies before its tail's first position.
+        rows: what look_up gives for the tokens, where it is known already.
         Returns hidden states after the final norm, compute dtype [batch, length, d_model],
         and the cache, or the tail's slots, with the tokens' keys and values written.
         """
@@ -361,14 +371,13 @@ class Decoder(nn.Module):
         if documents is not None and branches is not None:
             scope, positions = Trees(documents, branches), since_stem(documents, branches)
 
-        # Gathered over fsdp before the look-up, or the partitioner replicates the whole thing.
         table, places = value_of("embedding"), value_of("positions")
         if cache is None:
             table, places = table.astype(dtype), places.astype(dtype)
-        table = self.constrain(table, "vocabulary", None)
         places = self.constrain(places, None, None)
+        rows = look_up(self.constrain(table, *WHOLE_TABLE), tokens) if rows is None else rows
         with jax.named_scope("embedding"):
-            x = table[tokens].astype(jnp.float32) + places[positions].astype(jnp.float32)
+            x = rows + places[positions].astype(jnp.float32)
         x = self.constrain(x, "batch", "length", None)
 
         if documents is None and cache is None and not self.compute.attend_across_documents:
@@ -415,6 +424,15 @@ class Decoder(nn.Module):
         with jax.named_scope("final_norm"):
             x = layer_norm(x, value_of("final_norm_scale"), value_of("final_norm_bias"))
         return x.astype(dtype), cache
+
+
+@jax.named_scope("embedding")
+def look_up(table: jax.Array | Int8, tokens: jax.Array) -> jax.Array:
+    """The table's rows of the tokens, float32 [batch, length, d_model].
+
+    table: [vocabulary, d_model], split as WHOLE_TABLE; tokens: int32 [batch, length].
+    """
+    return table[tokens].astype(jnp.float32)
 
 
 @jax.named_scope("logits")

@@ -7,40 +7,15 @@ loop over just the tokens that are learned may have as many turns as it needs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+
+from polylm_jax.model.table import ONE_DEVICE, TableAxes, no_sums, on_each, summed
 
 BLOCK = 1024  # tokens, where the settings leave it to the device
-
-
-@dataclass(frozen=True)
-class Head:
-    """What of the head is computed.
-
-    learned: only the tokens whose weight is above 0; the others' loss is 0. frozen: no gradient
-    of the embedding.
-    """
-
-    learned: bool = False
-    frozen: bool = False
-
-
-@dataclass(frozen=True)
-class LossAxes:
-    """Mesh axes over which the loss is split; the empty default is one device.
-
-    batch: axes that split the rows. vocabulary: axis that splits the embedding's rows. embed: axis
-    of batch that splits the embedding's columns too; its gradient leaves the loss split so.
-    """
-
-    batch: tuple[str, ...] = ()
-    vocabulary: str | None = None
-    embed: str | None = None
 
 
 def positions_per_block(length: int, rows: int, block: int) -> int:
@@ -70,44 +45,34 @@ def _local(
     table: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
+    sums: jax.Array | None,
     *,
     block: int,
-    axes: LossAxes,
-    head: Head,
+    axes: TableAxes,
+    learned: bool,
     gradient: bool,
 ) -> Any:
     """The loss of one device's rows against one device's part of the vocabulary."""
-    one_block = _block_of(table, axes, head, gradient)
-    start = jnp.zeros(table.shape, jnp.float32) if gradient and not head.frozen else jnp.zeros(())
-    if head.learned:
-        loss, h_gradient, table_gradient = _learned(
-            one_block, start, hidden, targets, weights, block, axes
-        )
+    one_block = _block_of(table, axes, gradient)
+    start = None if sums is None else sums[0]
+    if learned:
+        loss, of_hidden, start = _learned(one_block, start, hidden, targets, weights, block, axes)
     else:
         width = positions_per_block(hidden.shape[1], hidden.shape[0], block)
         inputs = tuple(blocked(x, width) for x in (hidden, targets, weights))
-        table_gradient, (loss, h_gradient) = jax.lax.scan(one_block, start, inputs)
-        loss, h_gradient = unblocked(loss), unblocked(h_gradient)
+        start, (loss, of_hidden) = jax.lax.scan(one_block, start, inputs)
+        loss, of_hidden = unblocked(loss), unblocked(of_hidden)
     if not gradient:
         return loss
-    if axes.batch and not head.frozen:
-        table_gradient = _summed(table_gradient, axes)
-    return loss, h_gradient, table_gradient
+    return loss, of_hidden, None if start is None else start[None]
 
 
-def _summed(gradient: jax.Array, axes: LossAxes) -> jax.Array:
-    """The table's gradient summed over the rows of all devices, each of which gets its columns.
-
-    To hand every device the whole sum would send twice as much.
-    """
-    if axes.embed:
-        gradient = jax.lax.psum_scatter(gradient, axes.embed, scatter_dimension=1, tiled=True)
-    return jax.lax.psum(gradient, tuple(axis for axis in axes.batch if axis != axes.embed))
-
-
-def _block_of(table: jax.Array, axes: LossAxes, head: Head, gradient: bool) -> Callable:
+def _block_of(table: jax.Array, axes: TableAxes, gradient: bool) -> Callable:
     """Function (gradient of the table so far, (hidden, targets, weights) of a block) -> (gradient
-    of the table, (losses, gradient of hidden)); without gradients where none is wanted."""
+    of the table, (losses, gradient of hidden)).
+
+    The gradient of the table is None where it has none; without gradient that of hidden is empty.
+    """
 
     def over_vocabulary(reduce: Callable, x: jax.Array) -> jax.Array:
         return x if axes.vocabulary is None else reduce(x, axes.vocabulary)
@@ -130,7 +95,7 @@ def _block_of(table: jax.Array, axes: LossAxes, head: Head, gradient: bool) -> C
         slope = (exponentials * scale - jnp.where(hit, weight[..., None], 0)).astype(h.dtype)
         h_gradient = jnp.einsum("blv,vd->bld", slope, table, preferred_element_type=jnp.float32)
         h_gradient = over_vocabulary(jax.lax.psum, h_gradient).astype(h.dtype)
-        if not head.frozen:
+        if table_gradient is not None:
             table_gradient = table_gradient + jnp.einsum(
                 "blv,bld->vd", slope, h, preferred_element_type=jnp.float32
             )
@@ -141,13 +106,13 @@ def _block_of(table: jax.Array, axes: LossAxes, head: Head, gradient: bool) -> C
 
 def _learned(
     one_block: Callable,
-    start: jax.Array,
+    start: jax.Array | None,
     hidden: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
     block: int,
-    axes: LossAxes,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    axes: TableAxes,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Loss, its gradient at hidden and at the table, of the tokens whose weight is above 0.
 
     They are taken first, as many blocks as they fill; the rest of the last block has weight 0.
@@ -182,27 +147,44 @@ def _learned(
 
 def _sharded(
     hidden: jax.Array,
-    embedding: jax.Array,
+    table: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
+    sums: jax.Array | None,
     block: int,
-    axes: LossAxes,
-    head: Head,
+    axes: TableAxes,
+    learned: bool,
     gradient: bool,
 ) -> Any:
     """_local over the mesh in context, or as it is where no axes are given."""
-    local = partial(_local, block=block, axes=axes, head=head, gradient=gradient)
-    table = embedding.astype(hidden.dtype)
-    if axes == LossAxes():
-        return local(hidden, table, targets, weights)
-    rows, vocabulary = P(axes.batch), P(axes.vocabulary)
-    of_table = P() if head.frozen else P(axes.vocabulary, axes.embed)
-    return jax.shard_map(
-        local,
-        in_specs=(rows, vocabulary, rows, rows),
-        out_specs=(rows, rows, of_table) if gradient else rows,
-        check_vma=False,
-    )(hidden, table, targets, weights)
+    local = partial(_local, block=block, axes=axes, learned=learned, gradient=gradient)
+    rows = axes.tokens
+    given = (rows, axes.table, rows, rows, axes.sums)
+    found = (rows, rows, axes.sums) if gradient else rows
+    return on_each(local, axes, given, found)(hidden, table, targets, weights, sums)
+
+
+def loss_and_gradients(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    sums: jax.Array | None,
+    block: int,
+    axes: TableAxes,
+    learned: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Each token's cross-entropy, and the gradients of the weighted sum of all.
+
+    As cross_entropy, but the table is in the compute dtype. sums: each device's own gradient of the
+    table so far, see table.no_sums; None where the table is frozen.
+    Returns losses, float32 [batch, length], the gradient of hidden in its dtype, and the sums with
+    this gradient in them.
+    """
+    found: tuple[jax.Array, jax.Array, jax.Array | None] = _sharded(
+        hidden, table, targets, weights, sums, block, axes, learned, gradient=True
+    )
+    return found
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -212,35 +194,37 @@ def cross_entropy(
     targets: jax.Array,
     weights: jax.Array,
     block: int,
-    axes: LossAxes = LossAxes(),
-    head: Head = Head(),
+    axes: TableAxes = ONE_DEVICE,
+    learned: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of the tokens' cross-entropy, and each token's own, in nats.
 
-    hidden: [batch, length, d_model] in the compute dtype; embedding: [vocabulary, d_model],
-    float32 or, if frozen, the compute dtype; targets: int32 [batch, length]; weights: float32
-    [batch, length], none below 0.
+    hidden: [batch, length, d_model] in the compute dtype; embedding: float32 [vocabulary, d_model];
+    targets: int32 [batch, length]; weights: float32 [batch, length], none below 0.
     block: tokens of a device whose logits exist at a time; 0 for BLOCK.
-    axes: how the mesh in context splits rows and vocabulary. head: what of it is computed.
+    axes: how the mesh in context splits rows and vocabulary. learned: only the tokens whose weight
+    is above 0 are computed; the others' loss is 0.
     Returns (sum(weights · loss), loss [batch, length]), float32; gradients flow from the
-    sum only, to hidden and, unless frozen, to embedding.
+    sum only, to hidden and embedding.
     """
-    loss = _sharded(hidden, embedding, targets, weights, block, axes, head, gradient=False)
+    table = embedding.astype(hidden.dtype)
+    loss = _sharded(hidden, table, targets, weights, None, block, axes, learned, gradient=False)
     return jnp.sum(loss * weights), loss
 
 
-def _forward(hidden, embedding, targets, weights, block, axes, head):
-    loss, *gradients = _sharded(
-        hidden, embedding, targets, weights, block, axes, head, gradient=True
+def _forward(hidden, embedding, targets, weights, block, axes, learned):
+    table = embedding.astype(hidden.dtype)
+    sums = no_sums(table, axes)
+    loss, of_hidden, sums = _sharded(
+        hidden, table, targets, weights, sums, block, axes, learned, gradient=True
     )
-    return (jnp.sum(loss * weights), loss), tuple(gradients)
+    return (jnp.sum(loss * weights), loss), (of_hidden, summed(sums, axes))
 
 
-def _backward(block, axes, head, gradients, cotangents):
-    h_gradient, table_gradient = gradients
+def _backward(block, axes, learned, gradients, cotangents):
+    of_hidden, of_table = gradients
     slope, _ = cotangents
-    of_table = None if head.frozen else slope * table_gradient
-    return (slope * h_gradient).astype(h_gradient.dtype), of_table, None, None
+    return (slope * of_hidden).astype(of_hidden.dtype), slope * of_table, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

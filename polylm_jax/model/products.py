@@ -69,24 +69,35 @@ def _over_tokens(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: x.sum((0, 1), FLOAT32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def linear(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 4))
+def linear(
+    equation: str,
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    sent: jnp.dtype = FLOAT32,
+) -> jax.Array:
     """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
     x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight Int8.
-    The gradient of x is in its dtype; those of weight and bias are float32, never rounded to less.
+    sent: to which a device rounds its gradient of the weight before devices add up theirs.
+    The gradient of x is in its dtype; those of weight and bias are float32, and all sums over a
+    device's tokens.
     """
     return weighed(equation, x, weight, x.dtype) + bias.astype(x.dtype)
 
 
 def _forward(
-    equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array
+    equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array, sent: jnp.dtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(equation, x, weight, bias), (x, weight)
+    return linear(equation, x, weight, bias, sent), (x, weight)
 
 
 def _backward(
-    equation: str, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+    equation: str,
+    sent: jnp.dtype,
+    residuals: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, weight = residuals
     operands, result = equation.split("->")
@@ -97,7 +108,7 @@ def _backward(
     (one, a), (two, b) = sorted(sides, key=lambda side: side[1].size)
     return (
         dot(f"{result},{right}->{left}", gradient, weight.astype(x.dtype), x.dtype),
-        dot(f"{one},{two}->{right}", a, b, FLOAT32),
+        dot(f"{one},{two}->{right}", a, b, sent).astype(FLOAT32),
         _over_tokens(gradient),
     )
 
@@ -109,20 +120,21 @@ QKV = "bld,dkhe->blkhe"
 
 
 def one_product(
-    x: jax.Array, weight: jax.Array, bias: jax.Array
+    x: jax.Array, weight: jax.Array, bias: jax.Array, sent: jnp.dtype = FLOAT32
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """query_key_value by one product of the whole kernel, float32 or Int8."""
-    query, key, value = jnp.unstack(linear(QKV, x, weight, bias), axis=2)
+    query, key, value = jnp.unstack(linear(QKV, x, weight, bias, sent), axis=2)
     return query, key, value
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def query_key_value(
-    x: jax.Array, weight: jax.Array, bias: jax.Array
+    x: jax.Array, weight: jax.Array, bias: jax.Array, sent: jnp.dtype = FLOAT32
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """linear of a layer's qkv kernel, its three results apart: each [batch, length, heads, size].
 
-    x: [batch, length, d]; weight: [d, 3, heads, size]; bias: [3, heads, size]; float32.
+    x: [batch, length, d]; weight: [d, 3, heads, size]; bias: [3, heads, size]; float32. sent: as
+    linear has it.
     A GPU takes three products, whose biases are part of them: it would copy one product's result
     into three, and three gradients into one. Other platforms read x once.
     """
@@ -138,21 +150,22 @@ def query_key_value(
     return jax.lax.platform_dependent(x, weight, bias, cuda=three_products, default=one_product)
 
 
-def _qkv_forward(x, weight, bias):
-    return query_key_value(x, weight, bias), (x, weight)
+def _qkv_forward(x, weight, bias, sent):
+    return query_key_value(x, weight, bias, sent), (x, weight)
 
 
-def _qkv_backward(residuals, gradients):
+def _qkv_backward(sent, residuals, gradients):
     x, weight = residuals
 
     def one(x, weight, *gradients):
-        return _backward(QKV, (x, weight), jnp.stack(gradients, axis=2))
+        return _backward(QKV, sent, (x, weight), jnp.stack(gradients, axis=2))
 
     def three(x, weight, *gradients):
         d, _, heads, size = weight.shape
         found = [
             _backward(
                 "bld,df->blf",
+                sent,
                 (x, weight[:, kind].reshape(d, -1)),
                 gradient.reshape(*x.shape[:2], -1),
             )

@@ -14,8 +14,9 @@ from polylm_jax.errors import UserError
 from polylm_jax.model.attention import LANES, Scope, cudnn, splash, staircase
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.lora import Lora, adapter_axes
-from polylm_jax.model.loss import BLOCK, LossAxes
+from polylm_jax.model.loss import BLOCK
 from polylm_jax.model.parameters import logical_axes
+from polylm_jax.model.table import TableAxes
 from polylm_jax.sizes import Size
 
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -31,7 +32,7 @@ MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
 KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 MOST_IN_BLOCK = 2048  # tokens of the loss; more take memory and gain little
 MOST_UNROLLED = 24  # layers, the 1.7B's; of more the compiler's time and memory are not known
-LOSS_AXES = LossAxes(batch=("data", "fsdp"), vocabulary="tensor", embed="fsdp")
+LOSS_AXES = TableAxes(batch=("data", "fsdp"), vocabulary="tensor", embed="fsdp")
 
 
 def spec(axes: tuple[str | None, ...]) -> P:

@@ -30,7 +30,7 @@ class Collective:
     count: how often a chip takes part in one step. bytes: what enters one chip in one step,
     by the ring algorithm. axes: names of mesh axes, "data+fsdp" for both at once, or BETWEEN.
     overlapped: of the bytes, those sent while the chip may compute: by an instruction with a start
-    and an end, or one inside a fusion with something else.
+    and an end, or one inside a fusion with something else. beside: how many of the count do so.
     """
 
     kind: str
@@ -38,6 +38,7 @@ class Collective:
     count: int
     bytes: float
     overlapped: float = 0.0
+    beside: int = 0
 
 
 def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[Collective]:
@@ -55,8 +56,9 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
     counts: Counter[tuple[str, str]] = Counter()
     sent: defaultdict[tuple[str, str], float] = defaultdict(float)
     hidden: defaultdict[tuple[str, str], float] = defaultdict(float)
+    beside: Counter[tuple[str, str]] = Counter()
     found: dict[tuple, tuple[int, Instruction, bool]] = {}
-    beside: set[tuple] = set()
+    started: set[tuple] = set()
     inside = _run_inside(program)
     for name, times in multiplicities(program, entry).items():
         # the TPU compiler writes a reduce-scatter as a fusion of this name around an all-reduce
@@ -77,7 +79,7 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
             seen[alike] += 1
             key = (alike, seen[alike])
             if one.op.endswith("-start") or (name in inside and not scattered):
-                beside.add(key)
+                started.add(key)
             # a piece may stand in a loop's body; the start does not
             if key not in found or times < found[key][0]:
                 found[key] = (times, one, scattered)
@@ -91,8 +93,9 @@ def collectives(text: str, mesh_shape: dict[str, int], slices: int = 1) -> list[
             kind, size = "reduce-scatter", size / 2
         counts[kind, axes] += times
         sent[kind, axes] += times * size
-        hidden[kind, axes] += times * size * (key in beside)
-    listed = [Collective(*key, counts[key], sent[key], hidden[key]) for key in counts]
+        hidden[kind, axes] += times * size * (key in started)
+        beside[kind, axes] += times * (key in started)
+    listed = [Collective(*key, counts[key], sent[key], hidden[key], beside[key]) for key in counts]
     return sorted(listed, key=lambda one: -one.bytes)
 
 

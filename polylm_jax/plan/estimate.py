@@ -249,15 +249,19 @@ def least_sent(run: Run, where: Slice) -> list[Collective]:
     """The collectives that a mesh needs at least, for ranking before anything is compiled.
 
     fsdp: each microbatch gathers the layers' weights for the forward and backward pass and
-    scatters the gradient of those that are trained, in the compute dtype. tensor: four sums of the
+    scatters the gradient of those that are trained, in the compute dtype; of the table a step
+    gathers and scatters each once. tensor: four sums of the
     stream a layer, two of them again where the backward pass recomputes. data: one sum of the
     gradient, float32, of which each chip of a slice sends its part to the other slices.
     """
     data, fsdp, tensor = whole_mesh(run, where)
     microbatches, width = run.training.microbatches, _width(run.compute)
     rows = run.training.batch // (data * fsdp * microbatches)
-    trained = adapter_count(run.size, run.lora) or count(run.size)
-    gathered = 2 * count(run.size) + trained
+    adapters, table = adapter_count(run.size, run.lora), run.size.vocabulary * run.size.d_model
+    trained = adapters or count(run.size)
+    scattered = adapters or count(run.size) - table
+    in_each = 2 * (count(run.size) - table) + scattered
+    once = table if adapters else 2 * table
     again = recomputed_flops(run.size, run.compute, run.length, run.lora) > 0
     stream = rows * run.length * run.size.d_model * width
     copies = data // where.slices
@@ -266,7 +270,7 @@ def least_sent(run: Run, where: Slice) -> list[Collective]:
     sums = (6 if again else 4) * run.size.layers
     sizes = {
         "data": 2 * share["data"] * trained / tensor / fsdp * 4,
-        "fsdp": microbatches * share["fsdp"] * gathered / tensor * width,
+        "fsdp": share["fsdp"] * (microbatches * in_each + once) / tensor * width,
         "tensor": 2 * microbatches * share["tensor"] * sums * stream,
         BETWEEN: 2 * share[BETWEEN] * trained / tensor / fsdp / copies * 4,
     }

@@ -1,6 +1,7 @@
 """A plan: what the compiler and the arithmetic say of a run on a slice, in words and a figure."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from polylm_jax.model.lora import adapter_count
 from polylm_jax.model.parameters import count
 from polylm_jax.parallel.mesh import AXES
+from polylm_jax.plan.collectives import Collective
 from polylm_jax.plan.compile import Compiled, Run, whole_mesh
 from polylm_jax.plan.estimate import Bound, bound, flops_on_chip, least_sent, memory_by_kind
 from polylm_jax.plan.slices import Slice, missing_compiler
@@ -27,8 +29,10 @@ COLOURS = {
 BINDS = {"compute": "compute", "memory": "HBM", "links": "links", "network": "network"}
 COLUMNS = (
     *("run", "mesh", "microbatches", "compiles", "GiB a chip", "bound of a step", "days"),
-    *("GB sent", "overlapped", "by its text"),
+    *("GB sent", "overlapped", "by its text", "gathers beside work", "sums beside work"),
 )
+# What the columns call gathers and sums.
+GATHERS, SUMS = ("all-gather",), ("reduce-scatter", "all-reduce")
 TABLE_HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
@@ -249,14 +253,23 @@ def row(plan: Plan) -> str:
 
 
 def _sent(plan: Plan) -> list[str]:
-    """GB that enter a chip in a step, the share of them that work may hide, seconds by the text."""
+    """GB that enter a chip in a step, the share of them that work may hide, seconds by the
+    text, and how many gathers and sums are sent so that it may."""
     compiled = plan.compiled
     if not (compiled and compiled.fits):
-        return ["", "", ""]
+        return [""] * 5
     sent = sum(one.bytes for one in compiled.collectives)
     hidden = sum(one.overlapped for one in compiled.collectives)
     share = f"{hidden / sent:.0%}" if sent else ""
-    return [f"{sent / GB:.1f}", share, f"{text_seconds(plan):.2f} s"]
+    counts = (_beside(compiled.collectives, kinds) for kinds in (GATHERS, SUMS))
+    return [f"{sent / GB:.1f}", share, f"{text_seconds(plan):.2f} s", *counts]
+
+
+def _beside(sent: Sequence[Collective], kinds: tuple[str, ...]) -> str:
+    """How many collectives of these kinds are sent beside work: "1,284 of 1,285"."""
+    some = [one for one in sent if one.kind in kinds]
+    count = sum(one.count for one in some)
+    return f"{sum(one.beside for one in some):,} of {count:,}" if count else ""
 
 
 def text_seconds(plan: Plan) -> float:

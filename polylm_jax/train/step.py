@@ -9,10 +9,11 @@ import optax
 from jax.sharding import Mesh
 
 from polylm_jax.data.rows import FIRST, LEARNED
-from polylm_jax.model.decoder import COMPUTE_DTYPES, Compute, Decoder
+from polylm_jax.model.decoder import COMPUTE_DTYPES, WHOLE_TABLE, Compute, Decoder, look_up
 from polylm_jax.model.lora import Lora, adapter_axes, initial_adapters
-from polylm_jax.model.loss import Head, cross_entropy
+from polylm_jax.model.loss import cross_entropy, loss_and_gradients
 from polylm_jax.model.parameters import Init, decay_mask, shapes
+from polylm_jax.model.table import add_looked_up, no_sums, summed
 from polylm_jax.parallel.sharding import (
     LOSS_AXES,
     adapter_shardings,
@@ -110,37 +111,96 @@ def sharded_decoder(size: Size, compute: Compute, mesh: Mesh, lora: Lora = WHOLE
     )
 
 
-def make_losses(
-    size: Size, compute: Compute, mesh: Mesh, lora: Lora
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Function (params, batch, *base) -> (summed loss, each row's summed loss, float32 [batch]).
+def make_gradients(
+    size: Size, compute: Compute, mesh: Mesh, microbatches: int, lora: Lora = WHOLE
+) -> Callable[..., tuple[Any, jax.Array]]:
+    """Function (params, batch, *base) -> (gradient of the summed loss, each row's summed loss).
 
+    The gradient is like params, float32; the losses are float32 [batch].
     Where the batch has marks, only tokens that are LEARNED count, and examples are apart.
+    """
+    shardings = _others(trained_shardings(size, lora, mesh))
+    of_part = _make_part(size, compute, mesh, lora)
+
+    def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
+        table = _table((base[0] if lora.rank else params)["embedding"], compute, mesh)
+        sums = None if lora.rank else no_sums(table, LOSS_AXES)
+        others = _others(params)
+        if microbatches == 1:
+            gradient, sums, losses = of_part(others, table, sums, batch, *base)
+        else:
+
+            def add(carry: tuple[Any, Any], part: Batch) -> tuple[Any, jax.Array]:
+                total, sums = carry
+                gradient, sums, losses = of_part(others, table, sums, part, *base)
+                total = jax.tree.map(jnp.add, total, gradient)
+                return (jax.lax.with_sharding_constraint(total, shardings), sums), losses
+
+            # Row i goes to microbatch i mod n, so that every device keeps its own rows.
+            parts = jax.tree.map(
+                lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+            start = jax.tree.map(jnp.zeros_like, others)
+            (gradient, sums), losses = jax.lax.scan(add, (start, sums), parts)
+            losses = losses.swapaxes(0, 1).reshape(-1)
+        if sums is not None:
+            sent = COMPUTE_DTYPES[compute.sum_dtype]
+            with jax.named_scope("embedding"):
+                gradient = gradient | {"embedding": summed(sums, LOSS_AXES, sent)}
+        return gradient, losses
+
+    return gradients
+
+
+def _make_part(
+    size: Size, compute: Compute, mesh: Mesh, lora: Lora
+) -> Callable[..., tuple[Any, Any, jax.Array]]:
+    """Function (params, table, sums, batch, *base) -> (gradient, sums, losses) of a microbatch.
+
+    params: what is trained but the embedding. table: the embedding as _table gives it. sums: each
+    device's gradient of it so far, see model.table, or None where it is frozen; the microbatch's
+    is added.
     """
     compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
     decoder = sharded_decoder(size, compute, mesh, lora)
 
-    def losses_of(params: Any, batch: Batch, *base: Any) -> tuple[jax.Array, jax.Array]:
-        variables = variables_of(params, lora, *base)
+    def of_part(
+        params: Any, table: jax.Array, sums: Any, batch: Batch, *base: Any
+    ) -> tuple[Any, Any, jax.Array]:
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        documents = None
-        if "marks" in batch:
-            documents = jnp.cumsum((batch["marks"][:, :-1] & FIRST) > 0, axis=1)
-        hidden, _ = decoder.apply(variables, inputs, documents=documents)
-        head = Head(learned="marks" in batch, frozen=lora.rank > 0)
-        with jax.named_scope("loss"):
-            total, losses = cross_entropy(
-                hidden,
-                variables["params"]["embedding"],
-                targets,
-                _weights(batch),
-                compute.loss_block,
-                LOSS_AXES,
-                head,
-            )
-        return total, losses.sum(axis=-1)
+        beside = {} if lora.rank else {"embedding": table}
 
-    return losses_of
+        def run(params: Any, rows: jax.Array) -> jax.Array:
+            variables = variables_of(params | beside, lora, *base)
+            hidden: jax.Array
+            hidden, _ = decoder.apply(variables, inputs, documents=_documents(batch), rows=rows)
+            return hidden
+
+        hidden, back = jax.vjp(run, params, look_up(table, inputs))
+        with jax.named_scope("loss"):
+            losses, of_hidden, sums = loss_and_gradients(
+                *(hidden, table, targets, _weights(batch), sums, compute.loss_block, LOSS_AXES),
+                learned="marks" in batch,
+            )
+        gradient, of_rows = back(of_hidden)
+        if sums is not None:
+            with jax.named_scope("embedding"):
+                sums = add_looked_up(sums, inputs, of_rows, LOSS_AXES)
+        return gradient, sums, losses.sum(axis=-1)
+
+    return of_part
+
+
+def _documents(batch: Batch) -> jax.Array | None:
+    """The number of each input token's text, int32 [batch, length]; None of whole rows."""
+    if "marks" not in batch:
+        return None
+    return jnp.cumsum((batch["marks"][:, :-1] & FIRST) > 0, axis=1)
+
+
+def _table(embedding: jax.Array, compute: Compute, mesh: Mesh) -> jax.Array:
+    """The embedding as both its uses take it: in the compute dtype, all columns on each device."""
+    return constrainer(mesh)(embedding.astype(COMPUTE_DTYPES[compute.dtype]), *WHOLE_TABLE)
 
 
 def _weights(batch: Batch) -> jax.Array:
@@ -173,29 +233,7 @@ def make_update(
     """
     transformation = make_optimizer(optimizer, decays(size, lora))
     rate, highest = learning_rate(optimizer), highest_level(size.vocabulary)
-    shardings = trained_shardings(size, lora, mesh)
-    losses_of = make_losses(size, compute, mesh, lora)
-
-    gradient_of = jax.value_and_grad(losses_of, has_aux=True)
-
-    def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
-        """Summed gradient and each row's summed loss, float32 [batch]."""
-        if microbatches == 1:
-            (_, losses), gradient = gradient_of(params, batch, *base)
-            return gradient, losses
-
-        def add(total: Any, part: Batch) -> tuple[Any, jax.Array]:
-            (_, losses), gradient = gradient_of(params, part, *base)
-            total = jax.tree.map(jnp.add, total, gradient)
-            return jax.lax.with_sharding_constraint(total, shardings), losses
-
-        # Row i goes to microbatch i mod n, so that every device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        start = jax.tree.map(jnp.zeros_like, params)
-        gradient, losses = jax.lax.scan(add, start, parts)
-        return gradient, losses.swapaxes(0, 1).reshape(-1)
+    gradients = make_gradients(size, compute, mesh, microbatches, lora)
 
     def update(state: State, batch: Batch, *base: Any) -> tuple[State, dict[str, jax.Array]]:
         gradient, losses = gradients(state["params"], batch, *base)
@@ -250,6 +288,11 @@ def make_update(
     )
 
 
+def _others(tree: dict[str, Any]) -> dict[str, Any]:
+    """All but the embedding."""
+    return {name: leaf for name, leaf in tree.items() if name != "embedding"}
+
+
 def _of_base(size: Size, lora: Lora, mesh: Mesh) -> tuple[Any, ...]:
     """Shardings of the frozen parameters, where there are any."""
     return (parameter_shardings(size, mesh),) if lora.rank else ()
@@ -262,9 +305,20 @@ def make_evaluate(
 
     batch: tokens and perhaps marks, as in make_update.
     """
-    losses_of = make_losses(size, compute, mesh, lora)
+    compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
+    decoder = sharded_decoder(size, compute, mesh, lora)
+
+    def evaluate(params: Any, batch: Batch, *base: Any) -> jax.Array:
+        variables = variables_of(params, lora, *base)
+        inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        hidden, _ = decoder.apply(variables, inputs, documents=_documents(batch))
+        table, weights = variables["params"]["embedding"], _weights(batch)
+        block, learned = compute.loss_block, "marks" in batch
+        _, losses = cross_entropy(hidden, table, targets, weights, block, LOSS_AXES, learned)
+        return losses.sum(axis=-1)
+
     return jax.jit(
-        lambda params, batch, *base: losses_of(params, batch, *base)[1],
+        evaluate,
         in_shardings=(
             trained_shardings(size, lora, mesh),
             batch_sharding(mesh),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polylm_jax.model.loss import Head, LossAxes, cross_entropy, positions_per_block
+from polylm_jax.model.loss import cross_entropy, loss_and_gradients, positions_per_block
+from polylm_jax.model.table import ONE_DEVICE, add_looked_up, no_sums, summed
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import LOSS_AXES
 
@@ -70,10 +71,10 @@ def test_of_tokens_not_learned_nothing_is_computed_and_the_rest_is_equal(shape, 
     arguments = hidden, embedding, targets, some_learned(weights, share)
     (total_plain, losses_plain), gradients_plain = both(plain, *arguments)
     mesh = contextlib.nullcontext() if shape is None else jax.set_mesh(make_mesh(MeshShape(*shape)))
-    axes = LossAxes() if shape is None else LOSS_AXES
+    axes = ONE_DEVICE if shape is None else LOSS_AXES
     with mesh:
         (total, losses), gradients = both(
-            lambda *x: cross_entropy(*x, 8, axes, Head(learned=True)), *arguments
+            lambda *x: cross_entropy(*x, 8, axes, learned=True), *arguments
         )
     np.testing.assert_allclose(total, total_plain, rtol=1e-6)
     np.testing.assert_allclose(losses, np.where(arguments[3] > 0, losses_plain, 0), atol=1e-5)
@@ -85,14 +86,42 @@ def test_of_tokens_not_learned_nothing_is_computed_and_the_rest_is_equal(shape, 
 def test_a_frozen_table_gets_no_gradient_and_costs_none(learned):
     hidden, embedding, targets, weights = inputs()
     embedding, targets = embedding[:80], targets % 80
-    head = Head(learned=learned, frozen=True)
-    frozen = lambda h: cross_entropy(h, embedding, targets, weights, 8, LossAxes(), head)  # noqa: E731
-    (total, _), gradient = jax.value_and_grad(frozen, has_aux=True)(hidden)
-    (expected, _), (of_hidden, _) = both(plain, hidden, embedding, targets, weights)
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    arguments = hidden, embedding, targets, weights
+    frozen = lambda *x: loss_and_gradients(*x, None, 8, ONE_DEVICE, learned)  # noqa: E731
+    losses, gradient, sums = frozen(*arguments)
+    (_, expected), (of_hidden, _) = both(plain, *arguments)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
     np.testing.assert_allclose(gradient, of_hidden, atol=2e-6)
-    made = str(jax.make_jaxpr(jax.grad(frozen, has_aux=True))(hidden))
-    assert f"f32[80,{WIDTH}] = " not in made
+    assert sums is None
+    assert f"f32[80,{WIDTH}] = " not in str(jax.make_jaxpr(frozen)(*arguments))
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4, 1), (2, 2, 2), (1, 1, 8)])
+def test_both_uses_of_the_table_add_to_one_sum_whatever_the_mesh(shape):
+    _, embedding, tokens, _ = inputs()
+    of_rows = jax.random.normal(jax.random.key(4), (ROWS, LENGTH, WIDTH))
+    mesh = contextlib.nullcontext() if shape is None else jax.set_mesh(make_mesh(MeshShape(*shape)))
+    axes = ONE_DEVICE if shape is None else LOSS_AXES
+
+    def twice(embedding, tokens, of_rows):
+        sums = no_sums(embedding, axes)
+        for _ in range(2):
+            sums = add_looked_up(sums, tokens, of_rows, axes)
+        return sums, summed(sums, axes), summed(sums, axes, jnp.dtype("bfloat16"))
+
+    with mesh:
+        sums, found, narrow = jax.jit(twice)(embedding, tokens, of_rows)
+    expected = np.zeros(embedding.shape)
+    np.add.at(expected, np.asarray(tokens), 2 * np.asarray(of_rows))
+    # each device that holds rows of its own has a sum of its own until then
+    assert sums.shape == ((1 if shape is None else shape[0] * shape[1]), *embedding.shape)
+    np.testing.assert_allclose(sums.sum(0), expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # an addition of at most eight devices in bfloat16 rounds by 2^-8 of the largest part
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, expected, atol=8 * 2**-8 * np.abs(sums).max())
+    if shape is not None:
+        assert np.abs(narrow - found).max() > 0
 
 
 def test_embedding_gradient_accumulates_in_float32():
@@ -131,7 +160,7 @@ def test_memory_does_not_grow_with_the_vocabulary_times_the_tokens():
     def plain_bfloat16(hidden, embedding, targets, weights):
         return plain(hidden, embedding.astype(jnp.bfloat16), targets, weights)
 
-    ours = temporaries(lambda *x: cross_entropy(*x, 512, LossAxes()))
+    ours = temporaries(lambda *x: cross_entropy(*x, 512, ONE_DEVICE))
     assert ours < 0.15 * temporaries(plain_bfloat16)
 
 

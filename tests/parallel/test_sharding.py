@@ -1,6 +1,6 @@
 """Every mesh gives the loss and gradients of one device and splits parameters by the table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -8,17 +8,17 @@ import pytest
 
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
-from polylm_jax.model.loss import LossAxes, cross_entropy
+from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import Init, shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh, resolve, slices_of
 from polylm_jax.parallel.sharding import (
-    LOSS_AXES,
     batch_sharding,
     check_divides,
     constrainer,
     parameter_shardings,
 )
 from polylm_jax.sizes import Size
+from polylm_jax.train.step import make_gradients
 
 SIZE = Size(vocabulary=64, context=32, layers=2, heads=8, d_model=32, d_ff=64)
 FLOAT32 = Compute(dtype="float32", loss_block=16)
@@ -26,11 +26,11 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 TOKENS = jax.random.randint(jax.random.key(1), (8, 17), 0, 64)
 
 
-def loss_and_gradient(decoder, params, tokens, axes):
+def loss_and_gradient(decoder, params):
     def loss(params):
-        hidden, _ = decoder.apply({"params": params}, tokens[:, :-1])
-        ones = np.ones(tokens[:, 1:].shape, np.float32)
-        return cross_entropy(hidden, params["embedding"], tokens[:, 1:], ones, 16, axes)[0]
+        hidden, _ = decoder.apply({"params": params}, TOKENS[:, :-1])
+        ones = np.ones(TOKENS[:, 1:].shape, np.float32)
+        return cross_entropy(hidden, params["embedding"], TOKENS[:, 1:], ones, 16)[0]
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -39,7 +39,7 @@ def loss_and_gradient(decoder, params, tokens, axes):
 def one_device():
     decoder = Decoder(SIZE, FLOAT32, Init(std=0.1))
     params = decoder.init(jax.random.key(0), TOKENS[:1, :1])["params"]
-    return params, loss_and_gradient(decoder, params, TOKENS, LossAxes())
+    return params, loss_and_gradient(decoder, params)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,16 @@ def one_device():
 )
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, shard_length, one_device, capfd):
     params, (loss, gradient) = one_device
-    mesh = make_mesh(MeshShape(*shape))
+    mesh, compute = make_mesh(MeshShape(*shape)), replace(FLOAT32, shard_length=shard_length)
+    microbatches = 8 // (shape[0] * shape[1])
     with jax.set_mesh(mesh):
-        decoder = Decoder(SIZE, FLOAT32, constrain=constrainer(mesh, shard_length))
         split = jax.device_put(params, parameter_shardings(SIZE, mesh))
         tokens = jax.device_put(TOKENS, batch_sharding(mesh))
-        found, found_gradient = loss_and_gradient(decoder, split, tokens, LOSS_AXES)
+        step = jax.jit(make_gradients(SIZE, compute, mesh, microbatches))
+        found_gradient, losses = step(split, {"tokens": tokens})
     # float32 sums in another order: 136 tokens of loss about 4
-    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    np.testing.assert_allclose(losses.sum(), loss, rtol=1e-6)
+    assert jax.tree.structure(found_gradient) == jax.tree.structure(gradient)
     for ours, expected in zip(
         jax.tree.leaves(found_gradient), jax.tree.leaves(gradient), strict=True
     ):

@@ -9,7 +9,7 @@ from jax.experimental import topologies
 
 from polylm_jax.evaluation.score import score_batch
 from polylm_jax.model.decoder import Compute
-from polylm_jax.model.parameters import Init, shapes
+from polylm_jax.model.parameters import Init, count, shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.platform import compiler_options
 from polylm_jax.parallel.sharding import batch_sharding, parameter_shardings
@@ -51,6 +51,42 @@ def test_on_a_tpu_no_scores_of_a_whole_row_are_held(devices):
     assert sum(one.overlapped for one in gathers) > sum(one.bytes for one in gathers) / 3
     # the loss hands each device its columns of the embedding's gradient, no more
     assert "reduce-scatter" in {one.kind for one in sent}
+
+
+# Its table and its kernels are about as large; over two ways of fsdp a chip has 64 columns of the
+# table, as of the 1.7B's over 32: too few for a tile.
+FLAT = Size(vocabulary=8192, context=128, layers=2, heads=2, d_model=128, d_ff=2048)
+
+
+def sums_between(devices, microbatches: int, **changes) -> dict[tuple[str, str], float]:
+    """Bytes of FLAT's step, two ways of data and two of fsdp, that are sent to add up gradients."""
+    mesh, settings = make_mesh(MeshShape(2, 2, 1), devices), OptimizerSettings()
+    rows = batch_sharding(mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((16, 129), np.int32, sharding=rows),
+        "source": jax.ShapeDtypeStruct((16,), np.int32, sharding=rows),
+    }
+    with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
+        state = abstract_state(FLAT, Init(), settings, mesh)
+        update = make_update(FLAT, Compute(**changes), settings, mesh, microbatches, 1)
+        text = update.lower(state, batch).compile(compiler_options("tpu")).as_text()
+    found = collectives(text, dict(mesh.shape))
+    return {(one.kind, one.axes): one.bytes for one in found if one.kind != "all-gather"}
+
+
+def test_the_embeddings_gradient_is_sent_once_a_step_and_half_of_it_in_bfloat16(devices):
+    table = FLAT.vocabulary * FLAT.d_model * 4
+    layers = 4 * (count(FLAT) - (FLAT.vocabulary + FLAT.context) * FLAT.d_model)
+    sent = sums_between(devices, 4)
+    # scattered over fsdp, half comes in: of the layers in each microbatch, of the table once
+    assert sent["reduce-scatter", "fsdp"] == pytest.approx((4 * layers + table) / 2, rel=0.05)
+    # then its half is summed over data, and its columns change places
+    assert sent["all-to-all", "fsdp"] == pytest.approx(table / 4, rel=0.05)
+    # the layers' is summed over data in each microbatch
+    assert sent["all-reduce", "data"] == pytest.approx((4 * layers + table) / 2, rel=0.05)
+    assert sum(sent.values()) < 4 * layers + 1.5 * table
+    narrow = sums_between(devices, 4, sum_dtype="bfloat16")
+    assert sum(narrow.values()) < 0.55 * sum(sent.values())
 
 
 def test_on_a_tpu_trees_of_choices_go_through_the_kernel(devices):

@@ -97,6 +97,7 @@ def test_a_ring_of_two_steps_a_trip_and_a_gather_in_pieces_count_as_often_as_the
     assert ring.bytes == 24 * 4 * 128 * 64 * 2
     # a gather within fusions and a ring of starts and ends: all of both while the chip computes
     assert (gather.overlapped, ring.overlapped) == (gather.bytes, ring.bytes)
+    assert (gather.beside, ring.beside) == (gather.count, ring.count)
 
 
 # One slice's program for two slices of 4 v5e chips, shortened: a sum within the slice, and its
@@ -123,7 +124,7 @@ def test_what_a_slice_hands_to_its_host_is_sent_between_slices():
     # in a ring of two, as much comes in as the array is large
     assert (found["fsdp"].bytes, found[BETWEEN].bytes) == (size, size)
     assert (found[BETWEEN].kind, found[BETWEEN].count) == ("all-reduce", 1)
-    assert found["fsdp"].overlapped == 0
+    assert (found["fsdp"].overlapped, found["fsdp"].beside) == (0, 0)
 
 
 @pytest.mark.parametrize(("groups", "axes"), GROUPS.items())
