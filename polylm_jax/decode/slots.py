@@ -22,6 +22,7 @@ from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
     END_OF_DOCUMENT,
     Cache,
+    Compute,
     Decoder,
     Tail,
     empty_cache,
@@ -71,13 +72,22 @@ def for_one(decoder: Decoder) -> Decoder:
     return decoder.clone(constrain=constrain)
 
 
+def held_as(compute: Compute) -> str:
+    """The dtype of keys and values in the cache.
+
+    A CPU adds up in float32 and would make all that a burst looks at float32 each time.
+    """
+    usual = "float32" if jax.default_backend() == "cpu" else compute.dtype
+    return compute.cache_dtype or usual
+
+
 def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any, ...]:
     """All that lives on the devices, empty: (cache, held, staged rows, hidden, held_row).
 
     held: int32 [slots, vocabulary], what the texts hold, see HEARD and SAID. The last two are like
     what `read` and `first` return, where the others take it.
     """
-    dtype = decoder.compute.cache_dtype or decoder.compute.dtype
+    dtype = held_as(decoder.compute)
     one, size = for_one(decoder), decoder.size
     held = jnp.zeros((slots, size.vocabulary), jnp.int32)
     return (
@@ -191,17 +201,19 @@ def burst(
     cache: Cache,
     held: jax.Array,
     rows: Rows,
+    places: jax.Array | None = None,
 ) -> tuple[Cache, jax.Array, jax.Array, Likely]:
     """Adds up to `steps` tokens to the texts of all slots.
 
-    width: slots of a text that are looked at; none is longer. Returns the cache, what the texts
-    hold, the tokens int32 [slots, steps], filled up with END_OF_DOCUMENT, and how likely they were.
-    A text ends with END_OF_DOCUMENT, with NO_TOKEN where its scores are no numbers, or where no
-    more may be added.
+    width: slots of a text that are looked at; none is longer. places: int32 [fewer], the slots that
+    the rows are of, each once; None for all. Returns the cache, what the texts hold, the tokens
+    int32 [rows, steps], filled up with END_OF_DOCUMENT, and how likely they were. A text ends with
+    END_OF_DOCUMENT, with NO_TOKEN where its scores are no numbers, or where no more may be added.
     """
     slots = len(rows.last)
     decoder = with_few(decoder, params, slots)
-    looked_at = jax.tree.map(lambda x: x[:, :, :width], cache)
+    mine = lambda x: x if places is None else x[places]  # noqa: E731
+    looked_at = jax.tree.map(lambda x: mine(x)[:, :, :width], cache)
     dtype = cache[0]["key"].dtype.name
     everyone = jnp.arange(slots)
 
@@ -246,15 +258,17 @@ def burst(
         "token": jnp.asarray(rows.last),
         "going": rows.left > 0,
         "tail": _pinned(decoder, empty_cache(decoder.size, slots, steps, dtype)),
-        "held": held,
+        "held": mine(held),
         "written": jnp.zeros(slots, jnp.int32),
         "new": jnp.full((slots, steps), END_OF_DOCUMENT, jnp.int32),
         "likely": _unlikely((slots, steps), most),
     }
     carry = jax.lax.while_loop(unfinished, one_token, carry)
-    merge = partial(_merged, lengths=rows.lengths, written=carry["written"])
+    here = everyone if places is None else places
+    merge = partial(_merged, places=here, lengths=rows.lengths, written=carry["written"])
     cache = _pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
-    held = decoder.constrain(carry["held"], "batch", "vocabulary")
+    held = carry["held"] if places is None else held.at[places].set(carry["held"])
+    held = decoder.constrain(held, "batch", "vocabulary")
     return cache, held, carry["new"], carry["likely"]
 
 
@@ -276,25 +290,29 @@ def _at(decoder: Decoder, hidden: jax.Array, place: jax.Array) -> jax.Array:
     return decoder.constrain(jax.lax.dynamic_slice_in_dim(hidden, place, 1), None, None)
 
 
-def _merged(slots: jax.Array, tail: jax.Array, lengths: jax.Array, written: jax.Array) -> jax.Array:
-    """Slots [batch, heads, slots, head_size] with `written` of the tail behind each row's length.
+def _merged(
+    slots: jax.Array, tail: jax.Array, places: jax.Array, lengths: jax.Array, written: jax.Array
+) -> jax.Array:
+    """Slots [all, heads, slots, head_size] with `written` of the tail behind each row's length.
 
-    Nothing else changes, be it that the tail reaches beyond the last slot.
+    places: which of all the rows are. Nothing else changes, be it that the tail reaches beyond the
+    last slot.
     """
-    steps = tail.shape[2]
-    # a CPU would make all slots float32 to scatter bfloat16 into them
-    bits = jnp.dtype(f"uint{8 * slots.dtype.itemsize}")
+    since = jnp.arange(tail.shape[2])
+    nowhere = slots.shape[2]
+    at = jnp.where(since < written[:, None], lengths[:, None] + since, nowhere)
 
-    def one(slots: jax.Array, tail: jax.Array, length: jax.Array, count: jax.Array) -> jax.Array:
-        begin = jnp.minimum(length, slots.shape[1] - steps)
-        place = begin - length + jnp.arange(steps)
-        old = jax.lax.dynamic_slice_in_dim(slots, begin, steps, axis=1)
-        new = jnp.where(((place >= 0) & (place < count))[:, None], tail[:, place], old)
-        return jax.lax.dynamic_update_slice_in_dim(slots, new, begin, axis=1)
+    def put(slots: jax.Array, tail: jax.Array) -> jax.Array:
+        return slots.at[places[:, None], :, at].set(tail.swapaxes(1, 2), mode="drop")
 
-    held, new = (jax.lax.bitcast_convert_type(x, bits) for x in (slots, tail))
-    merged = jax.vmap(one)(held, new, lengths, written)
-    return jax.lax.bitcast_convert_type(merged, slots.dtype)
+    def as_bits(slots: jax.Array, tail: jax.Array) -> jax.Array:
+        """A CPU would make all slots float32 to scatter bfloat16 into them."""
+        held, new = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (slots, tail))
+        return jax.lax.bitcast_convert_type(put(held, new), slots.dtype)
+
+    if slots.dtype != jnp.bfloat16:
+        return put(slots, tail)
+    return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
 
 
 def _cut(row: Cache, length: jax.Array) -> Cache:

@@ -107,7 +107,8 @@ class Compute:
     sum_dtype: in which devices add up their gradients of kernels and table; "bfloat16" sends half
         as much between them. What each adds up by itself, and the sum that is kept, are float32.
     attend_across_documents: False resets attention at each document's end; the release does not.
-    cache_dtype: of keys and values kept while decoding; as dtype if None.
+    cache_dtype: of keys and values kept while decoding; as dtype if None, but float32 where a CPU
+        serves.
     prefill_chunk: tokens of a prompt read at a time, a power of two.
     compile_cache: folder that keeps what was compiled for accelerators, "" for none.
     """

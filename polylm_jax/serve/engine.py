@@ -21,6 +21,7 @@ import numpy as np
 from polylm_jax.decode.prefill import draw_of
 from polylm_jax.decode.sampling import NO_TOKEN, NOT_FINITE, Sampling, Wishes
 from polylm_jax.decode.slots import Likely
+from polylm_jax.decode.weights import FEW
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
 from polylm_jax.serve.calls import MOST_LIKELIEST, Busy, Call, Counts, News, Said
@@ -88,8 +89,11 @@ class DeviceEngine:
         self.slots = -(-serving.slots // rows) * rows
         self.broken, self.fault = threading.Event(), ""
         chunks = chunks_of(decoder.compute.prefill_chunk, serving.prompt_tokens, self.context)
+        # of another number of rows a product has other bits: in float32 there is one
+        few = self.slots // 4 if rows == 1 and decoder.compute.dtype != "float32" else 0
         shape = Shape(
             slots=self.slots,
+            rows=[few, self.slots] if few >= FEW else [self.slots],
             context=self.context,
             burst=min(serving.burst, self.context),
             readers=min(READERS, self.slots),

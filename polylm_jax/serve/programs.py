@@ -1,5 +1,6 @@
 """What an engine runs on the devices: its memory is taken, and all compiled, before it starts."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,13 @@ Wanted = dict[Any, tuple[Callable, tuple, tuple[int, ...]]]
 class Shape:
     """All sizes of an engine's programs.
 
-    slots: texts at once; context: tokens of each; burst: tokens added at once; readers: prompts
-    read in turns; chunks: lengths in which they are read; most: of the likeliest that are told.
+    slots: texts at once; rows: of so many a burst is, the fewest that do, rising up to slots;
+    context: tokens of each; burst: tokens added at once; readers: prompts read in turns; chunks:
+    lengths in which they are read; most: of the likeliest that are told.
     """
 
     slots: int
+    rows: Sequence[int]
     context: int
     burst: int
     readers: int
@@ -59,7 +62,7 @@ class Device:
         at, row, most = np.int32(0), staged[0], shape.most
         chunks = {length: np.zeros((1, length), np.int32) for length in shape.chunks}
         longest, prompt = chunks[shape.chunks[-1]], np.zeros(shape.context, np.int32)
-        one, every = idle_rows(1).wishes, idle_rows(shape.slots)
+        one = idle_rows(1).wishes
         wanted: Wanted = {
             "score": (
                 partial(slots.score, decoder, most),
@@ -81,9 +84,11 @@ class Device:
         for length, tokens in chunks.items():
             reads = (params, row, tokens, at, at)
             wanted["read", length] = partial(slots.read, decoder), reads, (1,)
-        for width in shape.widths:
+        for rows, width in itertools.product(shape.rows, shape.widths):
             adds = partial(slots.burst, decoder, width, shape.burst, most)
-            wanted["burst", width] = adds, (params, self._cache, self._held, every), (1, 2)
+            places = () if rows == shape.slots else (np.arange(rows, dtype=np.int32),)
+            arguments = params, self._cache, self._held, idle_rows(rows), *places
+            wanted["burst", rows, width] = adds, arguments, (1, 2)
         self._run = _Compiled(wanted)
         if ready:
             self._run.all()
@@ -135,12 +140,27 @@ class Device:
 
     def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
         """Adds tokens to all texts, int32 [slots, burst], and how likely each was."""
-        longest = int(rows.lengths.max())
-        width = next(width for width in self.shape.widths if width >= longest)
-        self._cache, self._held, new, likely = self._run["burst", width](
-            self._params, self._cache, self._held, rows
+        width = next(width for width in self.shape.widths if width >= rows.lengths.max())
+        # those that go on first
+        places = np.argsort(rows.left == 0, kind="stable").astype(np.int32)
+        count = next(count for count in self.shape.rows if count >= (rows.left > 0).sum())
+        if count == self.shape.slots:
+            self._cache, self._held, new, likely = self._run["burst", count, width](
+                self._params, self._cache, self._held, rows
+            )
+            return np.asarray(new), likely
+        places = places[:count]
+        some = jax.tree.map(lambda x: x[places], rows)
+        self._cache, self._held, new, likely = self._run["burst", count, width](
+            self._params, self._cache, self._held, some, places
         )
-        return np.asarray(new), likely
+
+        def of_all(found: jax.Array) -> np.ndarray:
+            whole = np.zeros((self.shape.slots, *found.shape[1:]), found.dtype)
+            whole[places] = np.asarray(found)
+            return whole
+
+        return of_all(new), jax.tree.map(of_all, likely)
 
 
 class _Compiled(dict):

@@ -14,34 +14,61 @@ from polylm_jax.model.parameters import Init
 from polylm_jax.serve.programs import idle_rows
 from polylm_jax.sizes import Size
 
+SIZE = Size(vocabulary=96, context=512, layers=1, heads=4, d_model=64, d_ff=64)
+DECODER = Decoder(SIZE, Compute("float32"))
 
-def test_a_burst_that_looks_at_more_slots_changes_no_bit():
-    size = Size(vocabulary=96, context=512, layers=1, heads=4, d_model=64, d_ff=64)
-    decoder = Decoder(size, Compute("float32"))
-    start = jax.jit(Decoder(size, Compute("float32"), Init(std=0.3)).init)
+
+@pytest.fixture(scope="module")
+def params():
+    start = jax.jit(Decoder(SIZE, Compute("float32"), Init(std=0.3)).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = for_decoding(params, size, "float32")
-    dice, shape = np.random.default_rng(0), (4, size.heads, 512, size.head_size)
-    held = np.zeros((4, size.vocabulary), np.int32)
+    return for_decoding(params, SIZE, "float32")
+
+
+def texts(count):
+    """A cache and what is held, made up, and rows that may go on."""
+    dice, shape = np.random.default_rng(0), (count, SIZE.heads, 512, SIZE.head_size)
+    held = np.zeros((count, SIZE.vocabulary), np.int32)
     cache = ({name: dice.normal(size=shape).astype(np.float32) for name in ("key", "value")},)
-    rows = idle_rows(4)
+    rows = idle_rows(count)
     rows.left[:], rows.asked[:], rows.last[:] = 3, True, 5
-    rows.lengths[:] = 3, 77, 200, 250
+    rows.lengths[:] = [3, 77, 200, 250, 9, 12][:count]
+    return cache, held, rows
+
+
+def test_a_burst_that_looks_at_more_slots_changes_no_bit(params):
     found = [
-        jax.jit(partial(slots.burst, decoder, width, 4, 4))(params, cache, held, rows)
+        jax.jit(partial(slots.burst, DECODER, width, 4, 4))(params, *texts(4))
         for width in (256, 512)
     ]
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+def test_a_burst_of_some_texts_is_theirs_among_all(params):
+    """In another order, and nothing of the others' is written."""
+    cache, held, rows = texts(6)
+    burst = jax.jit(partial(slots.burst, DECODER, 256, 4, 4))
+    places = np.array([4, 1, 3, 2], np.int32)
+    rows.left[[0, 2, 5]] = 0
+    some = jax.tree.map(lambda x: x[places], rows)
+    whole, part = burst(params, cache, held, rows), burst(params, cache, held, some, places)
+    for mine, all_ in zip(part[:2], whole[:2], strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), mine, all_)
+    for mine, all_ in zip(*map(jax.tree.leaves, (part[2:], whole[2:])), strict=True):
+        np.testing.assert_allclose(mine, np.asarray(all_)[places], atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_tail_is_written_behind_each_text_and_nothing_else(dtype):
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 1, 4]])
+def test_a_tail_is_written_behind_each_text_and_nothing_else(dtype, order):
     dice = np.random.default_rng(1)
     held = jnp.asarray(dice.normal(size=(5, 2, 12, 3)), dtype)
     tail = jnp.asarray(dice.normal(size=(5, 2, 4, 3)), dtype)
     lengths, written = np.array([0, 5, 9, 11, 12]), np.array([4, 2, 3, 1, 0])
-    expected = np.array(held)
-    for row, (length, count) in enumerate(zip(lengths, written, strict=True)):
-        expected[row, :, length : length + count] = tail[row, :, :count]
-    found = jax.jit(slots._merged)(held, tail, lengths, written)
+    expected, order = np.array(held), np.array(order)
+    for row in order:
+        end = lengths[row] + written[row]
+        expected[row, :, lengths[row] : end] = tail[row, :, : written[row]]
+    some = tail[order], order, lengths[order], written[order]
+    found = jax.jit(slots._merged)(held, *some)
     np.testing.assert_array_equal(np.array(found), expected)
