@@ -19,7 +19,8 @@ CLIENTS := .venv-clients
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "On Debian or Ubuntu: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -e ".[data,plan,dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile \
+		-r requirements.txt -e ".[data,plan,dev]"
 	touch $@
 
 demo: $(VENV)/ready
@@ -78,9 +79,9 @@ docs: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going docs site
 
-# what takes long and seldom breaks
+# what takes long and seldom breaks, compiled as for users; XLA_FLAGS= make test does so with all
 rare: $(VENV)/ready
-	$(VENV)/bin/pytest -m rare -n 2 --dist loadfile
+	XLA_FLAGS= $(VENV)/bin/pytest -m rare -n 2 --dist loadfile
 
 # whether the code of REV trains to the same bits as the code here
 same: $(VENV)/ready
@@ -88,7 +89,7 @@ same: $(VENV)/ready
 
 # kills, full disks, damaged checkpoints and the like, each many times; `make test` has a few
 faults: $(VENV)/ready
-	FAULT_ROUNDS=32 FAULT_TABLE=docs/faults.md $(VENV)/bin/pytest -m '' tests/faults tests/processes
+	XLA_FLAGS= FAULT_ROUNDS=32 FAULT_TABLE=docs/faults.md $(VENV)/bin/pytest -m '' tests/faults tests/processes
 
 # odd flags, settings, paths and files, for FUZZ_SECONDS; none may end in a traceback
 fuzz: $(VENV)/ready

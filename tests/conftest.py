@@ -3,22 +3,32 @@
 What is compiled is kept in .pytest_cache, for the other tests, workers and child processes.
 """
 
+import functools
+import gc
 import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# a third of the compiler's time; with XLA_FLAGS= all is compiled as for users
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import jax
 import pytest
 
 from polylm_jax.__main__ import main
+from polylm_jax.train import loop
 from tests.data.sentences import SENTENCES
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# options of `compile` for a test that reads the program
+AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 TINY = {
     "model.vocabulary": 1024,
@@ -55,8 +65,21 @@ def gin_flags(settings):
 
 def pytest_collection_modifyitems(items):
     """The folders that take long come first, so that no worker is left with one at the end."""
-    slow = ("tests/processes", "tests/faults", "tests/plan", "tests/train")
+    slow = "processes", "faults", "tune", "plan", "train", "decode", "evaluation", "interop"
+    slow = tuple(f"tests/{name}" for name in slow)
     items.sort(key=lambda item: not item.nodeid.startswith(slow))
+
+
+def pytest_collection_finish():
+    """What is imported stays: to look through it for garbage took a second each time."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """Runs of the same settings share their compiled step, as long as no process is between."""
+    loop.make_update = functools.cache(loop.make_update)
+    loop.make_evaluate = functools.cache(loop.make_evaluate)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -99,10 +99,12 @@ def like_parameters(tree: Any, wanted: dict[str, Any], mesh: Mesh) -> Any:
     )
 
 
+@cache
 def constrainer(mesh: Mesh, shard_length: bool = False) -> Callable[..., jax.Array]:
     """The decoder's hook: function (x, *logical axes) that pins x to the mesh.
 
-    shard_length: whether the logical axis "length" is split over tensor.
+    shard_length: whether the logical axis "length" is split over tensor. One function for one
+    mesh: decoders of the same settings are equal, and what is compiled for one serves all.
     """
 
     def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -19,6 +19,7 @@ from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import constrainer, parameter_shardings
 from polylm_jax.sizes import Size
 from tests import golden
+from tests.conftest import AS_FOR_USERS
 
 FLOAT32 = Compute(dtype="float32")
 SAMPLED = Sampling(new_tokens=9, temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.1)
@@ -116,7 +117,8 @@ def test_a_token_copies_no_cache_be_it_wider_than_the_products():
     decoder = Decoder(size, Compute("bfloat16", cache_dtype="float32"))
     params = for_decoding(params, size, "bfloat16")
     state = prefill(decoder, Sampling(new_tokens=2), params, [[5, 6], [7]])
-    program = _decode.lower(decoder, rules(Sampling()), 2, params, state).compile().as_text()
+    lowered = _decode.lower(decoder, rules(Sampling()), 2, params, state)
+    program = lowered.compile(AS_FOR_USERS).as_text()
     shape = r"\[2,1,64,16\]"
     assert re.search(rf"f32{shape}.* scatter\(", program)
     assert not re.search(rf"f32{shape}\S* copy\(", program)

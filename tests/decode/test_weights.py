@@ -17,6 +17,7 @@ from polylm_jax.model.parameters import Init
 from polylm_jax.model.products import Int8
 from polylm_jax.sizes import Size
 from tests import golden
+from tests.conftest import AS_FOR_USERS
 
 
 def test_every_kernel_is_within_half_a_step_of_its_output_channel():
@@ -72,7 +73,8 @@ def largest_cast(size, tree, rows):
     """Elements of the largest array that the program which adds tokens makes float32."""
     decoder, greedy = decoding(size), Sampling(new_tokens=4)
     state = jax.eval_shape(lambda tree: prefill(decoder, greedy, tree, [[5]] * rows), tree)
-    text = _decode.lower(decoder, rules(greedy), 4, tree, state).compile().as_text()
+    lowered = _decode.lower(decoder, rules(greedy), 4, tree, state)
+    text = lowered.compile(AS_FOR_USERS).as_text()
     shapes = re.findall(r"= f32\[([\d,]+)\]\S* convert\(", text)
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 

@@ -24,11 +24,7 @@ from tests.train.test_loop import losses, records, train
 
 LOSS = 2e-4  # between other orders of float32 sums, over 12 steps of Adam
 DEVICES = 8
-# each process compiles for itself, which takes longer than the steps: the least that will do
-SETTINGS = {
-    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-}
+EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 
 @dataclass
@@ -72,7 +68,7 @@ def start(tiny, folder, number, mesh=(2, 2, 2), verb="train", **changes):
             [*command, log, verb, *flags, f"--process={i}"],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | SETTINGS,
+            env=os.environ | EXACT,
         )
         for i, log in enumerate(logs)
     ]
