@@ -23,10 +23,27 @@ FLOAT32 = Compute(dtype="float32", loss_block=64)
 SMALL = Size(vocabulary=64, context=16, layers=2, heads=2, d_model=16, d_ff=32)
 
 
+def drawn(size, init):
+    """Fresh parameters."""
+    start = jax.jit(Decoder(size, initial=init).init)
+    return start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Parameters of SMALL."""
+    return drawn(SMALL, Init())
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden_of(decoder, params, *arrays, **more):
+    return decoder.apply({"params": params}, *arrays, **more)[0]
+
+
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_logits_equal_hugging_face(name):
     size, params, content = golden.load(name)
-    hidden, _ = Decoder(size, FLOAT32).apply({"params": params}, content["tokens"])
+    hidden = hidden_of(Decoder(size, FLOAT32), params, content["tokens"])
     ours = logits(hidden, params["embedding"])
     np.testing.assert_allclose(ours, content["logits"], atol=5e-5)
 
@@ -43,7 +60,7 @@ def test_loss_and_gradients_equal_hugging_face(name, remat):
         weights = jnp.full(tokens[:, 1:].shape, 1 / tokens[:, 1:].size)
         return cross_entropy(hidden, params["embedding"], tokens[:, 1:], weights, 32)
 
-    (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (_, losses), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(losses, content["loss_per_token"], atol=2e-5)
     ours = weights_from(gradient, size)
     for key, theirs in golden.select(content, "gradients/").items():
@@ -73,31 +90,29 @@ def test_flops_per_token_of_the_release():
     assert flops_per_token(large, 2048) == pytest.approx(88.39e9, rel=2e-3)
 
 
-def test_a_token_sees_only_what_came_before_it():
-    decoder = Decoder(SMALL, FLOAT32)
-    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    tokens = jax.random.randint(jax.random.key(1), (1, 12), 3, 64)
-    hidden = jax.jit(lambda tokens: decoder.apply(params, tokens)[0])
-    before, after = hidden(tokens), hidden(tokens.at[0, 7].set(5))
+def test_a_token_sees_only_what_came_before_it(small):
+    tokens = np.random.default_rng(1).integers(6, 64, (1, 12))
+    hidden = partial(hidden_of, Decoder(SMALL, FLOAT32), small)
+    before = hidden(tokens)
+    tokens[0, 7] = 5
+    after = hidden(tokens)
     np.testing.assert_array_equal(before[0, :7], after[0, :7])
     assert np.abs(before[0, 7:] - after[0, 7:]).max() > 0
 
 
-def test_attention_can_be_kept_inside_documents():
+def test_attention_can_be_kept_inside_documents(small):
     reset = Compute(dtype="float32", attend_across_documents=False)
-    params = Decoder(SMALL, reset).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    tokens = jnp.array([[9, 8, 7, 2, 5, 6]])
-    other = jnp.array([[4, 8, 3, 2, 5, 6]])
-    one, _ = Decoder(SMALL, reset).apply(params, tokens)
-    two, _ = Decoder(SMALL, reset).apply(params, other)
+    tokens = np.array([[9, 8, 7, 2, 5, 6]])
+    other = np.array([[4, 8, 3, 2, 5, 6]])
+    one, two = (hidden_of(Decoder(SMALL, reset), small, x) for x in (tokens, other))
     np.testing.assert_array_equal(one[0, 4:], two[0, 4:])
-    across, _ = Decoder(SMALL, FLOAT32).apply(params, tokens)
+    across = hidden_of(Decoder(SMALL, FLOAT32), small, tokens)
     assert np.abs(across[0, 4:] - one[0, 4:]).max() > 0
 
 
 def test_bfloat16_keeps_the_residual_stream_in_float32():
     size, params, content = golden.load("b")
-    hidden, _ = Decoder(size, Compute()).apply({"params": params}, content["tokens"])
+    hidden = hidden_of(Decoder(size, Compute()), params, content["tokens"])
     assert hidden.dtype == jnp.bfloat16
     ours = logits(hidden, params["embedding"])
     assert np.abs(ours - content["logits"]).max() < 0.5
@@ -112,9 +127,7 @@ def test_bfloat16_keeps_the_residual_stream_in_float32():
 @pytest.mark.parametrize("scheme", ["normal", "xavier"])
 def test_initial_values_follow_their_scheme(scheme):
     size = Size(vocabulary=512, context=64, layers=8, heads=4, d_model=128, d_ff=512)
-    init = Init(scheme=scheme, std=0.01)
-    params = Decoder(size, initial=init).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    layers = params["params"]["layers"]
+    layers = drawn(size, Init(scheme=scheme, std=0.01))["layers"]
     expected = {
         "normal": (0.01, 0.01 / np.sqrt(16)),
         "xavier": (np.sqrt(2 / (128 + 512)), np.sqrt(2 / (128 + 512))),
@@ -169,32 +182,32 @@ def test_packed_texts_have_the_losses_that_hugging_face_gives_each_alone(attenti
     compute = Compute(dtype="float32", attention=attention)
     attend = attender(compute, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))
     decoder = Decoder(size, compute, attend=attend)
-    hidden, _ = decoder.apply({"params": params}, row, documents=documents)
+    hidden = hidden_of(decoder, params, row, documents=documents)
     _, ours = cross_entropy(hidden, params["embedding"], targets, jnp.ones(row.shape), 64)
     expected = np.concatenate([losses[i, :n] for i, n in enumerate(lengths)])
     np.testing.assert_allclose(ours[0], expected, rtol=1e-5, atol=1e-6)
     # nothing of a text reaches another: not a bit of the others changes with the second
-    other, _ = decoder.apply({"params": params}, row + 3 * (documents == 1), documents=documents)
+    other = hidden_of(decoder, params, row + 3 * (documents == 1), documents=documents)
     apart = documents[0] != 1
     np.testing.assert_array_equal(hidden[0, apart], other[0, apart])
 
 
-def test_positions_without_a_cache_and_documents_with_one_are_refused():
-    params = Decoder(SMALL, FLOAT32).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    tokens = jnp.zeros((1, 4), jnp.int32)
+def test_positions_without_a_cache_and_documents_with_one_are_refused(small):
+    tokens = np.zeros((1, 4), np.int32)
     with pytest.raises(ValueError, match="positions go with a cache"):
-        Decoder(SMALL, FLOAT32).apply(params, tokens, positions=tokens)
+        Decoder(SMALL, FLOAT32).apply({"params": small}, tokens, positions=tokens)
 
 
-def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_a_gradient():
+def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_a_gradient(small):
     lora = Lora(rank=4, alpha=8.0)
     decoder = Decoder(SMALL, FLOAT32, adapter_scale=lora.scale)
-    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     draw = np.random.default_rng(0)
-    noisy = lambda tree: jax.tree.map(lambda p: p + 0.1 * draw.normal(size=p.shape), tree)  # noqa: E731
-    params = jax.tree.map(jnp.float32, noisy(params))
-    tokens = jax.random.randint(jax.random.key(1), (2, 12), 3, 64)
-    adapters = initial_adapters(jax.random.key(2), SMALL, lora)
+    noisy = partial(
+        jax.tree.map, lambda p: np.float32(np.asarray(p) + 0.1 * draw.normal(size=p.shape))
+    )
+    params = noisy(small)
+    tokens = draw.integers(3, 64, (2, 12))
+    adapters = jax.jit(initial_adapters, static_argnums=(1, 2))(jax.random.key(2), SMALL, lora)
     assert {n: a.shape for n, a in adapters.items()} == {
         n: s.shape for n, s in adapter_shapes(SMALL, lora).items()
     }
@@ -207,9 +220,9 @@ def test_adapters_beside_the_weights_equal_the_weights_merged_and_only_they_get_
     def inside(adapters, params):
         return decoder.apply({"params": merged_tree(params, adapters, lora)}, tokens)[0]
 
-    plain = jax.jit(lambda p: decoder.apply({"params": p}, tokens)[0])(params)
+    plain = hidden_of(decoder, params, tokens)
     np.testing.assert_allclose(beside(adapters, params), plain, atol=1e-6)
-    adapters = jax.tree.map(jnp.float32, noisy(adapters))
+    adapters = noisy(adapters)
     np.testing.assert_allclose(beside(adapters, params), inside(adapters, params), atol=2e-5)
     weigh = draw.normal(size=plain.shape)
     ours, theirs = (
