@@ -3,11 +3,10 @@ the work was done."""
 
 import gzip
 import json
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
-import time
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
@@ -196,23 +195,35 @@ def test_clusters_are_the_same_by_rounds_of_stars(web, done, tmp_path, monkeypat
     assert content(tmp_path / "out") == content(done[0])
 
 
-CHILD = """
-import sys
-from tests.data.clean.test_pipeline import LIMITS, job, run
-run(job(sys.argv[1], sys.argv[2]))
-"""
+# children that are ready when they begin
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "apache_beam.runners.portability.fn_api_runner"])
 
 
-def killed(web, output, seconds):
-    """Whether a run was ended by SIGKILL after so many seconds."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(web), str(output)], stderr=subprocess.DEVNULL
-    )
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
+def telling(web, output, pipe):
+    """A run that tells each file before it writes it."""
+    put = products.put
+
+    def told(path, content):
+        pipe.send(path)
+        put(path, content)
+
+    products.put = told
+    run(job(web, output))
+
+
+def killed(web, output, is_time):
+    """Whether a run was ended by SIGKILL, once is_time(path) of a file that it was to write."""
+    here, there = FORKS.Pipe(duplex=False)
+    child = FORKS.Process(target=telling, args=(web, output, there))
+    child.start()
+    there.close()
+    with suppress(EOFError):
+        while not is_time(here.recv()):
+            pass
+    child.kill()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
 
 
 def crash_at(monkeypatch, module, call):
@@ -228,26 +239,8 @@ def crash_at(monkeypatch, module, call):
     monkeypatch.setattr(module, "put", crash)
 
 
-TELLING = """
-import sys
-from polylm_jax.data.clean import products
-from tests.data.clean.test_pipeline import job, run
-put = products.put
-def told(path, content):
-    print(path, flush=True)
-    put(path, content)
-products.put = told
-run(job(sys.argv[1], sys.argv[2]))
-"""
-
-
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(web, done, tmp_path):
-    command = [sys.executable, "-c", TELLING, str(web), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        while "/verdicts/" not in child.stdout.readline():
-            assert child.poll() is None
-        child.kill()  # while it writes its first verdicts
-        assert child.wait() == -signal.SIGKILL
+    assert killed(web, tmp_path / "out", lambda path: "/verdicts/" in path)
     assert not (tmp_path / "out" / "manifest.json").exists()
     run(job(web, tmp_path / "out"))
     assert content(tmp_path / "out") == content(done[0])
@@ -267,14 +260,13 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_same_bytes(
 
 @pytest.mark.rare
 def test_twenty_kills_end_in_the_same_bytes(web, done, tmp_path):
-    chance, begun, kills = random.Random(1), time.monotonic(), 0
-    killed(web, tmp_path / "whole", 600)
-    whole = time.monotonic() - begun
+    chance, kills = random.Random(1), 0
     while kills < 20:
         output = tmp_path / f"out{kills}"
         for _ in range(3):
-            kills += killed(web, output, chance.uniform(0.3, 1) * whole)
-        killed(web, output, 600)
+            left = iter(range(chance.randrange(60), -1, -1))
+            kills += killed(web, output, lambda path, left=left: not next(left))
+        run(job(web, output))
         assert content(output) == content(done[0])
 
 
