@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,7 +65,11 @@ def run(path: str, tokenizer_path: str, peer_python: str) -> dict:
     peer_python: an interpreter with datatrove and rensa; "" for none.
     """
     sources, tokenizer = corpus.sources(path), tokenizers.load(tokenizer_path)
-    documents = {source: _documents(path, source) for source in sources if is_language(source)}
+    documents = {
+        source: [*islice(_documents(path, source), DOCUMENTS)]
+        for source in sources
+        if is_language(source)
+    }
     both = [(lang, text) for lang in SIDE_BY_SIDE for text in documents.get(lang, [])]
     return {
         "megabytes a second": _speeds(both, tokenizer, peer_python)
@@ -81,17 +86,16 @@ def run(path: str, tokenizer_path: str, peer_python: str) -> dict:
     }
 
 
-def _documents(path: str, source: str) -> list[str]:
-    found: list[str] = []
+def _documents(path: str, source: str) -> Iterator[str]:
+    """Documents of CHARACTERS, in which a source's follow one another; the last is what is left."""
     rest = ""
     for text in corpus.documents(path, source, "train"):
         rest = f"{rest}\n{text}" if rest else text
-        while len(rest) >= CHARACTERS and len(found) < DOCUMENTS:
-            found.append(rest[:CHARACTERS])
+        while len(rest) >= CHARACTERS:
+            yield rest[:CHARACTERS]
             rest = rest[CHARACTERS:]
-        if len(found) == DOCUMENTS:
-            break
-    return found
+    if rest:
+        yield rest
 
 
 def _bytes(path: str, source: str) -> int:
@@ -192,7 +196,7 @@ def _files(path: str, folder: Path, languages: list[str]) -> float:
     for language in languages:
         left = WHOLE / len(languages)
         with (folder / f"{language}.jsonl").open("w", encoding="utf-8") as file:
-            for text in corpus.documents(path, language, "train"):
+            for text in _documents(path, language):
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 left -= len(text.encode())
                 size += len(text.encode())

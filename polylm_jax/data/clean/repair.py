@@ -123,7 +123,7 @@ def _straightened(text: str) -> tuple[str, int]:
 
 
 def _shortened(text: str) -> tuple[str, int]:
-    if all(len(word) <= LONGEST_WORD for word in text.split()):
+    if max(map(len, text.split()), default=0) <= LONGEST_WORD:
         return text, 0
     return _LONG.subn("", text)
 

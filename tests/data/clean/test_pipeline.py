@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.data import corpus
-from polylm_jax.data.clean import parts, pipeline, products, report
+from polylm_jax.data.clean import measuring, parts, pipeline, products, report
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
@@ -483,3 +483,15 @@ def test_a_second_process_is_refused_and_the_first_leaves_no_lock(tmp_path):
         pipeline.alone(output).__enter__()
     with pipeline.alone(output):
         pass
+
+
+def test_scores_of_other_models_benchmarks_or_settings_are_measured_anew():
+    """A run that is told of clean text later has its perplexity, too."""
+    names = {
+        measuring.settings_of(clean, language, models, index)
+        for clean in (Clean(), Clean(scraps=30))
+        for language in (Identification(), Identification(agree=True))
+        for models in ("", "models-1")
+        for index in ("", "index-1")
+    }
+    assert len(names) == 16
