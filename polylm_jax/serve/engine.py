@@ -89,8 +89,9 @@ class DeviceEngine:
         self.slots = -(-serving.slots // rows) * rows
         self.broken, self.fault = threading.Event(), ""
         chunks = chunks_of(decoder.compute.prefill_chunk, serving.prompt_tokens, self.context)
-        # of another number of rows a product has other bits: in float32 there is one
-        few = self.slots // 4 if rows == 1 and decoder.compute.dtype != "float32" else 0
+        # only there has a row of a product the same bits among fewer
+        alike = jax.default_backend() == "cpu" and decoder.compute.dtype == "bfloat16"
+        few = self.slots // 4 if alike and rows == 1 else 0
         shape = Shape(
             slots=self.slots,
             rows=[few, self.slots] if few >= FEW else [self.slots],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 READERS = 4  # prompts that are read in turns
 FEWEST = 16  # tokens of the smallest chunk
 WORTH = 8  # tokens of a beginning; fewer are read again sooner than copied
-IDLE = 4  # slots that, idle, let as many prompt tokens more be read in a turn
+IDLE = 2  # slots that, idle, let as many prompt tokens more be read in a turn
 LONGER = 2  # bursts' time in which prompts may be read between two bursts
 SMOOTH = 4  # times that were seen of which a mean is mostly made
 
@@ -101,11 +101,11 @@ class Schedule:
         self.readers = min(READERS, self.slots)
         self.held: list[list[int]] = [[] for _ in range(self.slots)]
         self._left = list(range(self.slots))  # slots, the longest unused first
-        self._spent, self._most = 0, math.inf
+        self._spent, self._most = 0, float(self.prompt_tokens)
 
     def turn(self, places: float = math.inf) -> None:
         """A new turn begins, between two bursts. places: see `Pace`; one chunk is always read."""
-        self._spent, self._most = 0, places
+        self._spent, self._most = 0, min(self.prompt_tokens, places)
         for job in self.reading:
             job.turned = 0
 
@@ -118,10 +118,9 @@ class Schedule:
 
     @property
     def allowance(self) -> float:
-        """Prompt tokens of a turn: as many again for each few slots that are idle, in time."""
+        """Prompt tokens of a turn: as many again for each few slots that are idle."""
         idle = self.slots - len(self.going) - len(self.reading)
-        most = min(self._most, self.prompt_tokens * (1 + idle // IDLE))
-        return most if self.going else math.inf
+        return self._most * (1 + idle / IDLE) if self.going else math.inf
 
     def inserted(self, job: Job) -> None:
         """The prompt that a job has read is in its slot, and its text goes on."""
@@ -180,7 +179,7 @@ class Schedule:
         for job in self.reading:
             # what is told of each token of a prompt comes in one length
             chunk = chunk_of(job, self.chunks[-1:] if job.anew else self.chunks, self.context)
-            if self.going and job.turned + chunk.length > self.prompt_tokens:
+            if job.turned and job.turned + chunk.length > self._most:
                 continue
             if self._spent and self._spent + chunk.length > self.allowance:
                 return None
