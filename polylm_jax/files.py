@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,16 +221,36 @@ def new_folder(path: str) -> Iterator[Path]:
 
 
 @contextmanager
-def held(folder: Path, refusal: UserError) -> Iterator[None]:
-    """Holds a folder, made if need be, by the file "lock" in it; where another process does, the
-    refusal is raised."""
+def held(
+    folder: Path, refusal: Callable[[str, str], UserError], name: str = "lock"
+) -> Iterator[bool]:
+    """Holds a folder, made if need be, by the file `name` in it, in which the holder stands.
+
+    refusal: function (process, host) -> what is raised where that process holds the folder.
+    Yields whether a lock holds it: a file system without locks lets everybody in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / name, "a+") as lock:
+        locked = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} {socket.gethostname()}")
+            lock.flush()
         except BlockingIOError:
-            raise refusal from None
-        yield
+            raise refusal(*_holder(folder / name)) from None
+        except OSError:
+            locked = False
+        yield locked
+
+
+def _holder(lock: Path) -> tuple[str, str]:
+    """The process and the host in a lock; its holder may just be about to write them."""
+    for _ in range(20):
+        if found := lock.read_text().split():
+            return found[0], found[1]
+        time.sleep(0.05)
+    return "?", "?"
 
 
 @contextmanager
@@ -243,7 +265,10 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
     target = _free_target(path)
     folder = target.with_name(f"{target.name}.partial")
     scratch, whole, note = folder / "scratch", folder / "whole", folder / "made_from.json"
-    busy = UserError(f"Another process is making {path}; wait for it or stop it.")
+
+    def busy(process: str, host: str) -> UserError:
+        return UserError(f"Process {process} on {host} is making {path}; wait for it or stop it.")
+
     with held(folder, busy):
         try:
             if not note.is_file() or _json_or_none(note) != made_from:

@@ -4,13 +4,10 @@ Each run is a process, so that neither its failure nor its memory is another's.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
-import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,7 +18,7 @@ from typing import NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.errors import UserError
-from polylm_jax.files import opened
+from polylm_jax.files import held, opened
 from polylm_jax.train.ends import ENDS, End, RunEnded
 
 FAILURES = 3  # after which a run that fails is left, as run.sh leaves it
@@ -126,22 +123,15 @@ def alone(folder: str) -> Iterator[None]:
     if not isinstance(files, LocalFileSystem):
         yield
         return
-    Path(place).mkdir(parents=True, exist_ok=True)
-    with Path(place, LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RunEnded(
-                "busy",
-                f"another sweep, {lock.read() or 'just begun'}, is at work in {folder}; wait for "
-                "it or stop it, or give another --out. Nothing was touched.",
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+
+    def busy(process: str, host: str) -> RunEnded:
+        return RunEnded(
+            "busy",
+            f"another sweep, process {process} on {host}, is at work in {folder}; wait for it or "
+            "stop it, or give another --out. Nothing was touched.",
+        )
+
+    with held(Path(place), busy, LOCK):
         yield
 
 

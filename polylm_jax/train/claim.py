@@ -5,7 +5,6 @@ show it to other machines: there the heartbeat decides, which moves as long as i
 """
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
@@ -15,12 +14,11 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import format_duration
-from polylm_jax.files import opened
+from polylm_jax.files import held, opened
 from polylm_jax.parallel import together
 from polylm_jax.train import heartbeat
 from polylm_jax.train.ends import ENDS, RunEnded
 
-LOCK = "lock"
 SETTLE = 2.0  # seconds after which of two that begin at once all but the last writer give way
 
 
@@ -30,32 +28,28 @@ def claimed(folder: str, say: Callable[[str], None]) -> Iterator[None]:
 
     say: where a wait is announced. RunEnded("busy") in every process where another run has it.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as taken:
         refusal = ""
         if together.process() == 0:
-            refusal = _take(folder, say, held)
+            refusal = _take(folder, say, taken)
         if refusal := together.verdict("folder", refusal, lambda told: told[0]):
             raise RunEnded("busy", refusal)
         yield
 
 
-def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -> str:
-    """Takes the folder until `held` closes; returns "", or why it cannot be had."""
+def _take(folder: str, say: Callable[[str], None], taken: contextlib.ExitStack) -> str:
+    """Takes the folder until `taken` closes; returns "", or why it cannot be had."""
     files, place = opened(folder)
     local = isinstance(files, LocalFileSystem)
+
+    def busy(process: str, host: str) -> RunEnded:
+        return RunEnded("busy", _refusal(folder, _holder(folder, process, host)))
+
     if local:
-        Path(place).mkdir(parents=True, exist_ok=True)
-        lock = Path(place, LOCK).open("a+")  # noqa: SIM115
-        held.callback(lock.close)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} {socket.gethostname()}")
-            lock.flush()
-        except BlockingIOError:
-            return _refusal(folder, _holder(folder, _owner(Path(place, LOCK))))
-        except OSError:
-            local = False  # a file system without locks
+            local = taken.enter_context(held(Path(place), busy))
+        except RunEnded as refused:
+            return str(refused)
     beat = heartbeat.read_heartbeat(folder)
     # on one machine the lock has said that nobody writes
     if (
@@ -72,20 +66,11 @@ def _take(folder: str, say: Callable[[str], None], held: contextlib.ExitStack) -
     return "" if local else _last_to_write(folder, beat)
 
 
-def _owner(lock: Path) -> str:
-    """What a lock's holder has written there; it may just be about to."""
-    for _ in range(20):
-        if owner := lock.read_text():
-            return owner
-        time.sleep(0.05)
-    return "? ?"
-
-
-def _holder(folder: str, owner: str) -> heartbeat.Beat:
-    """The heartbeat of a lock's owner; without its age where what is there is of another run."""
+def _holder(folder: str, process: str, host: str) -> heartbeat.Beat:
+    """The heartbeat of a lock's holder; without its age where what is there is of another run."""
     beat = heartbeat.read_heartbeat(folder) or {}
-    pid, _, host = owner.partition(" ")
-    return beat if f"{beat.get('pid')} {beat.get('host')}" == owner else {"pid": pid, "host": host}
+    own = (str(beat.get("pid")), beat.get("host")) == (process, host)
+    return beat if own else {"pid": process, "host": host}
 
 
 def _watch() -> float:

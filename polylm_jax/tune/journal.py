@@ -230,10 +230,13 @@ class Journal:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder; a RunEnded where another process does."""
-    busy = RunEnded(
-        "busy",
-        f"another process is at {folder}; wait for it, stop it or set self_instruct.folder to "
-        "another folder.",
-    )
+
+    def busy(process: str, host: str) -> RunEnded:
+        return RunEnded(
+            "busy",
+            f"process {process} on {host} is at {folder}; wait for it, stop it or set "
+            "self_instruct.folder to another folder.",
+        )
+
     with held(folder, busy):
         yield

@@ -320,7 +320,7 @@ def test_a_build_by_two_processes_killed_from_outside(tokenizer, settings, tmp_p
 def test_two_builds_at_once(corpus, tokenizer, settings):
     with (
         resumed_folder(settings.path, {}),
-        pytest.raises(UserError, match=r"Another process is making .*rows; wait"),
+        pytest.raises(UserError, match=rf"Process {os.getpid()} on .* is making .*rows; wait"),
     ):
         build(settings, corpus, tokenizer)
 

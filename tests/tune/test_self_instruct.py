@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections import Counter
@@ -166,7 +167,7 @@ def test_a_second_process_and_a_second_thought_are_refused(tmp_path, capsys):
         with locked(tmp_path):
             for part in ("seeds", "run"):
                 assert self_instruct(part, server, tmp_path) == 69
-                assert "another process is at" in capsys.readouterr().err
+                assert f"process {os.getpid()} on " in capsys.readouterr().err
         assert self_instruct("report", server, tmp_path) == 1
         assert "nothing was asked" in capsys.readouterr().err
         assert self_instruct("run", server, tmp_path, self_instruct__rounds=1) == 0

@@ -160,7 +160,12 @@ def alone(output: str) -> Iterator[None]:
     if "://" in output:
         yield
         return
-    busy = UserError(f"Another process is cleaning into {output}; wait for it or stop it.")
+
+    def busy(process: str, host: str) -> UserError:
+        return UserError(
+            f"Process {process} on {host} is cleaning into {output}; wait for it or stop it."
+        )
+
     with held(Path(output, WORK), busy):
         yield
 

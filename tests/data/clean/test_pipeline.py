@@ -4,6 +4,7 @@ the work was done."""
 import gzip
 import json
 import multiprocessing
+import os
 import random
 import signal
 from contextlib import suppress
@@ -478,7 +479,7 @@ def test_single_wrong_pairs_are_left_out_and_told(tmp_path, monkeypatch):
 
 def test_a_second_process_is_refused_and_the_first_leaves_no_lock(tmp_path):
     output = str(tmp_path / "out")
-    told = r"Another process is cleaning into .*out; wait"
+    told = rf"Process {os.getpid()} on .* is cleaning into .*out; wait"
     with pipeline.alone(output), pytest.raises(UserError, match=told):
         pipeline.alone(output).__enter__()
     with pipeline.alone(output):
