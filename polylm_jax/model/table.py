@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from polylm_jax.model.attention import LANES
 from polylm_jax.model.products import FLOAT32
 
 
@@ -69,10 +70,11 @@ def on_each(
 def no_sums(table: jax.Array, axes: TableAxes) -> jax.Array:
     """Sums of nothing for a table [vocabulary, d_model]: float32 [devices, vocabulary, d_model]."""
 
-    def local(table: jax.Array) -> jax.Array:
-        return jnp.zeros((1, *table.shape), FLOAT32)
+    def local(rows: jax.Array) -> jax.Array:
+        return jnp.zeros((1, len(rows), table.shape[1]), FLOAT32)
 
-    sums: jax.Array = on_each(local, axes, (axes.table,), axes.sums)(table)
+    rows = jnp.zeros(len(table), jnp.int8)  # of a device: as many as its part of the vocabulary
+    sums: jax.Array = on_each(local, axes, (axes.table,), axes.sums)(rows)
     return sums
 
 
@@ -110,13 +112,13 @@ def summed(sums: jax.Array, axes: TableAxes, sent: jnp.dtype = FLOAT32) -> jax.A
 
 
 def _over_devices(sums: jax.Array, axes: TableAxes, sent: jnp.dtype) -> jax.Array:
-    own = sums[0].astype(sent)
+    own, ways = sums[0].astype(sent), jax.lax.axis_size(axes.embed)
     rest = tuple(axis for axis in axes.batch if axis != axes.embed)
-    by_rows = own.shape[0] % jax.lax.axis_size(axes.embed) == 0
+    by_rows = own.shape[1] % (ways * LANES) and own.shape[0] % ways == 0
     own = jax.lax.psum_scatter(own, axes.embed, scatter_dimension=0 if by_rows else 1, tiled=True)
     own = jax.lax.psum(own, rest)
     if by_rows:
-        # Columns that fill no tile a TPU would send whole to every chip, twice as much; so the
-        # rows are scattered, and what is left of them changes places.
+        # Columns that do not fill tiles a TPU would send whole to every chip, twice as much; so
+        # the rows are scattered, and what is left of them changes places.
         own = jax.lax.all_to_all(own, axes.embed, split_axis=1, concat_axis=0, tiled=True)
     return own.astype(FLOAT32)

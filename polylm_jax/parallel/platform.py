@@ -2,8 +2,7 @@
 
 The flags overlap collectives with computation. GPU: NVIDIA's list for language models in
 JAX-Toolbox (cuBLAS for products, combined collectives under the latency-hiding scheduler).
-TPU: the asynchronous collective fusion that MaxText's run files switch on for gathers, and
-MaxDiffusion's for sums as well.
+TPU: the asynchronous collective fusion that MaxText's run files switch on.
 """
 
 import ctypes
@@ -43,8 +42,6 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
             "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
             "xla_tpu_overlap_compute_collective_tc": "true",
             "xla_enable_async_all_gather": "true",
-            "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
-            "xla_enable_async_reduce_scatter_fusion": "true",
         },
     ),
 }

@@ -123,16 +123,16 @@ def make_gradients(
     of_part = _make_part(size, compute, mesh, lora)
 
     def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
-        table = _table((base[0] if lora.rank else params)["embedding"], compute, mesh)
-        sums = None if lora.rank else no_sums(table, LOSS_AXES)
+        embedding = (base[0] if lora.rank else params)["embedding"]
+        sums = None if lora.rank else no_sums(embedding, LOSS_AXES)
         others = _others(params)
         if microbatches == 1:
-            gradient, sums, losses = of_part(others, table, sums, batch, *base)
+            gradient, sums, losses = of_part(others, embedding, sums, batch, *base)
         else:
 
             def add(carry: tuple[Any, Any], part: Batch) -> tuple[Any, jax.Array]:
                 total, sums = carry
-                gradient, sums, losses = of_part(others, table, sums, part, *base)
+                gradient, sums, losses = of_part(others, embedding, sums, part, *base)
                 total = jax.tree.map(jnp.add, total, gradient)
                 return (jax.lax.with_sharding_constraint(total, shardings), sums), losses
 
@@ -155,19 +155,21 @@ def make_gradients(
 def _make_part(
     size: Size, compute: Compute, mesh: Mesh, lora: Lora
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
-    """Function (params, table, sums, batch, *base) -> (gradient, sums, losses) of a microbatch.
+    """Function (params, embedding, sums, batch, *base) -> (gradient, sums, losses) of a microbatch.
 
-    params: what is trained but the embedding. table: the embedding as _table gives it. sums: each
-    device's gradient of it so far, see model.table, or None where it is frozen; the microbatch's
-    is added.
+    params: what is trained but the embedding. sums: each device's gradient of it so far, see
+    model.table, or None where it is frozen; the microbatch's is added.
     """
     compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
     decoder = sharded_decoder(size, compute, mesh, lora)
 
     def of_part(
-        params: Any, table: jax.Array, sums: Any, batch: Batch, *base: Any
+        params: Any, embedding: jax.Array, sums: Any, batch: Batch, *base: Any
     ) -> tuple[Any, Any, jax.Array]:
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+        # gathered by each microbatch: to keep it all the while costs memory in the backward pass
+        table = embedding.astype(COMPUTE_DTYPES[compute.dtype])
+        table = constrainer(mesh)(table, *WHOLE_TABLE)
         beside = {} if lora.rank else {"embedding": table}
 
         def run(params: Any, rows: jax.Array) -> jax.Array:
@@ -196,11 +198,6 @@ def _documents(batch: Batch) -> jax.Array | None:
     if "marks" not in batch:
         return None
     return jnp.cumsum((batch["marks"][:, :-1] & FIRST) > 0, axis=1)
-
-
-def _table(embedding: jax.Array, compute: Compute, mesh: Mesh) -> jax.Array:
-    """The embedding as both its uses take it: in the compute dtype, all columns on each device."""
-    return constrainer(mesh)(embedding.astype(COMPUTE_DTYPES[compute.dtype]), *WHOLE_TABLE)
 
 
 def _weights(batch: Batch) -> jax.Array:
