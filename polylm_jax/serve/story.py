@@ -33,8 +33,8 @@ def story(folder: str) -> JSON:
     told |= {name: beat.get(name) for name in ("step", "steps", "tokens")}
     try:
         metrics = read_metrics(folder)
-    except UserError as error:
-        return told | {"note": str(error)}
+    except UserError as error:  # one that has just begun has no figures yet
+        return told | ({} if status.state == "running" else {"note": str(error)})
     told["history"] = [f"The run {one['said']}." for one in history(metrics)]
     return told | {
         "languages": _languages(metrics),

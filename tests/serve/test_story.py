@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 
 import httpx
 import pytest
@@ -76,6 +77,15 @@ def test_a_run_that_has_not_begun_has_a_note_and_no_figures(tmp_path):
     assert told["state"] == "never started"
     assert "metrics.jsonl" in told["note"]
     assert "loss" not in told
+
+
+def test_a_run_that_has_just_begun_is_not_told_to_be_none(tmp_path):
+    now = time.time()
+    beat = BEAT | {"state": "running", "time": now, "moved": now, "step": 0, "tokens": None}
+    write(str(tmp_path), beat)
+    told = story(str(tmp_path))
+    assert (told["state"], told["step"], told["steps"]) == ("running", 0, 20)
+    assert "note" not in told
 
 
 def test_a_story_is_not_read_anew_at_every_call(run):
