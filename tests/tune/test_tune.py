@@ -40,7 +40,7 @@ SETTINGS = {
     "train.batch": 16,
     "train.checkpoint_every": 0,
     "train.validate_every": 0,
-    "tune.epochs": 200.0,
+    "tune.epochs": 80.0,
     "tune.validation": 0.0,
     "chat.format": "multialpaca",
     "chat.keep_ends": True,
