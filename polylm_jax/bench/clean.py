@@ -251,7 +251,7 @@ def _languages(documents: dict[str, list[str]]) -> dict[str, float]:
 
 
 def _fluency(path: str, source: str, tokenizer: Tokenizer) -> float:
-    """How often a held-out text takes fewer bits than one with its words shuffled (AUC)."""
+    """How often a held-out text has less disorder than one with its words shuffled (AUC)."""
     train, left = [], _TRAIN_BYTES
     for text in corpus.documents(path, source, "train"):
         train.append(text)
@@ -274,8 +274,8 @@ def _fluency(path: str, source: str, tokenizer: Tokenizer) -> float:
         rows = [line.split() for line in text.split("\n")]
         return "\n".join(" ".join(chance.sample(words, len(words))) for words in rows)
 
-    clean = perplexity.bits_per_byte(model, tokenizer, held)
-    wrong = perplexity.bits_per_byte(model, tokenizer, [*map(shuffled, held)])
+    clean = perplexity.disorder(*perplexity.bits(model, tokenizer, held))
+    wrong = perplexity.disorder(*perplexity.bits(model, tokenizer, [*map(shuffled, held)]))
     return auc(clean, wrong)
 
 

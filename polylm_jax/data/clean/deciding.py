@@ -13,7 +13,7 @@ import numpy as np
 from polylm_jax.data.clean import clusters, contamination, duplicates, pairing, products
 from polylm_jax.data.clean.duplicates import CANDIDATE
 from polylm_jax.data.clean.engine import packed, runs
-from polylm_jax.data.clean.fluency import BITS, QUALITY
+from polylm_jax.data.clean.fluency import BITS, SCORES
 from polylm_jax.data.clean.measuring import FEATURES, opened_index
 from polylm_jax.data.clean.pairing import MISALIGNED
 from polylm_jax.data.clean.products import Piece, digest
@@ -23,7 +23,7 @@ from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits
 from polylm_jax.data.languages import is_bilingual
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
-_RULES = (LONGEST, *FEATURES, BITS, QUALITY, MISALIGNED)
+_RULES = (LONGEST, *FEATURES, *SCORES, MISALIGNED)
 # in which order a document's reasons are told; the first is the one that counts
 ORDERS = {
     "duplicates": (LANGUAGE, DUPLICATE, *_RULES, CONTAMINATED),
@@ -183,7 +183,8 @@ def settle(job: Deciding, pieces: dict[int, str], number: int, values: list[byte
 
     pieces: the key of each shard. The note is written last.
     """
-    scores = products.load_table(f"{job.measured}/{pieces[number]}.scores.parquet")
+    path = f"{job.measured}/{pieces[number]}.scores.parquet"
+    scores = products.load_table(path, "language", "hash", "bytes")
     failed = products.load(f"{job.folder}/{number:08}.failed.npy")
     cluster, _ = clusters.of(job.clusters, number, len(failed))
     told = np.sort(np.frombuffer(b"".join(values), _TOLD), order="cluster")

@@ -331,7 +331,7 @@ def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document |
         text = record[shard.key]
         if isinstance(text, str):
             url, more = record.get("url"), record.get("more") is True and "part" in record
-            url = url if isinstance(url, str) else ""
+            url = url.encode("utf-8", "replace").decode() if isinstance(url, str) else ""
             return Document(text, file.name, at, url, shard.language), more
     except UnicodeDecodeError as error:
         return Broken(file.name, at, not_utf8(error)), False

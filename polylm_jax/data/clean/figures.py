@@ -52,7 +52,7 @@ def histograms(names: Sequence[str], limits: Limits, histograms: Histograms) -> 
         _panel(ax, name, largest[:_LARGEST], limits, histograms)
     for ax in axes[len(measured) :]:
         ax.set_axis_off()
-    if measured:
+    if axes[0].lines:
         axes[0].legend(fontsize=6, frameon=False)
     return _png(figure)
 
@@ -79,7 +79,7 @@ def _panel(ax: Any, name: str, shown: list[str], limits: Limits, histograms: His
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return Figure(figsize=(width, height), dpi=110, layout="tight")
 
 
 def _png(figure: Any) -> bytes:

@@ -1,7 +1,8 @@
 """How good a text reads: by n-gram models of clean text, and by the paper's classifier of English.
 
 An n-gram model of each language tells bits a byte, on the pieces of the tokenizer that the run
-will have; the classifier, how much likelier English is clean text than a page of the web.
+will have, and from these how badly pieces follow one another; the classifier tells how much
+likelier English is clean text than a page of the web.
 """
 
 import io
@@ -20,8 +21,9 @@ from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.files import put
 
-BITS, QUALITY = "bits_per_byte", "quality"
-KEPT = {BITS: True, QUALITY: False}  # whether what is large is bad
+BITS, DISORDER, QUALITY = "bits_per_byte", "disorder", "quality"
+SCORES = (BITS, DISORDER, QUALITY)
+KEPT = {DISORDER: True, QUALITY: False}  # whether what is large is bad
 _ENGLISH = "en"
 
 
@@ -47,14 +49,15 @@ def train(clean: Clean, beam: Beam, tokenizer: str, folder: str) -> None:
 def score(
     folder: str, tokenizer: str, texts: list[str], languages: list[str]
 ) -> dict[str, np.ndarray]:
-    """BITS and QUALITY of each text, float64; NaN where no model tells."""
-    found = {name: np.full(len(texts), np.nan) for name in (BITS, QUALITY)}
+    """SCORES of each text, float64; NaN where no model tells."""
+    found = {name: np.full(len(texts), np.nan) for name in SCORES}
     for language in set(languages) if folder else ():
         own = [at for at, one in enumerate(languages) if one == language]
         some = [texts[at] for at in own]
         model = _model(folder, language)
         if model is not None:
-            found[BITS][own] = perplexity.bits_per_byte(model, _tokenizer(tokenizer), some)
+            bits = perplexity.bits(model, _tokenizer(tokenizer), some)
+            found[BITS][own], found[DISORDER][own] = bits[0], perplexity.disorder(*bits)
         classifier = _classifier(folder) if language == _ENGLISH else None
         if classifier is not None:
             found[QUALITY][own] = quality.score(classifier, some)

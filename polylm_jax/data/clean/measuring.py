@@ -15,7 +15,7 @@ import numpy as np
 from polylm_jax.data.clean import contamination, duplicates, fluency, pairing, products, rules
 from polylm_jax.data.clean.contamination import Index
 from polylm_jax.data.clean.documents import Broken, Document, read
-from polylm_jax.data.clean.fluency import BITS, QUALITY
+from polylm_jax.data.clean.fluency import SCORES
 from polylm_jax.data.clean.language import UNKNOWN, Identification, identify
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.repair import repair
@@ -29,7 +29,7 @@ from polylm_jax.errors import UserError
 
 FORM = 2  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
-_OF_DOCUMENTS = (*FEATURES, "score", "language_share", BITS, QUALITY)
+_OF_DOCUMENTS = (*FEATURES, "score", "language_share", *SCORES)
 HISTOGRAMS = (*_OF_DOCUMENTS, *pairing.RULES, pairing.BY_CHANCE)
 _SETTINGS = ("key", "bad", "scraps", "longest", "bands", "rows")
 _PAIRS = 1000  # from which on a shard's pairs can tell which of them are wrong

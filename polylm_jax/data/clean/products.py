@@ -99,11 +99,11 @@ def save_table(path: str, columns: dict[str, Any]) -> None:
     put(path, content.getvalue())
 
 
-def load_table(path: str) -> dict[str, Any]:
-    """The columns of a Parquet file: numbers as arrays, the rest as lists."""
+def load_table(path: str, *wanted: str) -> dict[str, Any]:
+    """The wanted columns of a Parquet file, or all: numbers as arrays, the rest as lists."""
     from pyarrow import parquet, types
 
-    table = parquet.read_table(io.BytesIO(read(path)))
+    table = parquet.ParquetFile(io.BytesIO(read(path))).read([*wanted] or None)
     return {
         field.name: column.to_numpy()
         if types.is_primitive(field.type) and not types.is_boolean(field.type)

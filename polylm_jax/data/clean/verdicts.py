@@ -4,7 +4,6 @@ A shard gives a file of verdicts, a row a document with every score, and the fil
 of the corpus. Counts and samples of what was dropped go to a note, which is written last.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from polylm_jax.data.clean.bilingual import pairs as pairs_in
 from polylm_jax.data.clean.bilingual import without
 from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held, pairs_of
 from polylm_jax.data.clean.documents import Document, read
-from polylm_jax.data.clean.fluency import BITS, QUALITY
+from polylm_jax.data.clean.fluency import SCORES
 from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
 from polylm_jax.data.clean.pairing import MISALIGNED, RULES
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
+from polylm_jax.data.languages import CODE
 from polylm_jax.data.shards import write_shard
 from polylm_jax.errors import UserError
 
@@ -75,7 +75,9 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             if not (settled["kept"][at] or wanted):
                 masked.append(0)
                 continue
-            text, _ = mended(document, job.clean.scraps)
+            text = document.text
+            if scores["mended"][at] or document.language == CODE:
+                text, _ = mended(document, job.clean.scraps)
             if at in wrong and not wanted:
                 for place, rules in wrong[at].items():
                     some = samples.setdefault(_of(scores, at, rules[0]), [])
@@ -155,7 +157,7 @@ def _verdicts(
         **{name: scores.get(name, []) for name in _ABOUT},
         **{
             name: scores.get(name, [])
-            for name in ("bytes", "mended", *FEATURES, BITS, QUALITY, MISALIGNED)
+            for name in ("bytes", "mended", *FEATURES, *SCORES, MISALIGNED)
         },
         "cluster": cluster,
         "cluster_size": size,
@@ -217,10 +219,13 @@ class _Texts:
     def add(self, language: str, text: str, origin: str, identity: int) -> None:
         if language not in self._files:
             self._files[language] = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY)  # noqa: SIM115
-        line = json.dumps([text, origin, identity], ensure_ascii=False)
-        self._files[language].write(line.encode() + b"\n")
+        content, name = text.encode(), origin.encode()
+        sizes = np.array([len(content), len(name), identity], np.uint64)
+        self._files[language].write(sizes.tobytes() + content + name)
 
     def of(self, language: str) -> Iterator[tuple[str, str, int]]:
         file = self._files[language]
         file.seek(0)
-        return (tuple(json.loads(line)) for line in file)
+        while sizes := file.read(24):
+            size, length, identity = np.frombuffer(sizes, np.uint64).tolist()
+            yield file.read(size).decode(), file.read(length).decode(), identity

@@ -199,6 +199,8 @@ def test_what_json_can_spell_comes_as_it_is(tmp_path):
     hard = ["\x00a", "a\ufeffb", "\u202eabc", "a\u200db", "a\u2067b\u2069", "x" * 5_000_000]
     content = "\n".join(json.dumps({"text": text}) for text in [*hard, "\ud800x"])
     assert texts(found(tmp_path / "a.jsonl", content.encode())) == [*hard, "\ud800x"]
+    [item] = found(tmp_path / "b.jsonl", b'{"text": "a", "url": "http://x/\\ud800"}')
+    assert item.url == "http://x/?"  # it is written as it is
 
 
 @pytest.mark.parametrize(

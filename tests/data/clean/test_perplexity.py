@@ -236,6 +236,15 @@ def test_shuffled_text_takes_more_bits_and_a_text_the_same_in_every_batch(pieces
     ours = perplexity.bits_per_byte(model, pieces, good)
     theirs = perplexity.bits_per_byte(model, pieces, bad)
     assert auc(ours, theirs) > 0.97
+    both, (bits, alone) = perplexity.bits(model, pieces, good), perplexity.bits(model, pieces, bad)
+    assert auc(perplexity.disorder(*both), perplexity.disorder(bits, alone)) > 0.97
+    assert both[0].tolist() == ours.tolist()
+    # a piece alone takes what the unigrams say, and so does every order of the same pieces
+    [tokens] = pieces.encode(good[:1])
+    logs = model.logs[0][model.vocabulary[np.array([*tokens, -1]) + 3]]
+    assert both[1][0] == pytest.approx(
+        -logs.sum() * np.log2(10) / (len(good[0].encode()) + 1), 1e-5
+    )
     assert np.isfinite(perplexity.bits_per_byte(model, pieces, ["a\ud800 \0", "x" * 50_000])).all()
     alone = [perplexity.bits_per_byte(model, pieces, [one])[0] for one in good]
     assert ours.tolist() == alone
