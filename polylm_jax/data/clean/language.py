@@ -109,12 +109,12 @@ def _document(
     share = 1.0
     if len({code for code, _ in labels}) > 1 or (score < _SURE and "\n" in text.strip()):
         code, score, share = _by_line(text, predict)
-    if _strange(code, " ".join(some)) > _STRANGE:
-        score *= _DISAGREED
     if second is not None:
         other = second(" ".join(some))
         near = _whole(other) == _whole(code)  # as Malay is to Indonesian
         score = score**0.5 if other == code else score * _DISAGREED ** (0.5 if near else 1)
+    if _strange(code, " ".join(some)) > _STRANGE:
+        score *= _DISAGREED
     return code, score, share
 
 

@@ -205,8 +205,8 @@ def chance(counts: np.ndarray, strange: np.ndarray, loss: float) -> float:
     some = by_chance > 0.3  # fewer would tell by accident
     wrong = min(float((below[some] / by_chance[some]).min(initial=1)), 0.99)
     lost = (below - wrong * by_chance) / (1 - wrong)
-    over = (lost > loss) | (by_chance > 0.99)
-    return float(lower_edges()[max(int(over.argmax()) - 1, 0)])
+    # what is wrong may lie somewhat lower than what is strange, so that less is lost further up
+    return float(lower_edges()[np.flatnonzero((lost <= loss) & (by_chance <= 0.99))[-1]])
 
 
 def _shares(limits: Mapping[str, Limit], own: Mapping[str, np.ndarray]) -> dict[str, float]:
