@@ -41,8 +41,8 @@ class Thresholds:
         what is "given" as limits.
     reference: corpus of clean text that tails are taken from; "" for what is cleaned.
     documents: a language with fewer takes the values of all text in its script.
-    drop: most of a language that one rule may drop.
-    keep: share that perplexity and quality let pass.
+    drop: most of a language that one rule may drop, and of good pairs that `alignment` may.
+    keep: share that disorder and quality let pass.
     limits: language, or "*" for every one: feature: (least, most), in place of what is derived.
     """
 
