@@ -71,8 +71,10 @@ def memory_by_kind(run: Run, where: Slice) -> dict[str, float]:
 
 def state_on_chip(run: Run, where: Slice) -> tuple[float, float, float]:
     """Bytes of one chip's parts of frozen parameters, of trained ones and of their moments."""
+    # of compute the dtype alone matters, so that one answer serves all remat policies
+    compute = Compute(run.compute.dtype)
     mesh = whole_mesh(run, where)
-    return _state_on_chip(run.size, run.init, run.optimizer, run.compute, run.lora, mesh)
+    return _state_on_chip(run.size, run.init, run.optimizer, compute, run.lora, mesh)
 
 
 @lru_cache
@@ -153,22 +155,25 @@ def _arguments(size: Size, compute: Compute, lora: Lora, tokens: Any) -> tuple[A
     return adapter_shapes(size, lora), tokens, base
 
 
-@lru_cache
 def recomputed_flops(size: Size, compute: Compute, length: int, lora: Lora = WHOLE) -> float:
     """FLOPs per token of matrix products that the backward pass does again, under the policy."""
+    once = replace(compute, remat="none")
+    both = [_of_a_row(size, policy, length, lora) for policy in (compute, once)]
+    return (both[0] - both[1]) / length
 
-    def products(remat: str) -> float:
-        decoder = Decoder(size, replace(compute, remat=remat), adapter_scale=lora.scale)
 
-        def total(trained: Any, tokens: jax.Array, *base: Any) -> jax.Array:
-            hidden, _ = decoder.apply(variables_of(trained, lora, *base), tokens)
-            return hidden.astype(jnp.float32).sum()
+@lru_cache
+def _of_a_row(size: Size, compute: Compute, length: int, lora: Lora) -> float:
+    """FLOPs of the matrix products of a row, forward and backward."""
+    decoder = Decoder(size, compute, adapter_scale=lora.scale)
 
-        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        arguments = _arguments(size, compute, lora, tokens)
-        return _products(jax.make_jaxpr(jax.grad(total))(*arguments).jaxpr)
+    def total(trained: Any, tokens: jax.Array, *base: Any) -> jax.Array:
+        hidden, _ = decoder.apply(variables_of(trained, lora, *base), tokens)
+        return hidden.astype(jnp.float32).sum()
 
-    return (products(compute.remat) - products("none")) / length
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    arguments = _arguments(size, compute, lora, tokens)
+    return _products(jax.make_jaxpr(jax.grad(total))(*arguments).jaxpr)
 
 
 def _products(jaxpr: Any) -> float:
