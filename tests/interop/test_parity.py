@@ -11,8 +11,9 @@ from polylm_jax.__main__ import main
 from polylm_jax.data import tokenizer
 from polylm_jax.decode.search import Sampling, generate
 from polylm_jax.decode.weights import for_decoding
-from polylm_jax.model.decoder import Compute, Decoder, logits
+from polylm_jax.model.decoder import Compute, Decoder
 from tests import golden
+from tests.evaluation.plain import scores
 from tests.interop.conftest import params_of
 
 FLOAT32 = Compute(dtype="float32")
@@ -36,11 +37,6 @@ def without_end(ids):
     return ids[:-1] if ids and ids[-1] == tokenizer.EOS else ids
 
 
-def scores_of(size, params, tokens):
-    hidden, _ = Decoder(size, FLOAT32).apply({"params": params}, tokens)
-    return logits(hidden, params["embedding"])
-
-
 def generated(size, params, prompts, penalty):
     sampling = Sampling(new_tokens=NEW_TOKENS, repetition_penalty=penalty)
     return generate(
@@ -51,9 +47,8 @@ def generated(size, params, prompts, penalty):
 def test_logits_and_answers_equal_the_checked_in_ones(imported, release):
     size, content = release
     _, params = imported
-    np.testing.assert_allclose(
-        scores_of(size, params, content["tokens"]), content["logits"], atol=1e-4
-    )
+    found = scores(Decoder(size, FLOAT32), params, content["tokens"])
+    np.testing.assert_allclose(found, content["logits"], atol=1e-4)
     found = golden.select(content, "prompt_")
     prompts = [found[str(i)].tolist() for i in range(len(found))]
     assert len(prompts) >= 50

@@ -38,7 +38,7 @@ def loss_and_gradient(decoder, params):
 @pytest.fixture(scope="module")
 def one_device():
     decoder = Decoder(SIZE, FLOAT32, Init(std=0.1))
-    params = decoder.init(jax.random.key(0), TOKENS[:1, :1])["params"]
+    params = jax.jit(decoder.init)(jax.random.key(0), TOKENS[:1, :1])["params"]
     return params, loss_and_gradient(decoder, params)
 
 
