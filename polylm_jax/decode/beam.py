@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from polylm_jax.decode.prefill import State
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, are_numbers, choosable, penalise
-from polylm_jax.decode.weights import with_few
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
 
 # The score of a text that does not exist; minus infinity would give NaN when divided and added.
@@ -31,7 +30,6 @@ def beam_search(
     that are no numbers is NO_TOKEN throughout.
     """
     batch, beams = state.lengths.shape[0], sampling.beams
-    decoder = with_few(decoder, params, batch * beams)
     vocabulary, most = decoder.size.vocabulary, state.stops.shape[1]
     candidates = (1 + most) * beams  # each beam may lose as many to stop ids
     limits, stops = state.left, state.stops

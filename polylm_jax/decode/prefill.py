@@ -28,6 +28,9 @@ from polylm_jax.model.decoder import (
 
 FEWEST_SLOTS = 64
 FEWEST_STOPS = 4
+# Prompts that a CPU reads before the next ones: what a layer writes of more leaves its caches
+# before it is read.
+ROWS_AT_ONCE = 8
 
 
 @jax.tree_util.register_dataclass
@@ -143,19 +146,39 @@ def _read(
 
     tokens: int32 [batch, slots], padded on the right; lengths: int32 [batch].
     """
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, ROWS_AT_ONCE, *x.shape[1:])
+
+    def in_parts(rows: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:
+        parts = jax.lax.map(read, jax.tree.map(split, rows))
+        cache, ends = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
+        return pinned(decoder, cache), ends
+
+    read, rows = partial(_read_rows, decoder, params), (tokens, lengths - 1)
+    if len(tokens) > ROWS_AT_ONCE and len(tokens) % ROWS_AT_ONCE == 0:
+        cache, ends = jax.lax.platform_dependent(rows, cpu=in_parts, default=read)
+    else:
+        cache, ends = read(rows)
+    return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
+
+
+def _read_rows(
+    decoder: Decoder, params: Any, rows: tuple[jax.Array, jax.Array]
+) -> tuple[Cache, jax.Array]:
+    """Cache, and the hidden state at each row's last place; rows: their tokens and last places."""
+    tokens, last = rows
     batch, slots = tokens.shape
     chunk = min(decoder.compute.prefill_chunk, slots)
-    last = lengths - 1
     dtype = decoder.compute.cache_dtype or decoder.compute.dtype
-    cache = empty_cache(decoder.size, batch, slots, dtype)
-    cache = jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
+    cache = pinned(decoder, empty_cache(decoder.size, batch, slots, dtype))
     # The first chunk looks at no slots; most prompts end in it.
     outputs: Any = decoder.apply({"params": params}, tokens[:, :chunk], cache)
     hidden, cache = outputs
     ends = hidden[jnp.arange(batch), jnp.minimum(last, chunk - 1)]
     if chunk < slots:
         cache, ends = _read_rest(decoder, params, tokens, last, cache, ends)
-    return cache, logits(ends, params["embedding"]), _seen(decoder, remember, tokens, lengths)
+    return cache, ends
 
 
 def _read_rest(
@@ -197,3 +220,33 @@ def _seen(
     real = jnp.arange(slots) < lengths[:, None]
     seen = jnp.zeros((batch, decoder.size.vocabulary), bool)
     return seen.at[jnp.arange(batch)[:, None], tokens].max(real)
+
+
+def pinned(decoder: Decoder, cache: Cache) -> Cache:
+    """The cache split over the mesh as the decoder splits it."""
+    return jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
+
+
+def merged(
+    slots: jax.Array, tail: jax.Array, places: jax.Array, lengths: jax.Array, written: jax.Array
+) -> jax.Array:
+    """Slots [all, heads, slots, head_size] with `written` of the tail behind each row's length.
+
+    places: which of all the rows are. Nothing else changes, be it that the tail reaches beyond the
+    last slot.
+    """
+    since, tail = jnp.arange(tail.shape[2]), tail.astype(slots.dtype)
+    nowhere = slots.shape[2]
+    at = jnp.where(since < written[:, None], lengths[:, None] + since, nowhere)
+
+    def put(slots: jax.Array, tail: jax.Array) -> jax.Array:
+        return slots.at[places[:, None], :, at].set(tail.swapaxes(1, 2), mode="drop")
+
+    def as_bits(slots: jax.Array, tail: jax.Array) -> jax.Array:
+        """A CPU would make all slots float32 to scatter bfloat16 into them."""
+        held, new = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (slots, tail))
+        return jax.lax.bitcast_convert_type(put(held, new), slots.dtype)
+
+    if slots.dtype != jnp.bfloat16:
+        return put(slots, tail)
+    return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)

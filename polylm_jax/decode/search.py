@@ -10,11 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from polylm_jax.decode.beam import beam_search
-from polylm_jax.decode.prefill import State, power_of_two, prefill
+from polylm_jax.decode.prefill import State, merged, pinned, power_of_two, prefill
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
-from polylm_jax.decode.weights import with_few
-from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, logits
+from polylm_jax.model.decoder import (
+    END_OF_DOCUMENT,
+    Cache,
+    Decoder,
+    Tail,
+    empty_cache,
+    logits,
+)
 
+Carry = tuple[jax.Array, State, jax.Array]  # tokens that were added, the texts, the new ids
+
+BURST = 32  # tokens that a CPU adds between two writes into the cache
 TOKENS_AT_ONCE = 16  # between two looks at the texts, where one may end by what it says
 
 
@@ -98,17 +107,11 @@ def rules(sampling: Sampling) -> Sampling:
 def _decode(
     decoder: Decoder, sampling: Sampling, tokens: int, params: Any, state: State
 ) -> tuple[State, jax.Array, jax.Array]:
-    rows = jnp.arange(state.lengths.shape[0])
-    decoder = with_few(decoder, params, len(rows))
-    before = state.drawn
-
-    def unfinished(carry: tuple[jax.Array, State, jax.Array]) -> jax.Array:
+    def unfinished(carry: Carry, most: jax.Array | int = tokens) -> jax.Array:
         count, state, _ = carry
-        return (count < tokens) & ~state.done.all()
+        return (count < most) & ~state.done.all()
 
-    def one_token(
-        carry: tuple[jax.Array, State, jax.Array],
-    ) -> tuple[jax.Array, State, jax.Array]:
+    def one_token(add: Callable[..., Any], carry: Carry) -> Carry:
         count, state, new = carry
         scores = choosable(state.scores, decoder.ids)
         token = choose(scores, state.seen, state.keys, state.drawn, sampling)
@@ -116,10 +119,7 @@ def _decode(
         done = state.done | stopped
         added = (~done).astype(jnp.int32)
         # A finished row writes to the slot after its last, which its text will not see.
-        outputs: Any = decoder.apply(
-            {"params": params}, token[:, None], state.cache, state.lengths[:, None]
-        )
-        hidden, cache = outputs
+        hidden, cache = add(token[:, None], count, state)
         state = State(
             cache=cache,
             lengths=state.lengths + added,
@@ -133,8 +133,60 @@ def _decode(
         )
         return count + 1, state, new.at[:, count].set(token)
 
+    def burst(carry: Carry) -> Carry:
+        first, before, new = carry
+        steps, turned = min(BURST, tokens), _turned(before.cache)
+
+        def add(token: jax.Array, count: jax.Array, state: State) -> Any:
+            place = count - first
+            positions = (before.lengths + place)[:, None]
+            tail, held = Tail(state.cache, place), _turned_back(turned)
+            return decoder.apply({"params": params}, token, held, positions, tail=tail)
+
+        # as wide as the attention, or all of it would be cast at every token
+        tail = pinned(decoder, empty_cache(decoder.size, len(rows), steps, "float32"))
+        count, state, new = jax.lax.while_loop(
+            partial(unfinished, most=jnp.minimum(first + steps, tokens)),
+            partial(one_token, add),
+            (first, replace(before, cache=tail), new),
+        )
+        written = state.lengths - before.lengths
+        merge = partial(merged, places=rows, lengths=before.lengths, written=written)
+        cache = pinned(decoder, jax.tree.map(merge, before.cache, state.cache))
+        return count, replace(state, cache=cache), new
+
+    def in_place(carry: Carry) -> Carry:
+        def add(token: jax.Array, count: jax.Array, state: State) -> Any:
+            return decoder.apply({"params": params}, token, state.cache, state.lengths[:, None])
+
+        return jax.lax.while_loop(unfinished, partial(one_token, add), carry)
+
+    def in_bursts(carry: Carry) -> Carry:
+        return jax.lax.while_loop(unfinished, burst, carry)
+
+    rows, before = jnp.arange(state.lengths.shape[0]), state.drawn
     new = jnp.full((len(rows), tokens), END_OF_DOCUMENT, jnp.int32)
     start = (jnp.zeros((), jnp.int32), state, new)
-    _, state, new = jax.lax.while_loop(unfinished, one_token, start)
+    _, state, new = jax.lax.platform_dependent(start, cpu=in_bursts, default=in_place)
     # whole in every process of a run, which all look at the texts
     return state, decoder.constrain(new, None, None), decoder.constrain(state.drawn - before, None)
+
+
+def _turned(cache: Cache) -> Cache:
+    """A cache as a CPU multiplies it: float32, a key's numbers [..., head_size, slots].
+
+    The barrier has it made before a loop that reads it, not at every token in it.
+    """
+    turned = tuple(
+        {
+            "key": layer["key"].swapaxes(2, 3).astype(jnp.float32),
+            "value": layer["value"].astype(jnp.float32),
+        }
+        for layer in cache
+    )
+    made: Cache = jax.lax.optimization_barrier(turned)
+    return made
+
+
+def _turned_back(cache: Cache) -> Cache:
+    return tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in cache)

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from polylm_jax.decode.prefill import merged, pinned
 from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
-from polylm_jax.decode.weights import FEW, with_few
 from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
     END_OF_DOCUMENT,
@@ -91,9 +91,9 @@ def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any,
     one, size = for_one(decoder), decoder.size
     held = jnp.zeros((slots, size.vocabulary), jnp.int32)
     return (
-        _pinned(decoder, empty_cache(size, slots, context, dtype)),
+        pinned(decoder, empty_cache(size, slots, context, dtype)),
         decoder.constrain(held, "batch", "vocabulary"),
-        tuple(_pinned(one, empty_cache(size, 1, context, dtype)) for _ in range(staged)),
+        tuple(pinned(one, empty_cache(size, 1, context, dtype)) for _ in range(staged)),
         one.constrain(
             jnp.zeros((1, size.d_model), COMPUTE_DTYPES[decoder.compute.dtype]), None, None
         ),
@@ -158,8 +158,7 @@ def first(
     held = jnp.zeros((1, decoder.size.vocabulary), jnp.int32)
     heard = (jnp.arange(len(tokens)) < length).astype(jnp.int32) * HEARD
     held = held.at[0, tokens].max(heard)
-    # fewer rows than these a CPU multiplies slower
-    scores = logits(jnp.repeat(hidden, FEW, axis=0), params["embedding"])[:1]
+    scores = logits(hidden, params["embedding"])
     token = choose_each(choosable(scores, decoder.ids), held, wishes, jnp.zeros(1, jnp.int32))
     likely = _likely(one, most, scores, token)
     held = held.at[0, token].add(SAID)
@@ -181,7 +180,7 @@ def insert(
         return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis=0)
 
     cache = jax.tree.map(put, cache, _cut(staged, length))
-    return _pinned(decoder, cache), decoder.constrain(put(held, held_row), "batch", "vocabulary")
+    return pinned(decoder, cache), decoder.constrain(put(held, held_row), "batch", "vocabulary")
 
 
 def take(
@@ -189,7 +188,7 @@ def take(
 ) -> Cache:
     """A staged row with the first `length` tokens of a slot's text, and nothing else."""
     row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
-    return _pinned(for_one(decoder), _cut(row, length))
+    return pinned(for_one(decoder), _cut(row, length))
 
 
 def burst(
@@ -211,7 +210,6 @@ def burst(
     END_OF_DOCUMENT, with NO_TOKEN where its scores are no numbers, or where no more may be added.
     """
     slots = len(rows.last)
-    decoder = with_few(decoder, params, slots)
     mine = lambda x: x if places is None else x[places]  # noqa: E731
     looked_at = jax.tree.map(lambda x: mine(x)[:, :, :width], cache)
     dtype = cache[0]["key"].dtype.name
@@ -257,7 +255,7 @@ def burst(
         "step": jnp.zeros((), jnp.int32),
         "token": jnp.asarray(rows.last),
         "going": rows.left > 0,
-        "tail": _pinned(decoder, empty_cache(decoder.size, slots, steps, dtype)),
+        "tail": pinned(decoder, empty_cache(decoder.size, slots, steps, dtype)),
         "held": mine(held),
         "written": jnp.zeros(slots, jnp.int32),
         "new": jnp.full((slots, steps), END_OF_DOCUMENT, jnp.int32),
@@ -265,8 +263,8 @@ def burst(
     }
     carry = jax.lax.while_loop(unfinished, one_token, carry)
     here = everyone if places is None else places
-    merge = partial(_merged, places=here, lengths=rows.lengths, written=carry["written"])
-    cache = _pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
+    merge = partial(merged, places=here, lengths=rows.lengths, written=carry["written"])
+    cache = pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
     held = carry["held"] if places is None else held.at[places].set(carry["held"])
     held = decoder.constrain(held, "batch", "vocabulary")
     return cache, held, carry["new"], carry["likely"]
@@ -283,36 +281,11 @@ def _hidden(
     positions = begin + jnp.minimum(jnp.arange(tokens.shape[1]), last)[None]
     outputs: Any = one.apply({"params": params}, tokens, staged, positions)
     hidden, staged = outputs
-    return hidden[0], _pinned(one, staged)
+    return hidden[0], pinned(one, staged)
 
 
 def _at(decoder: Decoder, hidden: jax.Array, place: jax.Array) -> jax.Array:
     return decoder.constrain(jax.lax.dynamic_slice_in_dim(hidden, place, 1), None, None)
-
-
-def _merged(
-    slots: jax.Array, tail: jax.Array, places: jax.Array, lengths: jax.Array, written: jax.Array
-) -> jax.Array:
-    """Slots [all, heads, slots, head_size] with `written` of the tail behind each row's length.
-
-    places: which of all the rows are. Nothing else changes, be it that the tail reaches beyond the
-    last slot.
-    """
-    since = jnp.arange(tail.shape[2])
-    nowhere = slots.shape[2]
-    at = jnp.where(since < written[:, None], lengths[:, None] + since, nowhere)
-
-    def put(slots: jax.Array, tail: jax.Array) -> jax.Array:
-        return slots.at[places[:, None], :, at].set(tail.swapaxes(1, 2), mode="drop")
-
-    def as_bits(slots: jax.Array, tail: jax.Array) -> jax.Array:
-        """A CPU would make all slots float32 to scatter bfloat16 into them."""
-        held, new = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (slots, tail))
-        return jax.lax.bitcast_convert_type(put(held, new), slots.dtype)
-
-    if slots.dtype != jnp.bfloat16:
-        return put(slots, tail)
-    return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
 
 
 def _cut(row: Cache, length: jax.Array) -> Cache:
@@ -322,10 +295,6 @@ def _cut(row: Cache, length: jax.Array) -> Cache:
         return jnp.where((jnp.arange(x.shape[2]) < length)[:, None], x, 0)
 
     return jax.tree.map(cut, row)
-
-
-def _pinned(decoder: Decoder, cache: Cache) -> Cache:
-    return jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
 
 
 def _likely(decoder: Decoder, most: int, scores: jax.Array, tokens: jax.Array) -> Likely:

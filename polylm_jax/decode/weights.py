@@ -5,43 +5,20 @@ stacked layers would be copied at every token, and so would float32 weights on t
 bfloat16. Int8 halves the bytes of bfloat16: a weight is an integer from -127 to 127 times the
 scale of its output channel (of its row, in the embedding and position tables).
 
-A CPU multiplies bfloat16 as it lies in memory only where there are FEW rows or more; else its
-compiler makes all weights float32 at every call. There a small model has both.
+For a CPU the outputs' axes of bfloat16 come first, see `model.products.OutputsFirst`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.model.decoder import Decoder
-from polylm_jax.model.parameters import Parameter, count, layer_parameters, outer_parameters
-from polylm_jax.model.products import Int8
+from polylm_jax.model.parameters import Parameter, layer_parameters, outer_parameters
+from polylm_jax.model.products import Int8, OutputsFirst
 from polylm_jax.sizes import Size
-
-SMALL = 100_000_000  # parameters of a model whose weights a CPU may hold in both dtypes
-FEW = 4  # rows
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Both:
-    """A weight in bfloat16 and in float32: a product takes the one that it would cast to."""
-
-    narrow: jax.Array
-    wide: jax.Array
-
-    def astype(self, dtype: Any) -> jax.Array:
-        """The weight in one of the two."""
-        return self.narrow if jnp.dtype(dtype) == self.narrow.dtype else self.wide.astype(dtype)
-
-    def __getitem__(self, rows: jax.Array) -> jax.Array:
-        """Rows of a table, float32."""
-        return self.wide[rows]
 
 
 def for_decoding(
@@ -54,16 +31,9 @@ def for_decoding(
     stacked arrays become "layer_0", "layer_1", … cpu: they are for a CPU.
     """
     keep = "int8" if int8 else dtype
-    if cpu and keep == "bfloat16" and count(size) < SMALL:
-        keep = "both"
+    if cpu and keep == "bfloat16":
+        keep = "outputs first"
     return _convert(size, keep, params)
-
-
-def with_few(decoder: Decoder, params: Any, rows: int) -> Decoder:
-    """The decoder that adds one token to each of so many rows, with the weights `for_decoding`."""
-    if rows >= FEW or not isinstance(params["embedding"], Both):
-        return decoder
-    return decoder.clone(compute=replace(decoder.compute, dtype="float32", attention="auto"))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -99,8 +69,10 @@ def quantise(weight: jax.Array, inputs: tuple[int, ...]) -> Int8:
     return Int8(jnp.round(weight / scales).astype(jnp.int8), scales)
 
 
-def _both(weight: jax.Array, inputs: tuple[int, ...]) -> Both:
-    return Both(weight.astype(jnp.bfloat16), weight)
+def outputs_first(weight: jax.Array, inputs: tuple[int, ...]) -> OutputsFirst:
+    """A float weight whose products sum over the axes `inputs`."""
+    last = tuple(range(-len(inputs), 0))
+    return OutputsFirst(jnp.moveaxis(weight.astype(jnp.bfloat16), inputs, last))
 
 
 # What becomes of a weight, by how it is kept: function (weight, the axes that are summed over).
@@ -108,5 +80,5 @@ KINDS: dict[str, Callable[[jax.Array, tuple[int, ...]], Any]] = {
     "float32": lambda weight, inputs: weight,
     "bfloat16": lambda weight, inputs: weight.astype(jnp.bfloat16),
     "int8": quantise,
-    "both": _both,
+    "outputs first": outputs_first,
 }

@@ -41,6 +41,7 @@ from polylm_jax.model.products import (
     FLOAT32,
     QKV,
     Int8,
+    OutputsFirst,
     linear,
     one_product,
     query_key_value,
@@ -201,12 +202,18 @@ def keeping(names: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def declare(module: nn.Module, table: dict[str, Parameter], init: Init, layers: int) -> Any:
-    """Declares a table's parameters in a module; returns function (name) -> float32 array."""
-    values = {
-        name: module.param(name, initializer(parameter, init, layers), parameter.shape)
-        for name, parameter in table.items()
-    }
-    return values.__getitem__
+    """Declares a table's parameters in a module; returns function (name) -> float32 array.
+
+    Or the weight of another kind that decoding has there.
+    """
+
+    def value_of(name: str, parameter: Parameter) -> Any:
+        held: Any = module.get_variable("params", name)
+        if isinstance(held, OutputsFirst):  # of another shape, which Flax would not take
+            return held
+        return module.param(name, initializer(parameter, init, layers), parameter.shape)
+
+    return {name: value_of(name, parameter) for name, parameter in table.items()}.__getitem__
 
 
 class Layer(nn.Module):
@@ -437,7 +444,7 @@ def look_up(table: jax.Array | Int8, tokens: jax.Array) -> jax.Array:
 
 
 @jax.named_scope("logits")
-def logits(hidden: jax.Array, embedding: jax.Array | Int8) -> jax.Array:
+def logits(hidden: jax.Array, embedding: jax.Array | Int8 | OutputsFirst) -> jax.Array:
     """Scores of the next token, float32 [..., vocabulary].
 
     hidden: [..., d_model]; embedding: [vocabulary, d_model].

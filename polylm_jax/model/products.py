@@ -1,5 +1,6 @@
 """Matrix products of activations and weights: narrow operands, sums in float32."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +28,26 @@ class Int8:
         return self.weights[rows] * self.scales[rows]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OutputsFirst:
+    """A weight as a CPU decodes with it: bfloat16 [outputs…, inputs…], read as it lies in memory.
+
+    The CPU's kernels take the left operand of a product row by row and rearrange the right one,
+    at every call. So where few tokens are multiplied the weight stands on the left.
+    """
+
+    weights: jax.Array
+
+    def __getitem__(self, rows: jax.Array) -> jax.Array:
+        """Rows of a table. As integers: a CPU makes float32 of all of it to look up bfloat16."""
+        bits = jax.lax.bitcast_convert_type(self.weights, jnp.uint16)[rows]
+        return jax.lax.bitcast_convert_type(bits, self.weights.dtype)
+
+
+COLUMNS = 16  # of the right operand, a tile's; of fewer a CPU's product takes longer
+
+
 def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """einsum that sums in float32 and returns dtype.
 
@@ -43,12 +64,16 @@ def dot(equation: str, x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> jax.Arra
     return jax.lax.platform_dependent(x, y, cpu=wide, default=narrow)
 
 
-def weighed(equation: str, x: jax.Array, weight: jax.Array | Int8, dtype: jnp.dtype) -> jax.Array:
+def weighed(
+    equation: str, x: jax.Array, weight: jax.Array | Int8 | OutputsFirst, dtype: jnp.dtype
+) -> jax.Array:
     """dot with a weight, cast to the dtype of x; the scales of int8 multiply the result.
 
     An integer is exact in bfloat16, and a product reads it as it lies in memory; the weight times
     its scales would have to be written there first, at every token.
     """
+    if isinstance(weight, OutputsFirst):
+        return _outputs_first(equation, x, weight.weights, dtype)
     if not isinstance(weight, Int8):
         return dot(equation, x, weight.astype(x.dtype), dtype)
     operands, result = equation.split("->")
@@ -56,6 +81,26 @@ def weighed(equation: str, x: jax.Array, weight: jax.Array | Int8, dtype: jnp.dt
     inputs = [place for place, axis in enumerate(axes) if axis not in result]
     product = dot(equation, x, weight.weights.astype(x.dtype), FLOAT32)
     return (product * weight.scales.squeeze(inputs)).astype(dtype)
+
+
+def _outputs_first(equation: str, x: jax.Array, weights: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """weighed, on a CPU: x is [tokens…, inputs…] and weights are [outputs…, inputs…]."""
+    operands, result = equation.split("->")
+    outputs = weights.ndim - len(set(operands.split(",")[1]) - set(result))
+    inputs = math.prod(weights.shape[outputs:])
+    rows, matrix = x.reshape(-1, inputs), weights.reshape(-1, inputs)
+    product = partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((1,), (1,)), ((), ())),
+        preferred_element_type=FLOAT32,
+    )
+    if len(rows) < COLUMNS:
+        padded = jnp.pad(rows, ((0, COLUMNS - len(rows)), (0, 0)))
+        found = product(matrix, padded)[:, : len(rows)].T
+    else:
+        found = product(rows, matrix)
+    tokens = x.shape[: x.ndim - (weights.ndim - outputs)]
+    return found.reshape(*tokens, *weights.shape[:outputs]).astype(dtype)
 
 
 def _over_tokens(x: jax.Array) -> jax.Array:
@@ -79,7 +124,8 @@ def linear(
 ) -> jax.Array:
     """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
-    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight Int8.
+    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight as decoding has
+    it.
     sent: to which a device rounds its gradient of the weight before devices add up theirs.
     The gradient of x is in its dtype; those of weight and bias are float32, and all sums over a
     device's tokens.

@@ -71,7 +71,8 @@ def plan_decode(
     def add(params: Any, state: State) -> Any:
         return decode_some(decoder, greedy, params, state, AT_ONCE)
 
-    cast = partial(for_decoding, size=size, dtype=compute.dtype, int8=int8)
+    cpu = where.family == "cpu"
+    cast = partial(for_decoding, size=size, dtype=compute.dtype, int8=int8, cpu=cpu)
     params = there(jax.eval_shape(cast, shapes(size)))
     state = there(jax.eval_shape(read, params))
     reading, _ = _compile(jax.jit(read, out_shardings=here), params)

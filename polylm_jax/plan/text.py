@@ -97,15 +97,19 @@ def kernels(text: str, loop: bool = False) -> list[Kernel]:
     loop: only of one turn of that loop of the entry that moves the most: a token's, of decoding.
     """
     program, entry = parse(text)
-    if not loop:
-        return list(_run(program, entry, 1))
-    turns = [
-        list(_run(program, name, 1))
-        for one in program[entry]
-        if one.op == "while"
-        for name in [target(one, "body")]
-    ]
-    return max(turns, key=_moved, default=[])
+    return _turn(program, entry) if loop else list(_run(program, entry, 1))
+
+
+def _turn(program: Program, name: str) -> list[Kernel]:
+    """One turn of the loop of a computation that moves the most, [] if it has none.
+
+    Of a loop whose products are another's that it runs, as a CPU's bursts of tokens, the other's.
+    """
+    bodies = [target(one, "body") for one in program[name] if one.op == "while"]
+    turns = [(list(_run(program, body, 1)), body) for body in bodies]
+    found, body = max(turns, key=lambda turn: _moved(turn[0]), default=([], ""))
+    inner = _turn(program, body) if found else []
+    return inner if 2 * _multiplied(inner) > _multiplied(found) else found
 
 
 def parts(found: list[Kernel], rates: Rates) -> list[Part]:
@@ -146,6 +150,10 @@ def _sum(name: str, group: list[Kernel], rates: Rates) -> Part:
         sum(one.times * one.flops for one in group),
         sum(one.seconds(rates) for one in group),
     )
+
+
+def _multiplied(found: list[Kernel]) -> float:
+    return sum(one.times * one.flops for one in found)
 
 
 def _moved(found: list[Kernel]) -> float:

@@ -21,7 +21,6 @@ import numpy as np
 from polylm_jax.decode.prefill import draw_of
 from polylm_jax.decode.sampling import NO_TOKEN, NOT_FINITE, Sampling, Wishes
 from polylm_jax.decode.slots import Likely
-from polylm_jax.decode.weights import FEW
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
 from polylm_jax.serve.calls import MOST_LIKELIEST, Busy, Call, Counts, News, Said

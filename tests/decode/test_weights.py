@@ -1,4 +1,4 @@
-"""Int8 against its definition, on kernels of every shape; what a CPU casts while it decodes."""
+"""Int8 against its definition, on kernels of every shape; what a CPU reads while it decodes."""
 
 import math
 import re
@@ -11,10 +11,10 @@ import pytest
 from polylm_jax.decode.prefill import prefill
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import _decode, decode_some, generate, rules
-from polylm_jax.decode.weights import Both, for_decoding
+from polylm_jax.decode.weights import for_decoding, outputs_first
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
-from polylm_jax.model.products import Int8
+from polylm_jax.model.products import COLUMNS, Int8, weighed
 from polylm_jax.sizes import Size
 from tests import golden
 from tests.conftest import AS_FOR_USERS
@@ -79,10 +79,39 @@ def largest_cast(size, tree, rows):
     return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
 
+@pytest.mark.parametrize("tokens", [(1, 1), (3, 1), (1, COLUMNS), (2, COLUMNS + 1)])
+def test_a_product_is_the_same_with_the_outputs_first(tokens):
+    chance = np.random.default_rng(0)
+    shapes = {
+        "bld,dkhe->blkhe": ((8,), (3, 2, 5)),
+        "blhe,hed->bld": ((2, 5), (12,)),
+        "bld,df->blf": ((8,), (12,)),
+        "...d,dv->...v": ((8,), (12,)),
+    }
+    for equation, (inputs, outputs) in shapes.items():
+        x = jnp.asarray(chance.standard_normal((*tokens, *inputs)), jnp.bfloat16)
+        weight = jnp.asarray(chance.standard_normal((*inputs, *outputs)), jnp.float32)
+        held = outputs_first(weight, tuple(range(len(inputs))))
+        assert held.weights.shape == (*outputs, *inputs)
+        expected = np.einsum(equation, *(np.asarray(y, np.float64) for y in (x, _bfloat16(weight))))
+        equation = equation.replace("dv->", "vd->")  # a table has its outputs first anyway
+        found = weighed(equation, x, held, jnp.dtype("float32"))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def _bfloat16(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+def test_rows_of_a_table_are_looked_up_as_they_are():
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((7, 5)), jnp.float32)
+    rows = jnp.array([[3, 1], [6, 6]])
+    np.testing.assert_array_equal(outputs_first(table, (1,))[rows], table.astype("bfloat16")[rows])
+
+
 def test_a_cpu_reads_weights_as_they_are_kept(model):
     size, params = model
     tree = for_decoding(params, size, "bfloat16", cpu=True)
-    assert isinstance(tree["layer_0"]["mlp_in"], Both)
     least = size.d_model**2  # of the smallest kernel
     assert largest_cast(size, tree, 1) < least
     # what this is for: plain ones are all cast anew, at every call
