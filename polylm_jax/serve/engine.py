@@ -28,6 +28,7 @@ from polylm_jax.serve.programs import Device, Shape, idle_rows
 from polylm_jax.serve.schedule import READERS, Begin, Chunk, Job, Pace, Schedule, chunks_of
 from polylm_jax.serve.settings import Serving
 
+FEW = 4  # rows; a burst of fewer is hardly faster
 HOLD = 0.02  # of a burst's time: so long those who were answered have for asking again
 LONGEST_WAIT = 60  # seconds after which one who was refused is told to ask again, at most
 MOST_PENALTY = 1e6  # scores less these stay far from what float32 cannot hold

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.decode import slots
+from polylm_jax.decode.prefill import merged
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
@@ -70,5 +71,5 @@ def test_a_tail_is_written_behind_each_text_and_nothing_else(dtype, order):
         end = lengths[row] + written[row]
         expected[row, :, lengths[row] : end] = tail[row, :, : written[row]]
     some = tail[order], order, lengths[order], written[order]
-    found = jax.jit(slots._merged)(held, *some)
+    found = jax.jit(merged)(held, *some)
     np.testing.assert_array_equal(np.array(found), expected)

@@ -99,6 +99,15 @@ def test_a_product_is_the_same_with_the_outputs_first(tokens):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_a_row_of_a_product_has_the_same_bits_among_few_and_among_many():
+    chance = np.random.default_rng(0)
+    held = outputs_first(jnp.asarray(chance.standard_normal((96, 192)), jnp.float32), (0,))
+    x = jnp.asarray(chance.standard_normal((COLUMNS + 3, 1, 96)), jnp.bfloat16)
+    product = jax.jit(lambda x: weighed("bld,df->blf", x, held, jnp.dtype("float32")))
+    for rows in (1, 5):
+        np.testing.assert_array_equal(product(x[:rows]), product(x)[:rows])
+
+
 def _bfloat16(x):
     return x.astype(jnp.bfloat16).astype(jnp.float32)
 
