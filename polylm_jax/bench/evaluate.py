@@ -1,4 +1,7 @@
-"""Scoring choices beside lm-eval with transformers: requests per second of processor time.
+"""Scoring choices beside lm-eval with transformers: requests per second, by two clocks.
+
+The wall's clock is what a person waits for, where nobody else runs; processor time is what it
+costs, whoever runs beside it. Both sides have the cores that this process has.
 
 Three forms of benchmark, of made-up ids with the lengths that real ones have with a tokenizer for
 18 languages: XCOPA (two short endings), XNLI (three sentences that differ in a word), and four
@@ -6,12 +9,12 @@ answers behind a passage. Both have random weights of one shape.
 """
 
 import json
-import math
+import os
 import statistics
 import tempfile
 import time
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import jax
@@ -33,48 +36,66 @@ from polylm_jax.sizes import Size
 
 ROUNDS = 3  # of ours and the peer in turn; the first, in which ours compiles, is not counted
 BATCH = {"XCOPA": 16, "XNLI": 16, "four answers": 8}  # of the peer: the fastest on a CPU
+OURS, PEER = "polylm_jax", "lm-eval, transformers"
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+Speeds = dict[str, dict[str, dict[str, float]]]  # by clock, form and side, requests per second
 
 
 def run(
     size: Size, init: Init, compute: Compute, settings: Evaluation, vs_torch: bool, python: str
 ) -> dict[str, Any]:
-    """Requests per second of processor time in each form, ours and the peer's (if asked), the
-    median of rounds in which both took turns, and the share of padding in our rows."""
+    """Requests per second in each form by both clocks, ours and the peer's (if asked), the median
+    of rounds in which both took turns, and the share of padding in our rows."""
     forms = {name: made_up(name, size.vocabulary) for name in BATCH}
     mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     decoder = Decoder(size, compute, attend=attender(compute, mesh))
     start = jax.jit(Decoder(size, compute, init).init)
     params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    speeds: dict[str, dict[str, list[float]]] = {name: {} for name in forms}
+    sides = [OURS, PEER] if vs_torch else [OURS]
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    cores = len(os.sched_getaffinity(0))
     with tempfile.NamedTemporaryFile("w+", suffix=".json") as file:
         json.dump({name: [*chain(*items)] for name, items in forms.items()}, file)
         file.flush()
         told = asdict(size) | {"dtype": compute.dtype, "requests": file.name, "batch": BATCH}
-        told |= {"device": torch_device(jax.default_backend())}
+        told |= {"device": torch_device(jax.default_backend()), "threads": cores}
         peer = PeerProcess(peer_python(python), "evaluate_peer.py", told) if vs_torch else None
         try:
             for number in range(ROUNDS):
                 for place, (name, items) in enumerate(forms.items()):
-                    taken = {"polylm_jax": ours(decoder, params, items, settings)}
+                    taken = {OURS: ours(decoder, params, items, settings)}
                     if peer:
-                        taken["lm-eval, transformers"] = peer.ask(place)["seconds"]
-                    for who, seconds in taken.items() if number else ():
-                        speeds[name].setdefault(who, []).append(sum(map(len, items)) / seconds)
+                        taken[PEER] = peer.ask(place)
+                    for side, clock in product(taken, CLOCKS) if number else ():
+                        seconds.setdefault((clock, name, side), []).append(taken[side][clock])
         finally:
             if peer:
                 peer.close()
-    medians = {
-        name: {who: statistics.median(some) for who, some in of.items()}
-        for name, of in speeds.items()
+
+    def speed(clock: str, name: str, side: str) -> float:
+        return sum(map(len, forms[name])) / statistics.median(seconds[clock, name, side])
+
+    speeds = {
+        clock: {name: {side: speed(clock, name, side) for side in sides} for name in forms}
+        for clock in CLOCKS
     }
-    ratios = [of["polylm_jax"] / of["lm-eval, transformers"] for of in medians.values() if peer]
     return {
         "device": jax.devices()[0].device_kind,
+        "cores": cores,
         "dtype": compute.dtype,
-        "requests per second of processor time": medians,
-        "geometric mean of ratios": math.prod(ratios) ** (1 / len(ratios)) if ratios else None,
+        "requests per second": speeds,
+        "geometric mean of ratios": {
+            clock: statistics.geometric_mean(ratio(of) for of in by_form.values())
+            for clock, by_form in speeds.items()
+            if vs_torch
+        },
         "padding": {name: padding(items, settings) for name, items in forms.items()},
     }
+
+
+def ratio(speeds: dict[str, float]) -> float:
+    """How many times as fast ours is."""
+    return speeds[OURS] / speeds[PEER]
 
 
 def made_up(form: str, vocabulary: int) -> list[list[Pair]]:
@@ -95,13 +116,15 @@ def made_up(form: str, vocabulary: int) -> list[list[Pair]]:
     return [[(context, ids(5, 20)) for _ in range(4)] for context in contexts]
 
 
-def ours(decoder: Decoder, params: Any, items: list[list[Pair]], settings: Evaluation) -> float:
-    """Seconds of processor time from ids to sums."""
-    started = time.process_time()
+def ours(
+    decoder: Decoder, params: Any, items: list[list[Pair]], settings: Evaluation
+) -> dict[str, float]:
+    """Seconds from ids to sums, by each clock."""
+    started = {name: clock() for name, clock in CLOCKS.items()}
     trees = [tree(pairs) for pairs in items]
     planned = plan([one.size for one in trees], settings.row_length, settings.rows, 1)
     score_trees(decoder, {"params": params}, trees, planned, lambda *_: None)
-    return time.process_time() - started
+    return {name: clock() - started[name] for name, clock in CLOCKS.items()}
 
 
 def padding(items: list[list[Pair]], settings: Evaluation) -> float:
@@ -113,16 +136,24 @@ def padding(items: list[list[Pair]], settings: Evaluation) -> float:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Prints the figures as a table, then as one line of JSON."""
+    heads = [head for clock in CLOCKS for head in (f"{clock}, 1/s", "ratio")]
     table = Table(
-        *("form", "who", "requests/s", "polylm_jax / it", "padding"),
-        title=f"Scoring choices, {result['device']}, {result['dtype']}, processor time",
+        *("form", "who", *heads, "padding"),
+        title=f"Requests, {result['device']}, {result['cores']} cores, {result['dtype']}",
     )
-    for name, speeds in result["requests per second of processor time"].items():
-        for who, speed in speeds.items():
-            ratio = "" if who == "polylm_jax" else f"{speeds['polylm_jax'] / speed:.2f}"
-            share = f"{result['padding'][name]:.0%}" if who == "polylm_jax" else ""
-            table.add_row(name, who, f"{speed:,.1f}", ratio, share)
-    if result["geometric mean of ratios"]:
-        table.add_row("geometric mean", "", "", f"{result['geometric mean of ratios']:.2f}", "")
+    for name, share in result["padding"].items():
+        found = [speeds[name] for speeds in result["requests per second"].values()]
+        for side in found[0]:
+            cells = [
+                cell
+                for of in found
+                for cell in (f"{of[side]:,.1f}", f"{ratio(of):.2f}" if side == PEER else "")
+            ]
+            table.add_row(
+                name, side.partition(",")[0], *cells, f"{share:.0%}" if side == OURS else ""
+            )
+    means = result["geometric mean of ratios"].values()
+    if means:
+        table.add_row("geometric mean", "", *(cell for one in means for cell in ("", f"{one:.2f}")))
     console.print(table)
     print(json.dumps(result))

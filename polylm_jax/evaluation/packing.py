@@ -5,7 +5,8 @@ holds whole trees; a token sees its own stem and branch. What is common is found
 premises, passages and few-shot examples are shared wherever a benchmark has them. Pure numpy.
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +18,10 @@ Ids = Sequence[int]
 Pair = tuple[Ids, Ids]
 
 WIDER = 4  # a tree that fits no row has one up to so many times as wide, or that many times again
-REST = 2048  # what a token costs beside its attention, in tokens that it looks at: a small model
+# What a token costs beside its attention, in tokens that it looks at; of a small model less, but a
+# CPU looks no farther than a tree.
+REST = 16384
+FEW = 2000  # trees, of which a row or a batch more or less is worth trying
 
 
 @dataclass(frozen=True)
@@ -168,37 +172,59 @@ class Planned:
 
 
 def plan(sizes: Sequence[int], width: int, rows: int, ways: int) -> list[Planned]:
-    """Which trees go into which row of which batch, the largest first.
+    """Which trees go into which row of which batch.
 
-    Rows are as wide as `width`, or from a quarter to twice of it, whichever takes the least work;
-    what fits none has wider ones. rows: of a batch, fewer the wider they are, but always a
-    multiple of ways. The same sizes always have the same plan.
+    Trees of up to twice `width` are put into rows of one width, from a quarter to twice of it,
+    whichever takes the least work, and so into batches of one shape; what fits none has wider
+    ones. rows: of a batch, fewer the wider they are, but always a multiple of ways. The same sizes
+    always have the same plan.
     """
-
-    def work(planned: list[Planned]) -> int:
-        return sum(one.positions * (one.width + REST) for one in planned)
-
-    bases = (width // 4, width // 2, width, width * 3 // 2, width * 2)
-    return min((_planned(sizes, base, rows * width, ways) for base in bases), key=work)
-
-
-def _planned(sizes: Sequence[int], width: int, tokens: int, ways: int) -> list[Planned]:
     groups: dict[int, list[int]] = {}
     for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        wide = width
-        while wide < sizes[number]:
-            wide *= WIDER
-        groups.setdefault(wide, []).append(number)
-    found = []
-    for numbers in groups.values():
-        wide = width * -(-sizes[numbers[0]] // width)
-        packed, most = _fitted(numbers, sizes, wide), -(-max(1, tokens // wide) // ways) * ways
+        most = 2 * width
+        while most < sizes[number]:
+            most *= WIDER
+        groups.setdefault(most, []).append(number)
+    return [
+        one
+        for most, numbers in groups.items()
+        for one in _spread(numbers, sizes, most, rows * width, ways)
+    ]
+
+
+def _spread(
+    numbers: Sequence[int], sizes: Sequence[int], most: int, tokens: int, ways: int
+) -> list[Planned]:
+    """Batches of one shape, of about so many tokens, with rows of `most` at most."""
+    width, each, packed = min(
+        _packings(numbers, sizes, most, tokens, ways),
+        key=lambda found: -(-len(found[2]) // found[1]) * found[1] * found[0] * (found[0] + REST),
+    )
+    parts = (packed[first : first + each] for first in range(0, len(packed), each))
+    return [Planned(part, width, each) for part in parts]
+
+
+def _packings(
+    numbers: Sequence[int], sizes: Sequence[int], most: int, tokens: int, ways: int
+) -> Iterator[tuple[int, int, list[list[int]]]]:
+    """Ways to pack trees, as (width of a row, rows of a batch, trees of all rows)."""
+    step = -(-most // 8)
+    least = -(-sizes[numbers[0]] // step) * step
+    total = sum(sizes[number] for number in numbers)
+    for width in range(least, most + 1, step):
+        full = -(-max(1, tokens // width) // ways) * ways
+        packed = _fitted(numbers, sizes, width)
         # as few batches as that takes, all equally full
-        each = -(-len(packed) // -(-len(packed) // most))
-        some = -(-each // ways) * ways
-        parts = (packed[first : first + some] for first in range(0, len(packed), some))
-        found += [Planned(part, wide, some) for part in parts]
-    return found
+        batches = -(-len(packed) // full)
+        yield width, -(-len(packed) // (batches * ways)) * ways, packed
+        if len(numbers) > FEW:
+            continue
+        more = -(-tokens // (width * ways)) * ways
+        fewest = {each: -(-total // (each * width)) for each in (full, more)}
+        for each, count in {(e, e * (n + m)) for e, n in fewest.items() for m in (0, 1)}:
+            level, fullest = _levelled(numbers, sizes, count)
+            if fullest <= most:
+                yield -(-fullest // step) * step, each, level
 
 
 def _fitted(numbers: Sequence[int], sizes: Sequence[int], width: int) -> list[list[int]]:
@@ -209,13 +235,27 @@ def _fitted(numbers: Sequence[int], sizes: Sequence[int], width: int) -> list[li
         size = sizes[number]
         left = next((left for left in range(size, width + 1) if room[left]), 0)
         if left:
-            row = room[left].pop(0)
+            row = room[left].pop()
             packed[row].append(number)
         else:
             row, left = len(packed), width
             packed.append([number])
         room[left - size].append(row)
     return packed
+
+
+def _levelled(
+    numbers: Sequence[int], sizes: Sequence[int], count: int
+) -> tuple[list[list[int]], int]:
+    """So many rows of these trees, the largest first, each put into the row that has least; and
+    what the fullest has."""
+    packed: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]
+    for number in numbers:
+        size, row = filled[0]
+        packed[row].append(number)
+        heapq.heapreplace(filled, (size + sizes[number], row))
+    return packed, max(size for size, _ in filled)
 
 
 def batch(trees: Sequence[Tree], planned: Planned) -> Batch:

@@ -4,7 +4,7 @@ All have one meaning; `polylm_jax.parallel.sharding.attender` chooses by platfor
 take whole rows and the numbers of their documents; only the plain formula serves a cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ MASKED = -1e30
 # A splash block is a multiple of a TPU's 128 lanes; 512 keeps a block of scores in its memory.
 LANES, LARGEST_BLOCK = 128, 512
 STEPS = 4  # of the staircase, at most; each at least LANES queries
+# Queries over trees that are taken at a time, and how many times as many keys before their own
+# they may look at: the first of these that is enough.
+TREE_BLOCK, TREE_REACHES = 64, (0, 1, 2, 3, 5, 7)
 
 
 class Trees(NamedTuple):
@@ -117,6 +120,53 @@ def staircase(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) 
         visible = visible & within(scope)
     fitting = [n for n in range(2, STEPS + 1) if length % n == 0 and length // n >= LANES]
     return attention(query, key, value, visible, max(fitting, default=1))
+
+
+def over_trees(query: jax.Array, key: jax.Array, value: jax.Array, scope: Trees) -> jax.Array:
+    """The plain formula on rows of trees, of a multiple of TREE_BLOCK tokens.
+
+    Row by row, a block of queries looks at its own keys and back to where the first of its trees
+    begins: as far as trees are long, not rows, and what it makes stays in a processor's cache.
+    """
+    arrays = (query, key, value, *scope)
+    row = lambda one: _over_trees_of_a_row(*(x[None] for x in one))[0]  # noqa: E731
+    return jax.lax.map(row, arrays)
+
+
+def _over_trees_of_a_row(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    documents: jax.Array,
+    branches: jax.Array,
+) -> jax.Array:
+    blocks = query.shape[1] // TREE_BLOCK
+    first = _first_of(_begins(documents))[0, ::TREE_BLOCK]
+    before = jnp.arange(blocks) - first // TREE_BLOCK
+    reaches = [*(n for n in TREE_REACHES if n < blocks - 1), blocks - 1]
+
+    def part(x: jax.Array, start: jax.Array, count: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, start * TREE_BLOCK, count * TREE_BLOCK, axis=1)
+
+    def looking_back(reach: int) -> Callable[[jax.Array], jax.Array]:
+        def of_block(block: jax.Array) -> jax.Array:
+            start = jnp.maximum(block - reach, 0)
+            seen = partial(part, start=start, count=reach + 1)
+            mine = partial(part, start=block, count=1)
+            places = jnp.arange(TREE_BLOCK)[None] + (block - start) * TREE_BLOCK
+            visible = causal(places, (reach + 1) * TREE_BLOCK)
+            visible &= mine(documents)[:, :, None] == seen(documents)[:, None]
+            stem, same = seen(branches) == 0, mine(branches)[:, :, None] == seen(branches)[:, None]
+            visible &= stem[:, None] | same
+            return attention(mine(query), seen(key), seen(value), visible)
+
+        return of_block
+
+    turns = [looking_back(reach) for reach in reaches]
+    which = jnp.searchsorted(jnp.array(reaches), before)
+    step = lambda one: jax.lax.switch(one[1], turns, one[0])  # noqa: E731
+    mixed = jax.lax.map(step, (jnp.arange(blocks), which))
+    return mixed.swapaxes(0, 1).reshape(query.shape)
 
 
 def in_parts(

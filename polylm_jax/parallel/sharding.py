@@ -11,7 +11,16 @@ from jax.sharding import PartitionSpec as P
 
 from polylm_jax.chips import chip_of
 from polylm_jax.errors import UserError
-from polylm_jax.model.attention import LANES, Scope, cudnn, splash, staircase
+from polylm_jax.model.attention import (
+    LANES,
+    TREE_BLOCK,
+    Scope,
+    Trees,
+    cudnn,
+    over_trees,
+    splash,
+    staircase,
+)
 from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.lora import Lora, adapter_axes
 from polylm_jax.model.loss import BLOCK
@@ -143,15 +152,30 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
     Returns None for the plain formula. The platform is that of the mesh's devices, which need
     not be here. interpret: emulates splash on other platforms.
     """
-    name = compute.attention
+    name, platform = compute.attention, mesh.devices.flat[0].platform
     if name == "auto":
-        name = KERNELS.get(mesh.devices.flat[0].platform, "staircase")
+        name = KERNELS.get(platform, "staircase")
         if name == "cudnn" and compute.dtype != "bfloat16":
             name = "staircase"
-    if name != "splash":
-        return {"plain": None, "staircase": staircase, "cudnn": cudnn}[name]
-
     heads = spec(("batch", None, "heads", None))
+
+    def on_each_device(kernel: Attend, scope: Scope) -> Attend:
+        return jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, None if scope is None else spec(("batch",))),
+            out_specs=heads,
+            check_vma=False,
+        )
+
+    def with_trees(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) -> jax.Array:
+        other = query.shape[1] % TREE_BLOCK or platform != "cpu"
+        if other or not isinstance(scope, Trees):
+            return staircase(query, key, value, scope)
+        return on_each_device(over_trees, scope)(query, key, value, scope)
+
+    if name != "splash":
+        return {"plain": None, "staircase": with_trees, "cudnn": cudnn}[name]
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, scope: Scope) -> jax.Array:
         length = query.shape[1]
@@ -162,12 +186,7 @@ def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | 
                     f'not {length}; set rows.length so, or compute.attention = "plain".'
                 )
             return staircase(query, key, value, scope)
-        return jax.shard_map(
-            partial(splash, interpret=interpret),
-            mesh=mesh,
-            in_specs=(heads, heads, heads, None if scope is None else spec(("batch",))),
-            out_specs=heads,
-            check_vma=False,
-        )(query, key, value, scope)
+        kernel = partial(splash, interpret=interpret)
+        return on_each_device(kernel, scope)(query, key, value, scope)
 
     return attend

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from polylm_jax.evaluation.packing import alike, plan, tree, windows
 from polylm_jax.evaluation.score import score_batch, score_trees
+from polylm_jax.model.attention import TREE_BLOCK, Trees, staircase
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import shapes
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -91,6 +92,27 @@ def test_meshes_score_what_one_device_does():
                 size, FLOAT32, constrain=constrainer(mesh), attend=attender(FLOAT32, mesh)
             )
             same(scored(decoder, split, DRAWN[:5], 16, 4, 4), alone)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_a_cpu_looks_back_no_farther_than_its_trees_begin(shape):
+    draw, length = np.random.default_rng(0), 10 * TREE_BLOCK
+    rows = []
+    # a tree of the whole row, then of ever fewer tokens
+    for most in (length, 300, 90, 7):
+        documents, branches = [], []
+        while len(documents) < length:
+            size, stem = draw.integers(most // 2, most + 1), draw.integers(1, 1 + most // 2)
+            documents += [len(documents)] * size
+            branches += [0] * stem + (1 + np.arange(size - stem) // (1 + size // 4)).tolist()
+            branches = branches[: len(documents)]
+        rows.append([documents[:length], branches[:length]])
+    trees = Trees(*np.array(rows, np.int32).swapaxes(0, 1))
+    query, key, value = draw.normal(size=(3, 4, length, 2, 8)).astype(np.float32)
+    mesh = make_mesh(MeshShape(*shape), jax.devices()[: int(np.prod(shape))])
+    with jax.set_mesh(mesh):
+        found = jax.jit(attender(FLOAT32, mesh))(query, key, value, trees)
+    np.testing.assert_allclose(found, staircase(query, key, value, trees), 1e-5, 1e-5)
 
 
 def test_no_second_copy_of_the_parameters_is_made():
