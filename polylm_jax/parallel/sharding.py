@@ -146,11 +146,13 @@ def for_device(compute: Compute, layers: int, kind: str) -> Compute:
     )
 
 
+@cache
 def attender(compute: Compute, mesh: Mesh, interpret: bool = False) -> Attend | None:
     """The decoder's other hook: attention by the kernel that compute.attention asks for.
 
-    Returns None for the plain formula. The platform is that of the mesh's devices, which need
-    not be here. interpret: emulates splash on other platforms.
+    Returns None for the plain formula; for equal arguments the same function, so that what it is
+    part of is compiled once. The platform is that of the mesh's devices, which need not be here.
+    interpret: emulates splash on other platforms.
     """
     name, platform = compute.attention, mesh.devices.flat[0].platform
     if name == "auto":

@@ -8,7 +8,9 @@ from polylm_jax.evaluation.tasks import Task, both, each
 WORDS = (
     "The following is multiple-choice question about {}.{}\nA. {}\nB. {}\nC. {}\n D. {}\nAnswer:"
 )
-NAMES = {code: name_of(code).partition(" (")[0] for code in LANGUAGES if code not in ("en", "th")}
+NAMES = {
+    code: name_of(code).partition(" (")[0].lower() for code in LANGUAGES if code not in ("en", "th")
+}
 
 TASK = Task(
     name="include",
