@@ -26,7 +26,7 @@ from polylm_jax.model.decoder import COMPUTE_DTYPES, REMAT_POLICIES
 from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.products import FLOAT32, dot
 from polylm_jax.parallel.mesh import make_mesh
-from polylm_jax.parallel.sharding import LOSS_AXES, batch_sharding, for_device, parameter_shardings
+from polylm_jax.parallel.sharding import batch_sharding, for_device, loss_axes, parameter_shardings
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _loss(work: Work, rounds: list[int], mesh: Mesh) -> list[Choice]:
     block = for_device(work.compute, work.size.layers, kind).loss_block
 
     def blocked(hidden: jax.Array, table: jax.Array) -> jax.Array:
-        return cross_entropy(hidden, table, targets, weights, block, LOSS_AXES)[0]
+        return cross_entropy(hidden, table, targets, weights, block, loss_axes(mesh))[0]
 
     def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
         scores = dot("bld,vd->blv", hidden, table.astype(hidden.dtype), FLOAT32)

@@ -22,10 +22,10 @@ from polylm_jax.model.loss import cross_entropy
 from polylm_jax.model.parameters import count, decay_mask, shapes
 from polylm_jax.model.products import dot
 from polylm_jax.parallel.sharding import (
-    LOSS_AXES,
     batch_sharding,
     constrainer,
     like_parameters,
+    loss_axes,
     parameter_shardings,
 )
 from polylm_jax.sizes import Size, flops_by_part
@@ -262,7 +262,8 @@ def compiled_parts(
         ones = jax.device_put(jnp.ones((rows, length)), across)
 
         def loss(hidden: jax.Array, table: jax.Array) -> jax.Array:
-            return cross_entropy(hidden, table, tokens, ones, compute.loss_block, LOSS_AXES)[0]
+            block = compute.loss_block
+            return cross_entropy(hidden, table, tokens, ones, block, loss_axes(mesh))[0]
 
         split = (across, splits["embedding"])
         function = jax.jit(jax.grad(loss, (0, 1)), out_shardings=split)

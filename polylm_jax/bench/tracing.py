@@ -51,7 +51,9 @@ def operations(folder: str, program: str, steps: int, devices: int) -> list[Oper
     traces = sorted(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not traces:
         raise UserError(f"the profiler left no trace in {folder}; give a folder on a local disk.")
-    origins = dict(re.findall(r'^ *(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', program, re.M))
+    # what the compiler made by itself, such as a transposed copy, has no origin
+    named = re.findall(r'^ *(?:ROOT )?%?([\w.-]+) = (?:.*op_name="([^"]*)")?', program, re.M)
+    origins = dict(named)
     cost: Counter[str] = Counter()
     for plane in ProfileData.from_file(str(traces[-1])).planes:
         for line in plane.lines:

@@ -51,10 +51,14 @@ def _local(
     axes: TableAxes,
     learned: bool,
     gradient: bool,
+    turned: bool = False,
 ) -> Any:
-    """The loss of one device's rows against one device's part of the vocabulary."""
-    one_block = _block_of(table, axes, gradient)
-    start = None if sums is None else sums[0]
+    """The loss of one device's rows against one device's part of the vocabulary.
+
+    turned: see _block_of.
+    """
+    one_block = _block_of(table, axes, gradient, turned)
+    start = None if sums is None else jnp.zeros(table.shape[::-1]) if turned else sums[0]
     if learned:
         loss, of_hidden, start = _learned(one_block, start, hidden, targets, weights, block, axes)
     else:
@@ -64,21 +68,32 @@ def _local(
         loss, of_hidden = unblocked(loss), unblocked(of_hidden)
     if not gradient:
         return loss
-    return loss, of_hidden, None if start is None else start[None]
+    if sums is None:
+        return loss, of_hidden, None
+    return loss, of_hidden, sums + start.T if turned else start[None]
 
 
-def _block_of(table: jax.Array, axes: TableAxes, gradient: bool) -> Callable:
+def _block_of(table: jax.Array, axes: TableAxes, gradient: bool, turned: bool) -> Callable:
     """Function (gradient of the table so far, (hidden, targets, weights) of a block) -> (gradient
     of the table, (losses, gradient of hidden)).
 
     The gradient of the table is None where it has none; without gradient that of hidden is empty.
+    turned: for a CPU, where passes over all scores cost as much as products. The gradient of the
+    table is [d_model, vocabulary], so that no scores are transposed, and the targets' scores are
+    looked up, not summed out of all.
     """
 
     def over_vocabulary(reduce: Callable, x: jax.Array) -> jax.Array:
         return x if axes.vocabulary is None else reduce(x, axes.vocabulary)
 
     part = 0 if axes.vocabulary is None else jax.lax.axis_index(axes.vocabulary)
-    ids = part * table.shape[0] + jnp.arange(table.shape[0])
+    first = part * table.shape[0]
+    ids = first + jnp.arange(table.shape[0])
+
+    def of_targets(scores, target):
+        place = jnp.clip(target - first, 0, len(ids) - 1)
+        found = jnp.take_along_axis(scores, place[..., None], -1, mode="clip")[..., 0]
+        return jnp.where(ids[place] == target, found, 0)
 
     def one_block(table_gradient, inputs):
         h, target, weight = inputs
@@ -87,7 +102,8 @@ def _block_of(table: jax.Array, axes: TableAxes, gradient: bool) -> Callable:
         top = over_vocabulary(jax.lax.pmax, jax.lax.stop_gradient(scores.max(-1)))
         exponentials = jnp.exp(scores - top[..., None])
         total = over_vocabulary(jax.lax.psum, exponentials.sum(-1))
-        wanted = over_vocabulary(jax.lax.psum, jnp.where(hit, scores, 0).sum(-1))
+        wanted = of_targets(scores, target) if turned else jnp.where(hit, scores, 0).sum(-1)
+        wanted = over_vocabulary(jax.lax.psum, wanted)
         loss = jnp.log(total) + top - wanted
         if not gradient:
             return table_gradient, (loss, jnp.zeros((*loss.shape, 0), h.dtype))
@@ -96,8 +112,9 @@ def _block_of(table: jax.Array, axes: TableAxes, gradient: bool) -> Callable:
         h_gradient = jnp.einsum("blv,vd->bld", slope, table, preferred_element_type=jnp.float32)
         h_gradient = over_vocabulary(jax.lax.psum, h_gradient).astype(h.dtype)
         if table_gradient is not None:
+            equation, sides = ("bld,blv->dv", (h, slope)) if turned else ("blv,bld->vd", (slope, h))
             table_gradient = table_gradient + jnp.einsum(
-                "blv,bld->vd", slope, h, preferred_element_type=jnp.float32
+                equation, *sides, preferred_element_type=jnp.float32
             )
         return table_gradient, (loss, h_gradient)
 
@@ -157,7 +174,8 @@ def _sharded(
     gradient: bool,
 ) -> Any:
     """_local over the mesh in context, or as it is where no axes are given."""
-    local = partial(_local, block=block, axes=axes, learned=learned, gradient=gradient)
+    here = partial(_local, block=block, axes=axes, learned=learned, gradient=gradient)
+    local = partial(jax.lax.platform_dependent, cpu=partial(here, turned=True), default=here)
     rows = axes.tokens
     given = (rows, axes.table, rows, rows, axes.sums)
     found = (rows, rows, axes.sums) if gradient else rows

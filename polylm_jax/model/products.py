@@ -103,17 +103,6 @@ def _outputs_first(equation: str, x: jax.Array, weights: jax.Array, dtype: jnp.d
     return found.reshape(*tokens, *weights.shape[:outputs]).astype(dtype)
 
 
-def _over_tokens(x: jax.Array) -> jax.Array:
-    """Sum over the first two axes in float32; a CPU does it fastest as a product with ones."""
-
-    def by_product(x: jax.Array) -> jax.Array:
-        flat = x.reshape(-1, x[0, 0].size)
-        total = dot("bt,tf->bf", jnp.ones((1, len(flat)), x.dtype), flat, FLOAT32)
-        return total.reshape(x.shape[2:])
-
-    return jax.lax.platform_dependent(x, cpu=by_product, default=lambda x: x.sum((0, 1), FLOAT32))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def linear(
     equation: str,
@@ -144,7 +133,9 @@ def _backward(
     sent: jnp.dtype,
     residuals: tuple[jax.Array, jax.Array],
     gradient: jax.Array,
+    dtype: jnp.dtype | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dtype: of the gradient of x, that of x if None."""
     x, weight = residuals
     operands, result = equation.split("->")
     left, right = operands.split(",")
@@ -153,9 +144,9 @@ def _backward(
     sides = [(left, x), (result, gradient)]
     (one, a), (two, b) = sorted(sides, key=lambda side: side[1].size)
     return (
-        dot(f"{result},{right}->{left}", gradient, weight.astype(x.dtype), x.dtype),
+        dot(f"{result},{right}->{left}", gradient, weight.astype(x.dtype), dtype or x.dtype),
         dot(f"{one},{two}->{right}", a, b, sent).astype(FLOAT32),
-        _over_tokens(gradient),
+        gradient.sum((0, 1), FLOAT32),
     )
 
 
@@ -182,7 +173,8 @@ def query_key_value(
     x: [batch, length, d]; weight: [d, 3, heads, size]; bias: [3, heads, size]; float32. sent: as
     linear has it.
     A GPU takes three products, whose biases are part of them: it would copy one product's result
-    into three, and three gradients into one. Other platforms read x once.
+    into three, and three gradients into one. So does a CPU, where those copies cost more than the
+    products. Other platforms read x once.
     """
 
     def three_products(x, weight, bias):
@@ -193,7 +185,9 @@ def query_key_value(
         )
         return tuple(y.reshape(*x.shape[:2], heads, size) for y in found)
 
-    return jax.lax.platform_dependent(x, weight, bias, cuda=three_products, default=one_product)
+    return jax.lax.platform_dependent(
+        x, weight, bias, cuda=three_products, cpu=three_products, default=one_product
+    )
 
 
 def _qkv_forward(x, weight, bias, sent):
@@ -206,7 +200,7 @@ def _qkv_backward(sent, residuals, gradients):
     def one(x, weight, *gradients):
         return _backward(QKV, sent, (x, weight), jnp.stack(gradients, axis=2))
 
-    def three(x, weight, *gradients):
+    def three(x, weight, *gradients, dtype=None):
         d, _, heads, size = weight.shape
         found = [
             _backward(
@@ -214,17 +208,21 @@ def _qkv_backward(sent, residuals, gradients):
                 sent,
                 (x, weight[:, kind].reshape(d, -1)),
                 gradient.reshape(*x.shape[:2], -1),
+                dtype,
             )
             for kind, gradient in enumerate(gradients)
         ]
         of_x, of_weight, of_bias = zip(*found, strict=True)
         return (
-            sum(of_x),
+            sum(of_x).astype(x.dtype),
             jnp.stack([one.reshape(d, heads, size) for one in of_weight], axis=1),
             jnp.stack([one.reshape(heads, size) for one in of_bias]),
         )
 
-    return jax.lax.platform_dependent(x, weight, *gradients, cuda=three, default=one)
+    # what a CPU's products give is float32 until it is cast: it is added as that
+    return jax.lax.platform_dependent(
+        x, weight, *gradients, cuda=three, cpu=partial(three, dtype=FLOAT32), default=one
+    )
 
 
 query_key_value.defvjp(_qkv_forward, _qkv_backward)

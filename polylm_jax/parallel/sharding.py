@@ -25,7 +25,7 @@ from polylm_jax.model.decoder import Attend, Compute
 from polylm_jax.model.lora import Lora, adapter_axes
 from polylm_jax.model.loss import BLOCK
 from polylm_jax.model.parameters import logical_axes
-from polylm_jax.model.table import TableAxes
+from polylm_jax.model.table import ONE_DEVICE, TableAxes
 from polylm_jax.sizes import Size
 
 MESH_AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -42,6 +42,14 @@ KERNELS = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 MOST_IN_BLOCK = 2048  # tokens of the loss; more take memory and gain little
 MOST_UNROLLED = 24  # layers, the 1.7B's; of more the compiler's time and memory are not known
 LOSS_AXES = TableAxes(batch=("data", "fsdp"), vocabulary="tensor", embed="fsdp")
+
+
+def loss_axes(mesh: Mesh) -> TableAxes:
+    """How a mesh splits the loss; one device has no axes.
+
+    A CPU's compiler does not see that a sum over one device is none: it copies, and fuses nothing.
+    """
+    return LOSS_AXES if mesh.size > 1 else ONE_DEVICE
 
 
 def spec(axes: tuple[str | None, ...]) -> P:

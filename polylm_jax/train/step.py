@@ -15,13 +15,13 @@ from polylm_jax.model.loss import cross_entropy, loss_and_gradients
 from polylm_jax.model.parameters import Init, decay_mask, shapes
 from polylm_jax.model.table import add_looked_up, no_sums, summed
 from polylm_jax.parallel.sharding import (
-    LOSS_AXES,
     adapter_shardings,
     attender,
     batch_sharding,
     constrainer,
     for_device,
     like_parameters,
+    loss_axes,
     parameter_shardings,
     replicated,
 )
@@ -120,11 +120,11 @@ def make_gradients(
     Where the batch has marks, only tokens that are LEARNED count, and examples are apart.
     """
     shardings = _others(trained_shardings(size, lora, mesh))
-    of_part = _make_part(size, compute, mesh, lora)
+    of_part, axes = _make_part(size, compute, mesh, lora), loss_axes(mesh)
 
     def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
         embedding = (base[0] if lora.rank else params)["embedding"]
-        sums = None if lora.rank else no_sums(embedding, LOSS_AXES)
+        sums = None if lora.rank else no_sums(embedding, axes)
         others = _others(params)
         if microbatches == 1:
             gradient, sums, losses = of_part(others, embedding, sums, batch, *base)
@@ -146,7 +146,7 @@ def make_gradients(
         if sums is not None:
             sent = COMPUTE_DTYPES[compute.sum_dtype]
             with jax.named_scope("embedding"):
-                gradient = gradient | {"embedding": summed(sums, LOSS_AXES, sent)}
+                gradient = gradient | {"embedding": summed(sums, axes, sent)}
         return gradient, losses
 
     return gradients
@@ -161,7 +161,7 @@ def _make_part(
     model.table, or None where it is frozen; the microbatch's is added.
     """
     compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
-    decoder = sharded_decoder(size, compute, mesh, lora)
+    decoder, axes = sharded_decoder(size, compute, mesh, lora), loss_axes(mesh)
 
     def of_part(
         params: Any, embedding: jax.Array, sums: Any, batch: Batch, *base: Any
@@ -181,13 +181,13 @@ def _make_part(
         hidden, back = jax.vjp(run, params, look_up(table, inputs))
         with jax.named_scope("loss"):
             losses, of_hidden, sums = loss_and_gradients(
-                *(hidden, table, targets, _weights(batch), sums, compute.loss_block, LOSS_AXES),
+                *(hidden, table, targets, _weights(batch), sums, compute.loss_block, axes),
                 learned="marks" in batch,
             )
         gradient, of_rows = back(of_hidden)
         if sums is not None:
             with jax.named_scope("embedding"):
-                sums = add_looked_up(sums, inputs, of_rows, LOSS_AXES)
+                sums = add_looked_up(sums, inputs, of_rows, axes)
         return gradient, sums, losses.sum(axis=-1)
 
     return of_part
@@ -311,7 +311,7 @@ def make_evaluate(
         hidden, _ = decoder.apply(variables, inputs, documents=_documents(batch))
         table, weights = variables["params"]["embedding"], _weights(batch)
         block, learned = compute.loss_block, "marks" in batch
-        _, losses = cross_entropy(hidden, table, targets, weights, block, LOSS_AXES, learned)
+        _, losses = cross_entropy(hidden, table, targets, weights, block, loss_axes(mesh), learned)
         return losses.sum(axis=-1)
 
     return jax.jit(
