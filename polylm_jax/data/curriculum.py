@@ -117,10 +117,11 @@ def locate(curriculum: Curriculum, start: int, stop: int) -> tuple[np.ndarray, n
         later = locate(curriculum, first, max(stop, first))
         return np.append(names[index], later[0]), np.append(rows, later[1])
     start, stop = start - first, stop - first
-    blocks = range(start // BLOCK, -(-stop // BLOCK))
-    parts = [np.empty((3, 0), np.int64), *(_block(curriculum, block) for block in blocks)]
-    skipped = start - blocks.start * BLOCK
-    source, epoch, row = np.concatenate(parts, axis=1)[:, skipped : skipped + stop - start]
+    parts = [np.empty((3, 0), np.int64)]
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        begin = block * BLOCK
+        parts.append(_block(curriculum, block)[:, max(start - begin, 0) : stop - begin])
+    source, epoch, row = np.concatenate(parts, axis=1)
     if curriculum.schedule.on_end == "refuse" and epoch.any():
         raise _out_of_rows(curriculum, int(source[epoch > 0][0]))
     return source, row
@@ -165,6 +166,8 @@ def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarra
     Every term rises with n also in floating point, so F never falls.
     """
     knot = np.searchsorted(curriculum.knots[1:-1], n, side="right")
+    if knot.size and knot.min() == knot.max():
+        knot = knot.flat[0]  # of one piece there is less to look up
     span, piece = np.diff(curriculum.knots)[knot], knot * len(curriculum.sources) + source
     least, rise, fall, due, most = (table[piece] for table in curriculum.pieces)
     past = n - curriculum.knots[knot]
@@ -184,10 +187,12 @@ def _last(
     found, beyond = np.full(len(level), low), np.full(len(level), high)
     every = np.arange(len(curriculum.sources))
     under, over = (_due(curriculum, np.array(row), every)[source] for row in (low, high))
-    open_ = np.arange(len(level))
+    open_: np.ndarray | slice = slice(None)  # all, as a view
     for step in itertools.count():
-        open_ = open_[beyond[open_] - found[open_] > 1]
-        if not len(open_):
+        still = beyond[open_] - found[open_] > 1
+        if not still.all():
+            open_ = np.flatnonzero(beyond - found > 1)
+        if not still.any():
             return found
         first, width = found[open_], beyond[open_] - found[open_]
         if step % 3 < 2:
@@ -197,8 +202,8 @@ def _last(
         row = first + np.clip(width * part, 1, width - 1).astype(np.int64)
         due = _due(curriculum, row, source[open_])
         within = due <= level[open_]
-        found[open_[within]], under[open_[within]] = row[within], due[within]
-        beyond[open_[~within]], over[open_[~within]] = row[~within], due[~within]
+        found[open_], under[open_] = np.where(within, (row, due), (first, under[open_]))
+        beyond[open_], over[open_] = np.where(within, (beyond[open_], over[open_]), (row, due))
     raise AssertionError
 
 
@@ -259,9 +264,15 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     arrivals = np.argsort(released, kind="stable")
     ready: list[int] = []
     order: list[int] = []
+    put, take, filled = (
+        order.append,
+        ready.pop,
+        0,
+    )  # a loop over every row of a run: each name counts
     for arrival, row in zip(arrivals.tolist(), released[arrivals].tolist(), strict=True):
-        while len(order) < row:
-            order.append(ready.pop())
+        while filled < row:
+            put(take())
+            filled += 1
         insort(ready, arrival)
     order += ready[::-1]
     epoch, visited = visited_rows(curriculum, source, unit)

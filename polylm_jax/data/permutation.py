@@ -39,7 +39,10 @@ def permute(
         my_half, my_mask = half[of], mask[of]
         left, right = x >> my_half, x & my_mask
         for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key[of]) & my_mask)
+            mixed = _mix(right ^ round_key[of])
+            mixed &= my_mask
+            mixed ^= left
+            left, right = right, mixed
         return (left << my_half) | right
 
     of = np.broadcast_to(which, np.shape(indices)).ravel()
@@ -57,7 +60,11 @@ def _round_keys(key: int) -> list[int]:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a 64-bit avalanche."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a 64-bit avalanche, in place."""
+    shifted = x >> np.uint64(30)
+    x ^= shifted
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= np.right_shift(x, np.uint64(27), out=shifted)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= np.right_shift(x, np.uint64(31), out=shifted)
+    return x

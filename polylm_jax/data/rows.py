@@ -32,6 +32,7 @@ from typing import Annotated, BinaryIO
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from numpy.lib.stride_tricks import as_strided
 
 from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
@@ -65,8 +66,8 @@ STORE = {
     "sources": {str: {"train": ENTRY, "valid": ENTRY}},
 }
 
-# (file of each row, its first byte there, the byte after its last) to the rows' bytes
-Fetch = Callable[[list[int], list[int], list[int]], Sequence[bytes | memoryview]]
+# (file of each row, its first byte there, bytes of a row) to the rows' bytes, uint8 [n, bytes]
+Fetch = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -156,15 +157,13 @@ class Store:
         size = np.dtype(self.manifest["dtype"]).itemsize
         rows = self._read(self._fetch, size, sources, which, indices, split)
         # no id is so large that it needs the highest of 32 bits
-        ids = np.frombuffer(rows, "<i4" if size == 4 else "<u2")
-        return ids.astype(np.int32, copy=False).reshape(-1, self.length + 1)
+        return rows.view("<i4" if size == 4 else "<u2").astype(np.int32, copy=False)
 
     def marks_mixed(
         self, sources: Sequence[str], which: np.ndarray, indices: np.ndarray, split: str = "train"
     ) -> np.ndarray:
         """The marks of read_mixed's tokens, uint8 [n, length + 1]; of a marked store only."""
-        rows = self._read(self._fetch_marks, 1, sources, which, indices, split)
-        return np.frombuffer(rows, np.uint8).reshape(-1, self.length + 1)
+        return self._read(self._fetch_marks, 1, sources, which, indices, split)
 
     def _read(
         self,
@@ -174,11 +173,12 @@ class Store:
         which: np.ndarray,
         indices: np.ndarray,
         split: str,
-    ) -> bytearray:
-        """The bytes of rows, of which each token has `size`."""
+    ) -> np.ndarray:
+        """The bytes of rows, of which each token has `size`: uint8 [n, (length + 1) * size]."""
         indices = np.asarray(indices, np.int64)
         counts, firsts = np.zeros((2, len(sources)), np.int64)
-        for source in np.unique(which).tolist():  # a run may have read sources that are no more
+        # a run may have read sources that are no more
+        for source in np.flatnonzero(np.bincount(which)).tolist():
             counts[source] = self.rows(sources[source], split)
             firsts[source] = self._first[sources[source], split]
         missing = (indices < 0) | (indices >= counts[which])
@@ -186,10 +186,8 @@ class Store:
             source = which[missing][0]
             raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
         shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
-        files = firsts[which] + shard
         starts = place * self._stride * size
-        ends = starts + (self.length + 1) * size
-        return bytearray().join(fetch(files.tolist(), starts.tolist(), ends.tolist()))
+        return fetch(firsts[which] + shard, starts, (self.length + 1) * size)
 
     @property
     def _stride(self) -> int:
@@ -337,12 +335,21 @@ def _array(files: fsspec.AbstractFileSystem, path: str, dtype: np.dtype) -> np.n
 
 
 def _mapped(files: fsspec.AbstractFileSystem, shards: list[str]) -> Fetch:
-    """Parts of local files, of memory maps that stay open: nothing is copied yet."""
-    maps = [np.memmap(shard, mode="r").data for shard in shards]
+    """Parts of local files, of memory maps that stay open, copied once.
 
-    def fetch(numbers: list[int], starts: list[int], ends: list[int]) -> Sequence[memoryview]:
-        each = zip(numbers, starts, ends, strict=True)
-        return [maps[number][start:end] for number, start, end in each]
+    The maps lie in one memory: places in it are counted from the lowest on, so that one view of
+    all, of which only what is mapped is touched, gives rows of many files at once.
+    """
+    maps = [np.memmap(shard, mode="r") for shard in shards]
+    begins = np.array([map_.ctypes.data for map_ in maps], np.int64)
+    lowest = int(begins.argmin()) if maps else 0
+
+    def fetch(numbers: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+        places = begins[numbers] - begins[lowest] + starts
+        if not len(places):
+            return np.empty((0, size), np.uint8)
+        everything = (int(places.max()) + 1, size)
+        return as_strided(maps[lowest], everything, (1, 1), writeable=False)[places]
 
     return fetch
 
@@ -350,8 +357,10 @@ def _mapped(files: fsspec.AbstractFileSystem, shards: list[str]) -> Fetch:
 def _ranged(files: fsspec.AbstractFileSystem, shards: list[str]) -> Fetch:
     """Parts of remote files, each by one ranged read, all at once where the store can."""
 
-    def fetch(numbers: list[int], starts: list[int], ends: list[int]) -> Sequence[bytes]:
-        paths = [shards[number] for number in numbers]
-        return files.cat_ranges(paths, starts, ends, on_error="raise")
+    def fetch(numbers: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+        paths = [shards[number] for number in numbers.tolist()]
+        ends = (starts + size).tolist()
+        parts = files.cat_ranges(paths, starts.tolist(), ends, on_error="raise")
+        return np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, size)
 
     return fetch
