@@ -107,6 +107,9 @@ class Compute:
     loss_block: tokens of one device whose logits are held at a time; 0: by the device, too.
     sum_dtype: in which devices add up their gradients of kernels and table; "bfloat16" sends half
         as much between them. What each adds up by itself, and the sum that is kept, are float32.
+    table_sum: when devices add up their gradients of the table: "step", once, for which each holds
+        its own of all microbatches, float32, through every backward pass; "use", after each of the
+        table's two uses in each microbatch, which takes less memory and sends more.
     attend_across_documents: False resets attention at each document's end; the release does not.
     cache_dtype: of keys and values kept while decoding; as dtype if None, but float32 where a CPU
         serves.
@@ -121,6 +124,7 @@ class Compute:
     unroll: Annotated[int, Range(1, also=(0, "by the device"))] = 0
     loss_block: Annotated[int, Range(1, also=(0, "by the device"))] = 0
     sum_dtype: Dtype = "float32"
+    table_sum: Annotated[str, OneOf("step", "use")] = "step"
     attend_across_documents: bool = True
     cache_dtype: Dtype | None = None
     prefill_chunk: Annotated[int, Range(1)] = 128

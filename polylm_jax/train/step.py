@@ -119,13 +119,18 @@ def make_gradients(
     The gradient is like params, float32; the losses are float32 [batch].
     Where the batch has marks, only tokens that are LEARNED count, and examples are apart.
     """
-    shardings = _others(trained_shardings(size, lora, mesh))
+    whole_shardings = trained_shardings(size, lora, mesh)
+    shardings, at_once = _others(whole_shardings), compute.table_sum == "step"
     of_part, axes = _make_part(size, compute, mesh, lora), loss_axes(mesh)
 
     def gradients(params: Any, batch: Batch, *base: Any) -> tuple[Any, jax.Array]:
         embedding = (base[0] if lora.rank else params)["embedding"]
-        sums = None if lora.rank else no_sums(embedding, axes)
-        others = _others(params)
+        sums, others = None, _others(params)
+        if not lora.rank and at_once:
+            sums = no_sums(embedding, axes)
+        elif not lora.rank:
+            nothing = jnp.zeros_like(embedding)
+            sums = jax.lax.with_sharding_constraint(nothing, whole_shardings["embedding"])
         if microbatches == 1:
             gradient, sums, losses = of_part(others, embedding, sums, batch, *base)
         else:
@@ -143,11 +148,10 @@ def make_gradients(
             start = jax.tree.map(jnp.zeros_like, others)
             (gradient, sums), losses = jax.lax.scan(add, (start, sums), parts)
             losses = losses.swapaxes(0, 1).reshape(-1)
-        if sums is not None:
-            sent = COMPUTE_DTYPES[compute.sum_dtype]
+        if sums is not None and at_once:
             with jax.named_scope("embedding"):
-                gradient = gradient | {"embedding": summed(sums, axes, sent)}
-        return gradient, losses
+                sums = summed(sums, axes, COMPUTE_DTYPES[compute.sum_dtype])
+        return gradient if sums is None else gradient | {"embedding": sums}, losses
 
     return gradients
 
@@ -157,17 +161,19 @@ def _make_part(
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
     """Function (params, embedding, sums, batch, *base) -> (gradient, sums, losses) of a microbatch.
 
-    params: what is trained but the embedding. sums: each device's gradient of it so far, see
-    model.table, or None where it is frozen; the microbatch's is added.
+    params: what is trained but the embedding. sums: the gradient of that so far, to which the
+    microbatch's is added: each device's own, see model.table, or all devices' together where
+    compute.table_sum is "use"; None where it is frozen.
     """
     compute = for_device(compute, size.layers, mesh.devices.flat[0].device_kind)
     decoder, axes = sharded_decoder(size, compute, mesh, lora), loss_axes(mesh)
+    at_once, sent = compute.table_sum == "step", COMPUTE_DTYPES[compute.sum_dtype]
 
     def of_part(
         params: Any, embedding: jax.Array, sums: Any, batch: Batch, *base: Any
     ) -> tuple[Any, Any, jax.Array]:
         inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-        # gathered by each microbatch: to keep it all the while costs memory in the backward pass
+        # gathered by each microbatch: to keep it would cost memory in the backward pass
         table = embedding.astype(COMPUTE_DTYPES[compute.dtype])
         table = constrainer(mesh)(table, *WHOLE_TABLE)
         beside = {} if lora.rank else {"embedding": table}
@@ -179,15 +185,20 @@ def _make_part(
             return hidden
 
         hidden, back = jax.vjp(run, params, look_up(table, inputs))
+        own = sums if sums is None or at_once else no_sums(embedding, axes)
         with jax.named_scope("loss"):
-            losses, of_hidden, sums = loss_and_gradients(
-                *(hidden, table, targets, _weights(batch), sums, compute.loss_block, axes),
+            losses, of_hidden, own = loss_and_gradients(
+                *(hidden, table, targets, _weights(batch), own, compute.loss_block, axes),
                 learned="marks" in batch,
             )
         gradient, of_rows = back(of_hidden)
-        if sums is not None:
-            with jax.named_scope("embedding"):
-                sums = add_looked_up(sums, inputs, of_rows, axes)
+        with jax.named_scope("embedding"):
+            if sums is not None and at_once:
+                sums = add_looked_up(own, inputs, of_rows, axes)
+            elif sums is not None:
+                looked_up = no_sums(embedding, axes)
+                looked_up = add_looked_up(looked_up, inputs, of_rows, axes)
+                sums += summed(own, axes, sent) + summed(looked_up, axes, sent)
         return gradient, sums, losses.sum(axis=-1)
 
     return of_part

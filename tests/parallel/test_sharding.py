@@ -43,12 +43,16 @@ def one_device():
 
 
 @pytest.mark.parametrize(
-    ("shape", "shard_length"),
-    [*((shape, False) for shape in MESHES), ((1, 2, 4), True), ((2, 2, 2), True)],
+    ("shape", "changes"),
+    [
+        *((shape, {}) for shape in MESHES),
+        ((1, 2, 4), {"shard_length": True, "table_sum": "use"}),
+        ((2, 2, 2), {"shard_length": True}),
+    ],
 )
-def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, shard_length, one_device, capfd):
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device(shape, changes, one_device, capfd):
     params, (loss, gradient) = one_device
-    mesh, compute = make_mesh(MeshShape(*shape)), replace(FLOAT32, shard_length=shard_length)
+    mesh, compute = make_mesh(MeshShape(*shape)), replace(FLOAT32, **changes)
     microbatches = 8 // (shape[0] * shape[1])
     with jax.set_mesh(mesh):
         split = jax.device_put(params, parameter_shardings(SIZE, mesh))
