@@ -165,7 +165,7 @@ def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarra
 
     Every term rises with n also in floating point, so F never falls.
     """
-    knot = np.searchsorted(curriculum.knots[1:-1], n, side="right")
+    knot: np.ndarray | np.integer = np.searchsorted(curriculum.knots[1:-1], n, side="right")
     if knot.size and knot.min() == knot.max():
         knot = knot.flat[0]  # of one piece there is less to look up
     span, piece = np.diff(curriculum.knots)[knot], knot * len(curriculum.sources) + source

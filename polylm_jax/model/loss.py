@@ -58,7 +58,9 @@ def _local(
     turned: see _block_of.
     """
     one_block = _block_of(table, axes, gradient, turned)
-    start = None if sums is None else jnp.zeros(table.shape[::-1]) if turned else sums[0]
+    start: Any = None
+    if sums is not None:
+        start = jnp.zeros(table.shape[::-1]) if turned else sums[0]
     if learned:
         loss, of_hidden, start = _learned(one_block, start, hidden, targets, weights, block, axes)
     else:
@@ -70,7 +72,7 @@ def _local(
         return loss
     if sums is None:
         return loss, of_hidden, None
-    return loss, of_hidden, sums + start.T if turned else start[None]
+    return loss, of_hidden, (sums + start.T if turned else start[None])
 
 
 def _block_of(table: jax.Array, axes: TableAxes, gradient: bool, turned: bool) -> Callable:

@@ -185,7 +185,7 @@ def _make_part(
             return hidden
 
         hidden, back = jax.vjp(run, params, look_up(table, inputs))
-        own = sums if sums is None or at_once else no_sums(embedding, axes)
+        own: Any = sums if sums is None or at_once else no_sums(embedding, axes)
         with jax.named_scope("loss"):
             losses, of_hidden, own = loss_and_gradients(
                 *(hidden, table, targets, _weights(batch), own, compute.loss_block, axes),
