@@ -171,8 +171,8 @@ def of_pairs(
     """The thresholds of pairs of languages, by `published` ones of pairs; see `derive`.
 
     Where there is a histogram of what a feature is by chance, "<feature>_by_chance", it is cut
-    by `chance`. What two languages lack of pairs no others can lend them, so a few have the
-    published ones.
+    by `chance`, but not below the published one. What two languages lack of pairs no others can
+    lend them, so a few have the published ones.
     """
     found: dict[str, Derived] = {}
     for languages, own in histograms.items():
@@ -184,7 +184,8 @@ def of_pairs(
             if few or counts is None or settings.method == "english":
                 limits[name] = limit
             elif strange is not None and strange.sum():
-                limits[name] = (_rounded(chance(counts, strange, settings.drop)), None)
+                derived = chance(counts, strange, settings.drop)
+                limits[name] = (_rounded(max(derived, limit[0] or 0)), limit[1])
             else:
                 limits[name] = _carried(limit, counts, counts, settings.drop)
         every = settings.limits.get(EVERY, {})

@@ -157,13 +157,15 @@ def test_pairs_are_cut_where_chance_is_and_no_more_is_lost_than_may_be():
 
 def test_limits_of_pairs_are_derived_for_many_and_published_for_few():
     some = np.random.default_rng(4)
-    published = {"x": (1.0, None), "y": (None, 0.5)}
+    published = {"x": (0.5, None), "y": (None, 0.5)}
     values = some.lognormal(2, 0.5, 3000)
     own = of(x=values, x_by_chance=some.lognormal(-1, 0.4, 700), y=np.zeros(3000))
     settings = Thresholds(documents=1000, limits={"*": {"words": (5, None), "y": (None, 0.7)}})
     derived = thresholds.of_pairs({"en-de": own}, published, settings)["en-de"]
     assert derived.documents == 3000
     assert derived.limits == {"x": (pytest.approx(0.9, abs=0.15), None), "y": (None, 0.7)}
+    lower = thresholds.of_pairs({"en-de": own}, published | {"x": (1.5, None)}, settings)
+    assert lower["en-de"].limits["x"] == (1.5, None)
     few = {name: counts // 4 for name, counts in own.items()}
     for histograms, settings in ((few, SETTINGS), (own, Thresholds(method="english"))):
         assert (
