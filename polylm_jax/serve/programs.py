@@ -86,8 +86,8 @@ class Device:
             wanted["read", length] = partial(slots.read, decoder), reads, (1,)
         for rows, width in itertools.product(shape.rows, shape.widths):
             adds = partial(slots.burst, decoder, width, shape.burst, most)
-            places = () if rows == shape.slots else (np.arange(rows, dtype=np.int32),)
-            arguments = params, self._cache, self._held, idle_rows(rows), *places
+            places = None if rows == shape.slots else np.arange(rows, dtype=np.int32)
+            arguments = (params, self._cache, self._held, idle_rows(rows), places)
             wanted["burst", rows, width] = adds, arguments, (1, 2)
         self._run = _Compiled(wanted)
         if ready:
@@ -141,19 +141,18 @@ class Device:
     def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
         """Adds tokens to all texts, int32 [slots, burst], and how likely each was."""
         width = next(width for width in self.shape.widths if width >= rows.lengths.max())
-        # those that go on first
-        places = np.argsort(rows.left == 0, kind="stable").astype(np.int32)
         count = next(count for count in self.shape.rows if count >= (rows.left > 0).sum())
-        if count == self.shape.slots:
-            self._cache, self._held, new, likely = self._run["burst", count, width](
-                self._params, self._cache, self._held, rows
-            )
-            return np.asarray(new), likely
-        places = places[:count]
-        some = jax.tree.map(lambda x: x[places], rows)
+        some = rows
+        places: np.ndarray | None = None
+        if count < self.shape.slots:
+            # those that go on first
+            places = np.argsort(rows.left == 0, kind="stable")[:count].astype(np.int32)
+            some = jax.tree.map(lambda x: x[places], rows)
         self._cache, self._held, new, likely = self._run["burst", count, width](
             self._params, self._cache, self._held, some, places
         )
+        if places is None:
+            return np.asarray(new), likely
 
         def of_all(found: jax.Array) -> np.ndarray:
             whole = np.zeros((self.shape.slots, *found.shape[1:]), found.dtype)

@@ -105,7 +105,8 @@ def understand(said: Completion | Chat, served: Served, memory: Memory) -> Asked
             "model",
             "model_not_found",
         )
-    chat, talk = isinstance(said, Chat), None
+    chat = isinstance(said, Chat)
+    talk: Sequence[Segment] | None = None
     defaults = served.chat if chat else Sampling(temperature=1.0)
     if isinstance(said, Chat):
         talk = conversation(said.messages, served.form, served.chat.keep_ends)

@@ -172,6 +172,21 @@ def test_the_bits_are_the_same_whatever_else_goes_on(another):
     assert alone == together
 
 
+def test_few_texts_in_many_slots_have_the_bits_that_they_have_among_many(trained, monkeypatch):
+    """In bfloat16 on a CPU, where a burst is of a quarter of the slots if that is enough."""
+    decoder = Decoder(SIZE, Compute("bfloat16", prefill_chunk=16), ids=90)
+    narrow = for_decoding(trained, SIZE, "bfloat16", cpu=True)
+    serving, prompts = replace(SERVING, slots=16), [[5 + n, 70, 20 + n] for n in range(10)]
+    one = DeviceEngine(decoder, narrow, serving, ready=False)
+    together = [answer.new for answer in ask(one, prompts, likeliest=2)]
+    one.close(0)
+    monkeypatch.setattr(engine_room, "Device", lambda *_: one._device)
+    two = DeviceEngine(decoder, narrow, serving)
+    assert [ask(two, [prompt], likeliest=2)[0].new for prompt in prompts] == together
+    two.close(0)
+    assert {name[1] for name in one._device._run if name[0] == "burst"} == {4, 16}
+
+
 def test_a_second_turn_reads_what_is_new_in_it(engine, params):
     [first] = ask(engine, [[7, 8, 9, *range(20, 40)]], new=9)
     talk = [7, 8, 9, *range(20, 40), *first.ids]
