@@ -33,12 +33,12 @@ def tokenizer(**flags):
         "remove_extra_whitespaces": False,
         "byte_fallback": True,
         "vocab_size": 400,
+        "hard_vocab_limit": False,
         "sentence_iterator": iter(TEXT),
     }
     model = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         model_writer=model,
-        hard_vocab_limit=False,
         unk_id=0,
         bos_id=1,
         eos_id=2,

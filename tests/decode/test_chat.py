@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from typing import ClassVar
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import jinja2.ext
 import jinja2.sandbox
 import pytest
-import sentencepiece
 
 from polylm_jax.data.tokenizer import Tokenizer, load
 from polylm_jax.decode.chat import (
@@ -34,6 +32,7 @@ from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.sizes import Size
 from polylm_jax.verbs.chat import SERVING, stream
 from polylm_jax.verbs.model_of import Model, open_engine
+from tests import scripted
 from tests.data.sentences import SENTENCES
 
 MULTIALPACA = partial(render, form=FORMATS["multialpaca"], keep_ends=False)
@@ -165,29 +164,18 @@ def test_who_types_a_mark_ends_nothing_and_breaks_no_turn(tiny):
 
 
 def test_text_that_goes_on_gets_no_space_before_it():
-    model = BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES["en"]), model_writer=model, vocab_size=300,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    tokenizer = Tokenizer(model.getvalue())
+    flags = scripted.SPACED | {"byte_fallback": False, "vocab_size": 300}
+    model, _ = scripted.tokenizer(sentence_iterator=iter(SENTENCES["en"]), **flags)
+    tokenizer = Tokenizer(model)
     [first], [other] = tokenizer.encode(["a"]), tokenizer.encode_inside(["a"])
     assert tokenizer.decode([first + other, first + first]) == ["aa", "a a"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"add_dummy_prefix": True}])
 def test_a_stream_says_what_sentencepiece_decodes_and_never_half_a_character(settings):
-    model = BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES["en"] + SENTENCES["de"]),
-        model_writer=model,
-        vocab_size=400,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **{"add_dummy_prefix": False, "normalization_rule_name": "identity"} | settings,
-    )
-    tokenizer = Tokenizer(model.getvalue())
+    flags = {"remove_extra_whitespaces": True} | settings
+    lines = iter(SENTENCES["en"] + SENTENCES["de"])
+    tokenizer = Tokenizer(scripted.tokenizer(sentence_iterator=lines, **flags)[0])
     [ids] = tokenizer.encode([SENTENCE])
     assert any(map(tokenizer.processor.is_byte, ids))
     stream = TextStream(tokenizer)

@@ -3,7 +3,6 @@
 What it cannot say is known by name.
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from polylm_jax.data import corpus, tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.interop.fast_tokenizer import compared, differing, tokenizer_json
 from polylm_jax.interop.hard_texts import HARD_TEXTS
+from tests import scripted
 from tests.data.sentences import SENTENCES
 
 AWKWARD = ["", " ", "  a", "a  ", "\n", "\t tab", "日本語 ﾊﾝｶｸ", "a\u00a0b", tokenizer.ROUND_TRIP]
@@ -49,22 +49,9 @@ def texts():
 
 
 def trained(algorithm, more=(), **flags):
-    model = io.BytesIO()
     lines = [line for text in [*texts(), *more] for line in text.split("\n") if line]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=algorithm,
-        vocab_size=1700,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        byte_fallback=True,
-        minloglevel=2,
-        **flags,
-    )
-    return model.getvalue()
+    size = {"model_type": algorithm, "vocab_size": 1700, "sentence_iterator": iter(lines)}
+    return scripted.tokenizer(**scripted.SPACED | size | flags)[0]
 
 
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])

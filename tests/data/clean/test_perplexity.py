@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from polylm_jax.data.clean import perplexity
 from polylm_jax.data.clean.perplexity import BEGIN, END, UNKNOWN, Sentences
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
+from tests import scripted
 from tests.data.sentences import SENTENCES
 
 ARPA = Path(__file__).parent.parent.parent / "golden" / "lmplz.arpa"
@@ -201,20 +201,9 @@ def test_training_on_nothing_gives_a_model():
 @pytest.fixture(scope="module")
 def pieces():
     """A tokenizer of our kind, with EOS where it must be."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for some in SENTENCES.values() for line in some),
-        model_writer=model,
-        vocab_size=1024,
-        hard_vocab_limit=False,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        byte_fallback=True,
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue())
+    lines = (line for some in SENTENCES.values() for line in some)
+    flags = scripted.SPACED | {"sentence_iterator": lines, "vocab_size": 1024}
+    return Tokenizer(scripted.tokenizer(**flags)[0])
 
 
 def auc(good, bad):
