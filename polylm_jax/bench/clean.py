@@ -37,7 +37,7 @@ from polylm_jax.data.clean import (
 )
 from polylm_jax.data.clean.duplicates import signatures
 from polylm_jax.data.clean.engine import Beam
-from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.language import Identification, code_of, identify
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import Batch, fold, shingles
 from polylm_jax.data.clean.thresholds import Thresholds
@@ -162,6 +162,7 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
         inputs = {f"{folder}/text": ""}
         warm = Clean({f"{folder}/text/{languages[0]}.jsonl": ""}, f"{folder}/warm")
         _pass(pipeline.planned(warm, Identification(), tokenizer, Beam()))
+        code_of("ceb")  # the first code of three letters reads the tables of all
         models = Path(folder, "models")
         for name, fluent in (("the whole", ""), ("the whole, perplexity", path)):
             speeds = found.setdefault(name, {})
