@@ -29,10 +29,9 @@ demo: $(VENV)/ready
 	$(POLYLM) tokenizer $(GIN) $(CLEANED)
 	$(POLYLM) rows $(GIN) $(CLEANED)
 	$(POLYLM) train $(GIN)
-	$(POLYLM) generate --run=$(RUN) --out=$(RUN)/samples.txt --gin.sampling.new_tokens=32 \
-		--gin.sampling.temperature=0.7 --gin.sampling.top_p=0.8 \
-		--prompt="Please enter" --prompt="Bitte geben Sie" --prompt="Seleccione" \
-		--prompt="Veuillez" --prompt="Выберите" --prompt="请" --prompt="このフィールドは" \
+	$(POLYLM) generate --run=$(RUN) --out=$(RUN)/samples.txt --prompt="Please enter" \
+		--prompt="Bitte geben Sie" --prompt="Seleccione" --prompt="Veuillez" \
+		--prompt="Выберите" --prompt="请" --prompt="このフィールドは" \
 		--prompt="يرجى"
 	$(POLYLM) report --run=$(RUN)
 	$(POLYLM) tune --gin_file=gin_configs/runs/demo_tune.gin
