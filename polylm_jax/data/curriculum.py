@@ -264,11 +264,7 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     arrivals = np.argsort(released, kind="stable")
     ready: list[int] = []
     order: list[int] = []
-    put, take, filled = (
-        order.append,
-        ready.pop,
-        0,
-    )  # a loop over every row of a run: each name counts
+    put, take, filled = order.append, ready.pop, 0  # looked up once: each row of a run comes by
     for arrival, row in zip(arrivals.tolist(), released[arrivals].tolist(), strict=True):
         while filled < row:
             put(take())
