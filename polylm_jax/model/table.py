@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from polylm_jax.model.attention import LANES
 from polylm_jax.model.products import FLOAT32
 
 
@@ -114,11 +113,14 @@ def summed(sums: jax.Array, axes: TableAxes, sent: jnp.dtype = FLOAT32) -> jax.A
 def _over_devices(sums: jax.Array, axes: TableAxes, sent: jnp.dtype) -> jax.Array:
     own, ways = sums[0].astype(sent), jax.lax.axis_size(axes.embed)
     rest = tuple(axis for axis in axes.batch if axis != axes.embed)
-    by_rows = own.shape[1] % (ways * LANES) and own.shape[0] % ways == 0
-    own = jax.lax.psum_scatter(own, axes.embed, scatter_dimension=0 if by_rows else 1, tiled=True)
+    if len(own) % ways:
+        own = jax.lax.psum_scatter(own, axes.embed, scatter_dimension=1, tiled=True)
+        return jax.lax.psum(own, rest).astype(FLOAT32)
+    # Whole rows, along an axis of their own: of columns, which may not fill tiles, and of what a
+    # loop has made a TPU would sum all on every chip, twice as much. The small part that each then
+    # has changes rows for columns.
+    own = own.reshape(ways, -1, own.shape[1])
+    own = jax.lax.psum_scatter(own, axes.embed, scatter_dimension=0)
     own = jax.lax.psum(own, rest)
-    if by_rows:
-        # Columns that do not fill tiles a TPU would send whole to every chip, twice as much; so
-        # the rows are scattered, and what is left of them changes places.
-        own = jax.lax.all_to_all(own, axes.embed, split_axis=1, concat_axis=0, tiled=True)
+    own = jax.lax.all_to_all(own, axes.embed, split_axis=1, concat_axis=0, tiled=True)
     return own.astype(FLOAT32)

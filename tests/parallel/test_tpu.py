@@ -6,14 +6,17 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.sharding import NamedSharding
 
 from polylm_jax.evaluation.score import score_batch
 from polylm_jax.model.decoder import Compute
 from polylm_jax.model.parameters import Init, count, shapes
+from polylm_jax.model.table import summed
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.platform import compiler_options
-from polylm_jax.parallel.sharding import batch_sharding, parameter_shardings
+from polylm_jax.parallel.sharding import LOSS_AXES, batch_sharding, parameter_shardings
 from polylm_jax.plan.collectives import Collective, collectives
+from polylm_jax.plan.slices import devices_of, slice_of
 from polylm_jax.sizes import Size
 from polylm_jax.train.optimizer import OptimizerSettings
 from polylm_jax.train.step import abstract_state, make_update, sharded_decoder
@@ -87,6 +90,23 @@ def test_the_embeddings_gradient_is_sent_once_a_step_and_half_of_it_in_bfloat16(
     assert whole(sent) < layers + 1.5 * table
     narrow = sums_between(devices, sum_dtype="bfloat16")
     assert whole(narrow) < 0.55 * whole(sent)
+
+
+def test_the_13bs_table_is_scattered_as_it_lies_and_never_summed_whole_on_every_chip(devices):
+    mesh = make_mesh(MeshShape(2, 32, 1), devices_of(slice_of("v5p-128")))
+    split = NamedSharding(mesh, LOSS_AXES.sums)
+    sums = jax.ShapeDtypeStruct((64, 256_000, 5120), np.float32, sharding=split)
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda sums: summed(sums, LOSS_AXES), donate_argnums=0).trace(sums)
+        compiled = program.lower().compile(compiler_options("tpu"))
+    table = 256_000 * 5120 * 4
+    found = collectives(compiled.as_text(), dict(mesh.shape))
+    assert {(one.kind, one.axes): one.bytes / table for one in found} == {
+        ("reduce-scatter", "fsdp"): pytest.approx(31 / 32, rel=0.01),
+        ("all-reduce", "data"): pytest.approx(1 / 32, rel=0.01),
+        ("all-to-all", "fsdp"): pytest.approx(31 / 32**2, rel=0.01),
+    }
+    assert compiled.memory_analysis().temp_size_in_bytes < table / 8
 
 
 def test_on_a_tpu_trees_of_choices_go_through_the_kernel(devices):
