@@ -207,6 +207,26 @@ def test_every_run_named_after_a_slice_suits_it_and_stands_in_the_table():
         assert f"a step takes {bound} or more" in head, file.stem
 
 
+def test_no_certified_run_waits_for_all_that_its_flags_promise_to_send_beside_work():
+    """The flags of a TPU promise it of gathers, those of a GPU of sums, too."""
+    table = (RUNS.parents[1] / "docs/plans.md").read_text()
+    head, _, *rows = (
+        [cell.strip(" `") for cell in line.split("|")[1:-1]]
+        for line in table.split(certified.MARKS[0])[1].split(certified.MARKS[1])[0].splitlines()
+    )
+    assert any(row[head.index("gathers beside work")] for row in rows)
+    for row in rows:
+        where = slice_of(slice_in(row[0]))
+        for column in ("gathers beside work", "sums beside work"):
+            beside, _, count = row[head.index(column)].replace(",", "").partition(" of ")
+            if not count:
+                continue  # one chip sends nothing; a former certification did not count
+            if where.gpu:
+                assert int(beside) > 0.9 * int(count), row[0]
+            elif "gathers" in column:
+                assert int(beside) > int(count) / 10, row[0]
+
+
 def test_a_batch_that_the_mesh_cannot_split_is_refused_before_any_compilation():
     run = parsed("polylm_1b7_v5e_256", {"train.batch": 100})
     with pytest.raises(UserError, match=r"train.batch = 100 cannot be split"):
