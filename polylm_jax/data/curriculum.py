@@ -167,7 +167,7 @@ def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarra
     """
     knot: np.ndarray | np.integer = np.searchsorted(curriculum.knots[1:-1], n, side="right")
     if knot.size and knot.min() == knot.max():
-        knot = knot.flat[0]  # of one piece there is less to look up
+        knot = knot.ravel()[:1].reshape(())  # of one piece there is less to look up
     span, piece = np.diff(curriculum.knots)[knot], knot * len(curriculum.sources) + source
     least, rise, fall, due, most = (table[piece] for table in curriculum.pieces)
     past = n - curriculum.knots[knot]
