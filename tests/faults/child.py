@@ -18,7 +18,7 @@ import numpy as np
 from polylm_jax.__main__ import main
 from polylm_jax.data.rows import Store
 from polylm_jax.parallel import hosts, together
-from polylm_jax.train import loop
+from polylm_jax.train import loop, step
 from polylm_jax.train.metrics import Metrics
 from polylm_jax.verbs import train  # noqa: F401
 
@@ -46,7 +46,7 @@ def leave_out(steps):
 
 
 def change_batches(which, factors):
-    feed, differentiate = loop.batches, jax.value_and_grad
+    feed, make = loop.batches, step.make_gradients
 
     def batches(store, curriculum, sharding, batch, first_row, *rest):
         for i in range(first_row // batch, 1000):
@@ -57,14 +57,16 @@ def change_batches(which, factors):
             yield next(one) | {"factor": put}
             one.close()
 
-    def value_and_grad(function, **options):
-        def both(params, batch):
-            value, gradient = differentiate(function, **options)(params, batch)
-            return value, jax.tree.map(lambda g: g * batch["factor"][0], gradient)
+    def make_gradients(*arguments):
+        gradients = make(*arguments)
 
-        return both
+        def times(params, batch, *base):
+            gradient, losses = gradients(params, batch, *base)
+            return jax.tree.map(lambda g: g * batch["factor"][0], gradient), losses
 
-    loop.batches, jax.value_and_grad = batches, value_and_grad
+        return times
+
+    loop.batches, step.make_gradients = batches, make_gradients
 
 
 def stalled_read(source, calls):
