@@ -26,7 +26,7 @@ def test_a_gin_file_of_the_package_is_found_by_name_and_one_here_wins(tmp_path, 
         assert config.get("train").folder == "runs/demo"
     Path("my.gin").write_text('include "runs/demo.gin"\ninclude "mesh/gpu1.gin"\n')
     config.parse(["my.gin"], [])
-    assert (config.get("train").steps, config.get("mesh").tensor) == (640, 1)
+    assert (config.get("train").steps, config.get("mesh").tensor) == (320, 1)
     Path("runs").mkdir()
     Path("runs/demo.gin").write_text("train.steps = 3\n")
     config.parse(["runs/demo.gin"], [])
@@ -115,6 +115,6 @@ def test_a_wheel_works_in_an_empty_folder(tmp_path):
         return done.stdout
 
     assert "First, in an empty folder" in polylm()
-    assert "train.steps = 640\n" in polylm("config", "--gin_file=runs/demo.gin")
+    assert "train.steps = 320\n" in polylm("config", "--gin_file=runs/demo.gin")
     assert "The figure is runs/" in polylm("curriculum", "--gin_file=runs/polylm_1b7.gin")
     assert [path.name for path in empty.iterdir()] == ["runs"]
