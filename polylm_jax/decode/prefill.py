@@ -250,3 +250,24 @@ def merged(
     if slots.dtype != jnp.bfloat16:
         return put(slots, tail)
     return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
+
+
+def turned(cache: Cache) -> Cache:
+    """A cache as a CPU multiplies it: float32, a key's numbers [..., head_size, slots].
+
+    The barrier has it made before a loop that reads it, not at every token in it.
+    """
+    found = tuple(
+        {
+            "key": layer["key"].swapaxes(2, 3).astype(jnp.float32),
+            "value": layer["value"].astype(jnp.float32),
+        }
+        for layer in cache
+    )
+    made: Cache = jax.lax.optimization_barrier(found)
+    return made
+
+
+def turned_back(cache: Cache) -> Cache:
+    """A turned cache with the shapes of one, in a loop that reads it: nothing is moved."""
+    return tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in cache)

@@ -10,11 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from polylm_jax.decode.beam import beam_search
-from polylm_jax.decode.prefill import State, merged, pinned, power_of_two, prefill
+from polylm_jax.decode.prefill import (
+    State,
+    merged,
+    pinned,
+    power_of_two,
+    prefill,
+    turned,
+    turned_back,
+)
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
 from polylm_jax.model.decoder import (
     END_OF_DOCUMENT,
-    Cache,
     Decoder,
     Tail,
     empty_cache,
@@ -135,13 +142,13 @@ def _decode(
 
     def burst(carry: Carry) -> Carry:
         first, before, new = carry
-        steps, turned = min(BURST, tokens), _turned(before.cache)
+        steps, held = min(BURST, tokens), turned(before.cache)
 
         def add(token: jax.Array, count: jax.Array, state: State) -> Any:
             place = count - first
             positions = (before.lengths + place)[:, None]
-            tail, held = Tail(state.cache, place), _turned_back(turned)
-            return decoder.apply({"params": params}, token, held, positions, tail=tail)
+            tail, cache = Tail(state.cache, place), turned_back(held)
+            return decoder.apply({"params": params}, token, cache, positions, tail=tail)
 
         # as wide as the attention, or all of it would be cast at every token
         tail = pinned(decoder, empty_cache(decoder.size, len(rows), steps, "float32"))
@@ -170,23 +177,3 @@ def _decode(
     _, state, new = jax.lax.platform_dependent(start, cpu=in_bursts, default=in_place)
     # whole in every process of a run, which all look at the texts
     return state, decoder.constrain(new, None, None), decoder.constrain(state.drawn - before, None)
-
-
-def _turned(cache: Cache) -> Cache:
-    """A cache as a CPU multiplies it: float32, a key's numbers [..., head_size, slots].
-
-    The barrier has it made before a loop that reads it, not at every token in it.
-    """
-    turned = tuple(
-        {
-            "key": layer["key"].swapaxes(2, 3).astype(jnp.float32),
-            "value": layer["value"].astype(jnp.float32),
-        }
-        for layer in cache
-    )
-    made: Cache = jax.lax.optimization_barrier(turned)
-    return made
-
-
-def _turned_back(cache: Cache) -> Cache:
-    return tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in cache)

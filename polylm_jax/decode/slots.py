@@ -9,6 +9,7 @@ All but `burst` are about one text, which the mesh's ways of a batch read alike.
 the other slots, a text's numbers are the same, bit for bit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.decode.prefill import merged, pinned
+from polylm_jax.decode.prefill import merged, pinned, turned, turned_back
 from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
 from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
@@ -218,12 +219,12 @@ def burst(
     def unfinished(carry: dict[str, Any]) -> jax.Array:
         return (carry["step"] < steps) & carry["going"].any()
 
-    def one_token(carry: dict[str, Any]) -> dict[str, Any]:
+    def one_token(held: Callable[[], Cache], carry: dict[str, Any]) -> dict[str, Any]:
         step, going = carry["step"], carry["going"]
         outputs: Any = decoder.apply(
             {"params": params},
             carry["token"][:, None],
-            looked_at,
+            held(),
             (rows.lengths + step)[:, None],
             tail=Tail(carry["tail"], step),
         )
@@ -261,7 +262,15 @@ def burst(
         "new": jnp.full((slots, steps), END_OF_DOCUMENT, jnp.int32),
         "likely": _unlikely((slots, steps), most),
     }
-    carry = jax.lax.while_loop(unfinished, one_token, carry)
+
+    def as_it_is(carry: dict[str, Any]) -> Any:
+        return jax.lax.while_loop(unfinished, partial(one_token, lambda: looked_at), carry)
+
+    def by_turned(carry: dict[str, Any]) -> Any:
+        once = turned(looked_at)
+        return jax.lax.while_loop(unfinished, partial(one_token, lambda: turned_back(once)), carry)
+
+    carry = jax.lax.platform_dependent(carry, cpu=by_turned, default=as_it_is)
     here = everyone if places is None else places
     merge = partial(merged, places=here, lengths=rows.lengths, written=carry["written"])
     cache = pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
