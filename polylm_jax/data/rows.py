@@ -23,7 +23,6 @@ A store is read from a local disk or from any path that fsspec knows, such as gs
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,10 +33,9 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.lib.stride_tricks import as_strided
 
-from polylm_jax.console import LiveLine
 from polylm_jax.data import corpus
 from polylm_jax.data.clean.engine import Beam, each
-from polylm_jax.data.shards import COUNT, lines_of
+from polylm_jax.data.shards import COUNT, lines_of, read_all
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, Place, opened
 from polylm_jax.jsonl import parse_json
@@ -299,14 +297,7 @@ def verify(store: Store, beam: Beam | None = None) -> int:
     if beam:
         each(beam, partial(_check, store.path), files)
         return len(files)
-    line = LiveLine(10)
-    with ThreadPoolExecutor(8) as pool:  # zlib lets others work beside it
-        try:
-            for name in pool.map(partial(_check, store.path), files):
-                line.show(f"rows: read {name}")
-        finally:
-            line.close()
-            pool.shutdown(cancel_futures=True)
+    read_all("rows", partial(_check, store.path), files)
     return len(files)
 
 

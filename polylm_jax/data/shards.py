@@ -12,12 +12,12 @@ those of a corpus in one file, train.jsonl or valid.jsonl, and mean the same.
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -28,6 +28,8 @@ from polylm_jax.data.documents import STRETCH, stretches
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.files import MANIFEST, opened, output, put
+
+Wanted = TypeVar("Wanted")
 
 SPLITS = ("train", "valid")
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -135,19 +137,26 @@ def verify(path: str, manifest: dict) -> int:
             wanted += [([text], shard["sha256"]) for text, shard in zip(files, shards, strict=True)]
         else:  # one hash of train and valid
             wanted.append((files, entry.get("sha256", "")))
-    line, count = LiveLine(10), 0
+    read_all("corpus", _checked, wanted)
+    return sum(len(files) for files, _ in wanted)
+
+
+def read_all(what: str, read: Callable[[Wanted], str], wanted: Sequence[Wanted]) -> None:
+    """Reads many files, several at once, and shows which, until one of them is refused.
+
+    read: gives the name of what it has read.
+    """
+    line = LiveLine(10)
     with ThreadPoolExecutor(8) as pool:  # hashing lets others work beside it
         try:
-            for places in pool.map(_checked, wanted):
-                count += len(places)
-                line.show(f"corpus: {count:,} files are as they were written")
+            for name in pool.map(read, wanted):
+                line.show(f"{what}: read {name}")
         finally:
             line.close()
             pool.shutdown(cancel_futures=True)
-    return count
 
 
-def _checked(wanted: tuple[list[Text], str]) -> list[str]:
+def _checked(wanted: tuple[list[Text], str]) -> str:
     """The places of files, once they have been read and have the wanted hash together."""
     files, sha256 = wanted
     digest = hashlib.sha256()
@@ -161,7 +170,7 @@ def _checked(wanted: tuple[list[Text], str]) -> list[str]:
             f"{' or '.join(places)} is not as it was written; make the corpus again, or put back "
             "what it was."
         )
-    return places
+    return " and ".join(places)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from polylm_jax.data.clean.pairing import MISALIGNED
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import mix
-from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits
+from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits, outside
 from polylm_jax.data.languages import is_bilingual
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
@@ -88,15 +88,11 @@ def failures(job: Deciding, scores: dict[str, Any], contaminated: np.ndarray) ->
     for language in set(languages):
         own = languages == language
         limits = (_OF_PAIRS if is_bilingual(language) else {}) | job.limits.get(language, {})
-        for name, (least, most) in limits.items():
+        for name, limit in limits.items():
             reason = LANGUAGE if name in OF_LANGUAGE else name
             if reason in job.clean.off or name not in scores:
                 continue
-            values = scores[name][own]
-            outside = np.zeros(len(values), bool)
-            outside |= False if least is None else values < least
-            outside |= False if most is None else values > most
-            failed[own, place[reason]] |= outside
+            failed[own, place[reason]] |= outside(scores[name][own], limit)
     return failed
 
 

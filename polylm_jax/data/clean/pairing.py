@@ -12,7 +12,7 @@ import numpy as np
 from polylm_jax.data.clean import bilingual
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.text import BATCH
-from polylm_jax.data.clean.thresholds import Limit
+from polylm_jax.data.clean.thresholds import Limit, outside
 from polylm_jax.data.languages import languages_of
 
 MISALIGNED = "misaligned"  # share of a document's pairs that break a rule
@@ -107,8 +107,6 @@ def failures(pairs: np.ndarray, limits: Mapping[str, Limit], off: Collection[str
     """
     failed = np.zeros((len(pairs), len(RULES)), bool)
     for rule, name in enumerate(RULES):
-        least, most = limits.get(name, RULES[name])
         if name not in off:
-            failed[:, rule] |= False if least is None else pairs[name] < least
-            failed[:, rule] |= False if most is None else pairs[name] > most
+            failed[:, rule] = outside(pairs[name], limits.get(name, RULES[name]))
     return failed

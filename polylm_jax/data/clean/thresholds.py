@@ -33,6 +33,15 @@ _LEAST, _MOST = 2.0**-20, 2.0**44  # what lies outside is in the first or last b
 Bound = Annotated[float, Range(0, HUGE)]
 
 
+def outside(values: np.ndarray, limit: Limit) -> np.ndarray:
+    """Which values a limit does not allow, bool; one that is no number breaks none."""
+    least, most = limit
+    found = np.zeros(len(values), bool)
+    found |= False if least is None else values < least
+    found |= False if most is None else values > most
+    return found
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """What decides where rules cut; see `derive`.

@@ -101,7 +101,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
     products.save_table(f"{output}/{FOLDER}/{name_of(piece.number)}", verdicts)
     note = {
         "counts": _counts(verdicts),
-        "pairs": _pairs(verdicts),
+        "pairs": _pairs(verdicts, pairs, broken),
         "entries": entries,
         "samples": samples,
         "masked": sum(masked),
@@ -188,20 +188,18 @@ def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _pairs(verdicts: dict[str, Any]) -> dict[str, dict[str, int]]:
+def _pairs(
+    verdicts: dict[str, Any], pairs: np.ndarray, broken: np.ndarray
+) -> dict[str, dict[str, int]]:
     """How many pairs each language has in documents that are kept, and how many of them are left
     out, by rule: a pair counts for each that it breaks."""
+    kept = np.asarray(verdicts["kept"], bool)[pairs["document"]]
+    languages = np.array(verdicts["language"], object)[pairs["document"]]
     found: dict[str, dict[str, int]] = {}
-    for language, count, wrong, kept in zip(
-        *(verdicts[name] for name in ("language", "pairs", "wrong_pairs", "kept")), strict=True
-    ):
-        if kept and count:
-            counts = found.setdefault(language, dict.fromkeys(("pairs", "wrong", *RULES), 0))
-            counts["pairs"] += int(count)
-            for one in filter(None, wrong.split(", ")):
-                counts["wrong"] += 1
-                for rule in one.split(" ")[1].split("+"):
-                    counts[rule] += 1
+    for language in sorted({*languages[kept]}):
+        some = broken[kept & (languages == language)]
+        by_rule = dict(zip(RULES, some.sum(0).tolist(), strict=True))
+        found[language] = {"pairs": len(some), "wrong": int(some.any(1).sum())} | by_rule
     return found
 
 

@@ -151,9 +151,9 @@ _COMPARED = 16  # so many are faster compared one by one than looked up
 
 @lru_cache(maxsize=64)
 def table(wanted: str) -> np.ndarray:
-    table = np.zeros(_LAST + 1, bool)
-    table[[ord(character) for character in wanted]] = True
-    return table
+    found = np.zeros(_LAST + 1, bool)
+    found[[ord(character) for character in wanted]] = True
+    return found
 
 
 # Hash and place share 64 bits so that numbers, not pairs, are sorted.
@@ -207,6 +207,6 @@ def repeated(hashes: np.ndarray, places: np.ndarray, documents: np.ndarray) -> R
 def before(batch: Batch, spans: Spans) -> np.ndarray:
     """Which spans have been before in their document, bool."""
     hashes = span_hashes(batch.prefix, spans.starts, spans.ends)
-    before = np.zeros(len(spans), bool)
-    before[repeated(hashes, np.arange(len(spans)), spans.documents).later] = True
-    return before
+    found = np.zeros(len(spans), bool)
+    found[repeated(hashes, np.arange(len(spans)), spans.documents).later] = True
+    return found
