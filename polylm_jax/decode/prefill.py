@@ -7,7 +7,7 @@ chunks by one compiled loop, so that prompts of other lengths need no other prog
 """
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -252,10 +252,12 @@ def merged(
     return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
 
 
-def turned(cache: Cache) -> Cache:
-    """A cache as a CPU multiplies it: float32, a key's numbers [..., head_size, slots].
+def turned(cache: Cache) -> Callable[[], Cache]:
+    """A cache for a loop that only reads it, as a CPU multiplies it: float32, a key's numbers
+    [..., head_size, slots].
 
-    The barrier has it made before a loop that reads it, not at every token in it.
+    The barrier has it made before the loop. What is returned gives it in the loop the shapes of a
+    cache, which moves nothing there.
     """
     found = tuple(
         {
@@ -265,9 +267,4 @@ def turned(cache: Cache) -> Cache:
         for layer in cache
     )
     made: Cache = jax.lax.optimization_barrier(found)
-    return made
-
-
-def turned_back(cache: Cache) -> Cache:
-    """A turned cache with the shapes of one, in a loop that reads it: nothing is moved."""
-    return tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in cache)
+    return lambda: tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in made)

@@ -10,23 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from polylm_jax.decode.beam import beam_search
-from polylm_jax.decode.prefill import (
-    State,
-    merged,
-    pinned,
-    power_of_two,
-    prefill,
-    turned,
-    turned_back,
-)
+from polylm_jax.decode.prefill import State, merged, pinned, power_of_two, prefill, turned
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
-from polylm_jax.model.decoder import (
-    END_OF_DOCUMENT,
-    Decoder,
-    Tail,
-    empty_cache,
-    logits,
-)
+from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, Tail, empty_cache, logits
 
 Carry = tuple[jax.Array, State, jax.Array]  # tokens that were added, the texts, the new ids
 
@@ -147,8 +133,8 @@ def _decode(
         def add(token: jax.Array, count: jax.Array, state: State) -> Any:
             place = count - first
             positions = (before.lengths + place)[:, None]
-            tail, cache = Tail(state.cache, place), turned_back(held)
-            return decoder.apply({"params": params}, token, cache, positions, tail=tail)
+            tail = Tail(state.cache, place)
+            return decoder.apply({"params": params}, token, held(), positions, tail=tail)
 
         # as wide as the attention, or all of it would be cast at every token
         tail = pinned(decoder, empty_cache(decoder.size, len(rows), steps, "float32"))

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.decode.prefill import merged, pinned, turned, turned_back
+from polylm_jax.decode.prefill import merged, pinned, turned
 from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
 from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
@@ -219,12 +219,12 @@ def burst(
     def unfinished(carry: dict[str, Any]) -> jax.Array:
         return (carry["step"] < steps) & carry["going"].any()
 
-    def one_token(held: Callable[[], Cache], carry: dict[str, Any]) -> dict[str, Any]:
+    def one_token(look: Callable[[], Cache], carry: dict[str, Any]) -> dict[str, Any]:
         step, going = carry["step"], carry["going"]
         outputs: Any = decoder.apply(
             {"params": params},
             carry["token"][:, None],
-            held(),
+            look(),
             (rows.lengths + step)[:, None],
             tail=Tail(carry["tail"], step),
         )
@@ -267,8 +267,7 @@ def burst(
         return jax.lax.while_loop(unfinished, partial(one_token, lambda: looked_at), carry)
 
     def by_turned(carry: dict[str, Any]) -> Any:
-        once = turned(looked_at)
-        return jax.lax.while_loop(unfinished, partial(one_token, lambda: turned_back(once)), carry)
+        return jax.lax.while_loop(unfinished, partial(one_token, turned(looked_at)), carry)
 
     carry = jax.lax.platform_dependent(carry, cpu=by_turned, default=as_it_is)
     here = everyone if places is None else places

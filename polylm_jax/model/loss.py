@@ -8,12 +8,14 @@ loop over just the tokens that are learned may have as many turns as it needs.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from polylm_jax.model.table import ONE_DEVICE, TableAxes, no_sums, on_each, summed
+
+Sums = TypeVar("Sums", jax.Array, None)  # of gradients; None where there are none
 
 BLOCK = 1024  # tokens, where the settings leave it to the device
 
@@ -189,11 +191,11 @@ def loss_and_gradients(
     table: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
-    sums: jax.Array | None,
+    sums: Sums,
     block: int,
     axes: TableAxes,
     learned: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, jax.Array, Sums]:
     """Each token's cross-entropy, and the gradients of the weighted sum of all.
 
     As cross_entropy, but the table is in the compute dtype. sums: each device's own gradient of the
@@ -201,7 +203,7 @@ def loss_and_gradients(
     Returns losses, float32 [batch, length], the gradient of hidden in its dtype, and the sums with
     this gradient in them.
     """
-    found: tuple[jax.Array, jax.Array, jax.Array | None] = _sharded(
+    found: tuple[jax.Array, jax.Array, Sums] = _sharded(
         hidden, table, targets, weights, sums, block, axes, learned, gradient=True
     )
     return found
@@ -234,9 +236,8 @@ def cross_entropy(
 
 def _forward(hidden, embedding, targets, weights, block, axes, learned):
     table = embedding.astype(hidden.dtype)
-    sums = no_sums(table, axes)
-    loss, of_hidden, sums = _sharded(
-        hidden, table, targets, weights, sums, block, axes, learned, gradient=True
+    loss, of_hidden, sums = loss_and_gradients(
+        hidden, table, targets, weights, no_sums(table, axes), block, axes, learned
     )
     return (jnp.sum(loss * weights), loss), (of_hidden, summed(sums, axes))
 

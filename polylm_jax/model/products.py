@@ -113,9 +113,8 @@ def linear(
 ) -> jax.Array:
     """einsum(equation, x, weight) + bias in the dtype of x, to which the weight is cast.
 
-    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight as decoding has
-    it.
-    sent: to which a device rounds its gradient of the weight before devices add up theirs.
+    x: [batch, length, …] in the compute dtype. weight, bias: float32, or the weight as decoding
+    has it. sent: to which a device rounds its gradient of the weight before devices add up theirs.
     The gradient of x is in its dtype; those of weight and bias are float32, and all sums over a
     device's tokens.
     """
