@@ -42,6 +42,12 @@ FLAGS: dict[str, tuple[str, dict[str, str]]] = {
             "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
             "xla_tpu_overlap_compute_collective_tc": "true",
             "xla_enable_async_all_gather": "true",
+            # Sums go through the SparseCores of a v5p and a v6e while their TensorCores multiply;
+            # a v4 and a v5e compile as without these.
+            "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+            "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+            "xla_tpu_use_tc_device_shape_on_sc": "true",
+            "xla_sc_disable_megacore_partitioning": "true",
         },
     ),
 }

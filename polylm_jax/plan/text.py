@@ -175,7 +175,7 @@ def _run(program: Program, name: str, times: int) -> Iterator[Kernel]:
                 names = re.findall(r"[\w.\-]+", several[1])
             branches = [list(_run(program, branch, times)) for branch in names]
             yield from max(branches, key=_moved, default=[])
-        elif one.op in ("call", "async-start"):
+        elif one.op in ("call", "async-start", "call-start"):
             inner = target(one, "to_apply") or target(one, "calls")
             yield from _run(program, inner, times)
         elif not (

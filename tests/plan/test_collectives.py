@@ -40,8 +40,8 @@ TPU = """HloModule jit_update, is_scheduled=true
   %part = bf16[128,64]{1,0} get-tuple-element(%p), index=0
   %next = u32[]{:T(128)} add(%counter, %two)
   %send = (bf16[128,64]{1,0:T(8,128)(2,1)S(1)}, bf16[128,64]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=4, source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,8},{8,9},{9,10},{10,11},{11,12},{12,13},{13,14},{14,15},{15,0}}
+  %goes_on = bf16[1,2048,64]{2,1,0} fusion(%part), kind=kCustom, calls=%piece.2
   %sent = bf16[128,64]{1,0} collective-permute-done(%send)
-  %goes_on = bf16[1,2048,64]{2,1,0} fusion(%sent), kind=kCustom, calls=%piece.2
   ROOT %out = (bf16[128,64]{1,0}, u32[]{:T(128)}) tuple(%sent, %next)
 }
 
@@ -59,7 +59,7 @@ TPU = """HloModule jit_update, is_scheduled=true
   %zero.1 = u32[]{:T(128)} copy(%none)
   %counter.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   %part.1 = bf16[128,64]{1,0} get-tuple-element(%p.1), index=1
-  %begins = bf16[1,2048,64]{2,1,0} fusion(%part.1), kind=kCustom, calls=%piece.1
+  %async-collective-start.1 = bf16[1,2048,64]{2,1,0} fusion(%part.1), kind=kCustom, calls=%piece.1
   %start = (bf16[128,64]{1,0}, u32[]{:T(128)}) tuple(%part.1, %zero.1)
   %ring = (bf16[128,64]{1,0}, u32[]{:T(128)}) while(%start), condition=%ring_condition, body=%ring_body
   %next.1 = s32[]{:T(128)} add(%counter.1, %one)
@@ -98,6 +98,116 @@ def test_a_ring_of_two_steps_a_trip_and_a_gather_in_pieces_count_as_often_as_the
     # a gather within fusions and a ring of starts and ends: all of both while the chip computes
     assert (gather.overlapped, ring.overlapped) == (gather.bytes, ring.bytes)
     assert (gather.beside, ring.beside) == (gather.count, ring.count)
+
+
+# Of a loop over five layers the compiler has peeled off the last turn, and a sum of two gradients,
+# its channel and all, is there twice: a fusion around an all-reduce, of which each chip keeps half.
+PEELED = """HloModule jit_update, is_scheduled=true
+
+%all-reduce-scatter.1 (a: f32[128,256], b: f32[256,128]) -> (f32[64,256], f32[128,128]) {
+  %a = f32[128,256]{1,0} parameter(0)
+  %b = f32[256,128]{1,0} parameter(1)
+  %both = (f32[128,256]{1,0}, f32[256,128]{1,0}) all-reduce(%a, %b), channel_id=7, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %kept = (f32[64,256]{1,0}, f32[128,128]{1,0}) custom-call(%both), custom_call_target="own"
+}
+
+%all-reduce-scatter.1.clone (a: f32[128,256], b: f32[256,128]) -> (f32[64,256], f32[128,128]) {
+  %a = f32[128,256]{1,0} parameter(0)
+  %b = f32[256,128]{1,0} parameter(1)
+  %both = (f32[128,256]{1,0}, f32[256,128]{1,0}) all-reduce(%a, %b), channel_id=7, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %kept = (f32[64,256]{1,0}, f32[128,128]{1,0}) custom-call(%both), custom_call_target="own"
+}
+
+%piece.1 (p: bf16[64,256]) -> bf16[128,256] {
+  %p = bf16[64,256]{1,0} parameter(0)
+  ROOT %gather.1 = bf16[128,256]{1,0} all-gather(%p), channel_id=9, replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+%piece.2 (p: bf16[64,256]) -> bf16[128,256] {
+  %p = bf16[64,256]{1,0} parameter(0)
+  ROOT %gather.2 = bf16[128,256]{1,0} all-gather(%p), channel_id=9, replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+%piece.1.clone (p: bf16[64,256]) -> bf16[128,256] {
+  %p = bf16[64,256]{1,0} parameter(0)
+  ROOT %gather.3 = bf16[128,256]{1,0} all-gather(%p), channel_id=9, replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+%body (p: (s32[], f32[128,256], f32[256,128], bf16[64,256])) -> (s32[], f32[128,256], f32[256,128], bf16[64,256]) {
+  %p = (s32[], f32[128,256]{1,0}, f32[256,128]{1,0}, bf16[64,256]{1,0}) parameter(0)
+  %x = f32[128,256]{1,0} get-tuple-element(%p), index=1
+  %y = f32[256,128]{1,0} get-tuple-element(%p), index=2
+  %w = bf16[64,256]{1,0} get-tuple-element(%p), index=3
+  %async-collective-start.1 = bf16[128,256]{1,0} fusion(%w), kind=kCustom, calls=%piece.1
+  %product = bf16[128,256]{1,0} fusion(%w), kind=kCustom, calls=%piece.2
+  ROOT %sum = (f32[64,256]{1,0}, f32[128,128]{1,0}) fusion(%x, %y), kind=kCustom, calls=%all-reduce-scatter.1.clone
+}
+
+%condition (p: (s32[], f32[128,256], f32[256,128], bf16[64,256])) -> pred[] {
+  %p = (s32[], f32[128,256]{1,0}, f32[256,128]{1,0}, bf16[64,256]{1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (p: (s32[], f32[128,256], f32[256,128], bf16[64,256])) -> (f32[64,256], f32[128,128]) {
+  %p = (s32[], f32[128,256]{1,0}, f32[256,128]{1,0}, bf16[64,256]{1,0}) parameter(0)
+  %loop = (s32[], f32[128,256]{1,0}, f32[256,128]{1,0}, bf16[64,256]{1,0}) while(%p), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %x = f32[128,256]{1,0} get-tuple-element(%loop), index=1
+  %y = f32[256,128]{1,0} get-tuple-element(%loop), index=2
+  %w = bf16[64,256]{1,0} get-tuple-element(%loop), index=3
+  %async-collective-start.2 = bf16[128,256]{1,0} fusion(%w), kind=kCustom, calls=%piece.1.clone
+  ROOT %sum = (f32[64,256]{1,0}, f32[128,128]{1,0}) fusion(%x, %y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+# What a start and its end have between them: a product, nothing but another start, and a sum that
+# a SparseCore does while the TensorCore multiplies.
+STARTS = """HloModule jit_update, is_scheduled=true
+
+%called (p: f32[64,32]) -> f32[32,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  ROOT %scattered = f32[32,32]{1,0} reduce-scatter(%p), channel_id=3, replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: bf16[64,32], b: f32[64,32], c: f32[16,8]) -> f32[64,64] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = f32[64,32]{1,0} parameter(1)
+  %c = f32[16,8]{1,0} parameter(2)
+  %gather = (bf16[64,32]{1,0}, bf16[128,32]{1,0}) all-gather-start(%a), channel_id=1, replica_groups={{0,1},{2,3}}, dimensions={0}
+  %near = f32[16,8]{1,0} all-reduce-start(%c), channel_id=2, replica_groups={{0,2},{1,3}}, to_apply=%add
+  %far = f32[16,8]{1,0} all-reduce-done(%near)
+  %ready = s32[] custom-call(), custom_call_target="PrepareAsyncCallStart"
+  %sum = ((f32[64,32]{1,0}), f32[32,32]{1,0}) call-start(%b), async_execution_thread="sparsecore", to_apply=%called
+  %on = ((f32[64,32]{1,0}), f32[32,32]{1,0}) call-update(%sum)
+  %product = f32[64,64]{1,0} convolution(%b, %b), dim_labels=bf_oi->bf
+  %gathered = bf16[128,32]{1,0} all-gather-done(%gather)
+  %summed = f32[32,32]{1,0} call-done(%on)
+  ROOT %end = f32[64,64]{1,0} copy(%product)
+}
+"""  # noqa: E501
+
+
+def test_what_a_peeled_turn_sends_counts_beside_what_the_loop_does():
+    found = {one.kind: one for one in collectives(PEELED, {"data": 2, "fsdp": 2})}
+    assert found.keys() == {"reduce-scatter", "all-gather"}
+    sums, gathers = found["reduce-scatter"], found["all-gather"]
+    # five turns; of two chips each sends the other half of both
+    assert (sums.axes, sums.count, sums.bytes) == ("fsdp", 5, 5 * 2 * 128 * 256 * 4 / 2)
+    assert (sums.overlapped, sums.beside) == (0, 0)
+    # a piece that goes on is no gather of its own
+    assert (gathers.count, gathers.bytes) == (5, 5 * 128 * 256 * 2 / 2)
+    assert (gathers.overlapped, gathers.beside) == (gathers.bytes, 5)
+
+
+def test_only_what_has_work_between_start_and_end_is_sent_beside_it():
+    found = {one.kind: one for one in collectives(STARTS, {"data": 2, "fsdp": 2})}
+    gather, scatter, reduce = (
+        found[kind] for kind in ("all-gather", "reduce-scatter", "all-reduce")
+    )
+    assert (gather.axes, gather.bytes, gather.beside) == ("fsdp", 128 * 32 * 2 / 2, 1)
+    assert (scatter.axes, scatter.bytes, scatter.beside) == ("fsdp", 32 * 32 * 4, 1)
+    assert (reduce.axes, reduce.bytes, reduce.beside) == ("data", 2 * 16 * 8 * 4 / 2, 0)
+    alone = STARTS.replace("  %product = ", "  %product.1 = ").replace(" convolution(", " bitcast(")
+    assert not any(one.beside for one in collectives(alone, {"data": 2, "fsdp": 2}))
 
 
 # One slice's program for two slices of 4 v5e chips, shortened: a sum within the slice, and its
@@ -153,6 +263,36 @@ def test_a_scan_compiled_here_sums_as_many_bytes_as_it_must():
     found = {one.kind: one for one in collectives(program.as_text(), dict(mesh.shape))}
     assert found["all-reduce"].axes == "tensor"
     assert found["all-reduce"].bytes == pytest.approx(5 * 2 * 3 / 4 * 16 * 64 * 4)
+
+
+def test_all_kinds_in_a_loop_compiled_here_send_what_the_ring_algorithm_does():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+
+    def turn(_, x):
+        x = x + jax.lax.psum_scatter(jax.lax.all_gather(jnp.sin(x), "fsdp"), "fsdp")
+        x = x * jax.lax.psum(jnp.cos(x), "data")
+        x = x + jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)])
+        return jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True) + 1
+
+    run = jax.shard_map(
+        lambda x: jax.lax.fori_loop(0, 5, turn, x),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+        check_vma=False,
+    )
+    text = jax.jit(run).lower(jnp.ones((8, 16))).compile().as_text()
+    sent = {(one.kind, one.axes): one for one in collectives(text, dict(mesh.shape))}
+    size = 8 * 16 * 4  # of a chip
+    assert {key: one.bytes / 5 / size for key, one in sent.items()} == {
+        ("all-gather", "fsdp"): 3,
+        ("reduce-scatter", "fsdp"): 3,
+        ("all-reduce", "data"): 2 * 1 / 2,
+        ("collective-permute", "fsdp"): 1,
+        ("all-to-all", "fsdp"): 3 / 4,
+    }
+    assert {one.count % 5 for one in sent.values()} == {0}
+    assert not any(one.beside for one in sent.values())  # a CPU waits for each
 
 
 def test_the_embeddings_gradient_is_scattered_over_fsdp_before_it_is_summed_over_data():
