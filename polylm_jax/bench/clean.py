@@ -112,7 +112,7 @@ def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python:
         "signatures": lambda: [
             signatures(*shingles(fold(part)), 112) for part in Batch.of(texts).parts()
         ],
-        "repair": lambda: [repair.repair(text) for text in texts],
+        "repair": lambda: repair.repair_all(texts),
         "language": lambda: identify(texts),
         "language, agreed": lambda: identify(texts, Identification(agree=True)),
         "mask": lambda: [private.mask(text) for text in texts],

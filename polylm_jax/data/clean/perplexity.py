@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
@@ -94,23 +95,27 @@ class Table:
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Places of the keys, int64; -1 for those that are not there."""
+        if not len(self.keys):
+            return np.full(len(keys), _NOWHERE)
         mask = len(self.slots) - 1
         slot = _slots(keys, mask.bit_length())
-        found = np.full(len(keys), _NOWHERE)
-        left = np.arange(len(keys) if len(self.keys) else 0)
-        slot = slot[: len(left)]
+        found = self.slots.take(slot).astype(np.int64)
+        other = self.keys.take(found, mode="clip") != keys
+        left = np.flatnonzero(other & (found != _NOWHERE))
+        found[other] = _NOWHERE
         while len(left):
-            place = self.slots[slot]
+            slot[left] = (slot[left] + 1) & mask
+            place = self.slots[slot[left]]
             there = place != _NOWHERE
-            same = there & (self.keys[np.maximum(place, 0)] == keys[left])
+            left, place = left[there], place[there]
+            same = self.keys[place] == keys[left]
             found[left[same]] = place[same]
-            more = there & ~same
-            left, slot = left[more], (slot[more] + 1) & mask
+            left = left[~same]
         return found
 
 
 def _slots(keys: np.ndarray, bits: int) -> np.ndarray:
-    return (mix(keys) >> np.uint64(64 - bits)).astype(np.int64)
+    return (mix(keys) >> np.uint64(64 - bits)).view(np.int64)
 
 
 def train(sentences: Sentences, pieces: int, order: int = 5) -> Model:
@@ -215,9 +220,13 @@ def sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Sentences, np
 
     A piece's word is its id and 3 more.
     """
-    lines = [[*_lines(text)] for text in texts]
-    tokens = tokenizer.encode([line for some in lines for line in some])
-    sizes = np.array([len(one) + 2 for one in tokens], np.int64)
+    return _sentences(tokenizer, [[*_lines(text)] for text in texts])
+
+
+def _sentences(tokenizer: Tokenizer, lines: list[list[str]]) -> tuple[Sentences, np.ndarray]:
+    """As `sentences`, of the lines of each text."""
+    tokens = tokenizer.encode([*chain.from_iterable(lines)])
+    sizes = np.fromiter(map(len, tokens), np.int64, len(tokens)) + 2
     words = np.full(sizes.sum(), END, np.int64)
     starts = np.cumsum(sizes) - sizes
     begins = np.zeros(len(words), bool)
@@ -225,16 +234,16 @@ def sentences(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Sentences, np
     words[starts] = BEGIN
     inside = ~begins
     inside[starts + sizes - 1] = False
-    words[inside] = np.fromiter((i for one in tokens for i in one), np.int64) + _WORDS
-    offsets = np.cumsum([0, *(len(some) for some in lines)])
+    words[inside] = np.fromiter(chain.from_iterable(tokens), np.int64) + _WORDS
+    offsets = np.cumsum([0, *map(len, lines)])
     return Sentences(words, begins), np.append(starts, len(words))[offsets]
 
 
 def _lines(text: str) -> Iterable[str]:
     text = text.encode("utf-8", "replace").decode()  # a tokenizer takes no half of a surrogate pair
     for line in text.split("\n"):
-        if line.strip():
-            yield from stretches(line.strip(), _LINE)
+        if line := line.strip():
+            yield from stretches(line, _LINE)
 
 
 def bits_per_byte(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
@@ -256,10 +265,11 @@ def disorder(with_model: np.ndarray, alone: np.ndarray) -> np.ndarray:
 
 def bits(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """`bits_per_byte` of texts, and what they would take if each piece stood alone."""
-    some, offsets = sentences(tokenizer, texts)
+    lines = [[*_lines(text)] for text in texts]
+    some, offsets = _sentences(tokenizer, lines)
     text = np.repeat(np.arange(len(texts)), np.diff(offsets))
     alone = np.where(some.begins, 0, model.logs[0][model.vocabulary[some.words]])
-    sizes = np.array([sum(len(line.encode()) + 1 for line in _lines(one)) for one in texts])
+    sizes = np.array([len(own) + len("".join(own).encode()) for own in lines], np.int64)
     with np.errstate(invalid="ignore"):
         with_model, by_themselves = (
             (-np.bincount(text, logs, len(texts)) * np.log2(10) / sizes).astype(np.float32)

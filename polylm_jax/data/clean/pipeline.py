@@ -224,9 +224,7 @@ def histograms(job: Job, notes: list[dict]) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     for piece, note in zip(job.pieces, notes, strict=True):
         path = f"{job.measured}/{piece.key}.histograms.npy"
-        for language, name, counts in measuring.read_histograms(path, note["languages"]):
-            features = found.setdefault(language, {})
-            features[name] = features[name] + counts if name in features else counts
+        measuring.add_histograms(found, path, note["languages"])
     return {language: found[language] for language in in_order(found)}
 
 

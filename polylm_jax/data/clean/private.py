@@ -19,6 +19,9 @@ _IPV4 = re.compile(r"(?<![\w.:-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", re.ASCI
 _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{1,4}(?![\w:]|\.\d)", re.ASCII | re.IGNORECASE
 )
+# what stands in each of them, and begins with a sign that is found many times as fast
+_IN_IPV4 = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d", re.ASCII)
+_IN_IPV6 = re.compile(r":[0-9a-fA-F]{0,4}:[0-9a-fA-F]")
 
 
 def mask(text: str) -> tuple[str, dict[str, int]]:
@@ -37,9 +40,9 @@ def mask(text: str) -> tuple[str, dict[str, int]]:
 
     if "@" in text:
         text, counts["email"] = _EMAIL.subn(EMAIL, text)
-    if text.count(".") > 2:
+    if _IN_IPV4.search(text):
         text = _IPV4.sub(lambda found: address(found, IPV4), text)
-    if text.count(":") > 1:
+    if _IN_IPV6.search(text):
         text = _IPV6.sub(lambda found: address(found, IPV6), text)
     return text, {kind: number for kind, number in counts.items() if number}
 

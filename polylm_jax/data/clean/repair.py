@@ -5,7 +5,12 @@ text comes back byte for byte.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from polylm_jax.data.clean.text import Batch
 
 LONGEST_WORD = 200  # characters; what is longer is an address, base64 or a rule of signs
 MENDED = ("surrogates", "mojibake", "controls", "overrides", "long_words", "white_space")
@@ -47,6 +52,55 @@ _SUSPECT = re.compile(f"[Â-ß]{_INNER}|[à-ï]{_INNER}{{2}}|[ð-ô]{_INNER}{{3}
 _SURE = re.compile("Ã[\x80-\xbf]|Ã[‚ƒ„…†‡ˆ‰Š‹Œ]|Â[\xa0-\xbf]|â€|â‚¬")
 _READABLE = 0.8  # of the runs above ASCII that must be UTF-8
 _PLACES = 3
+
+
+# what any mend needs to find, and what is no damage unless some stand in a row
+_SIGNS = (
+    "[\r\x0b\x0c\x1c-\x1f"
+    + "".join(one.pattern[1:-1] for one in (_HALVES, _CONTROLS, _OVERRIDES))
+    + "]",
+    "[Â-ô]",
+    _INNER,
+    "[ \t\xa0]",
+    "\n",
+    _IN_WORD,
+)
+_SURELY, _LEAD, _INSIDE, _GAP, _NEWLINE, _WORD = (1 << bit for bit in range(len(_SIGNS)))
+
+
+def repair_all(texts: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
+    """As `repair` of each; those that surely have nothing to mend are found all at once."""
+    looked = [_may_be_broken(part) for part in Batch.of(texts).parts()]
+    return [
+        repair(text) if doubtful else (text, {})
+        for text, doubtful in zip(texts, np.concatenate(looked).tolist(), strict=True)
+    ]
+
+
+@lru_cache
+def _signs() -> np.ndarray:
+    """Which of _SIGNS each code point is, a bit each, uint8 [0x110000]."""
+    everything = "".join(map(chr, range(0x110000)))
+    table = np.zeros(len(everything), np.uint8)
+    for bit, pattern in enumerate(_SIGNS):
+        for run in re.finditer(f"{pattern}+", everything):
+            table[run.start() : run.end()] |= 1 << bit
+    return table
+
+
+def _may_be_broken(batch: Batch) -> np.ndarray:
+    """Which documents of a batch have what some mend looks for, or nearly, bool."""
+    signs = _signs().take(batch.codes)
+    lead = np.flatnonzero(signs[:-1] & _LEAD)
+    places = [np.flatnonzero(signs & _SURELY), lead[signs[lead + 1] & _INSIDE > 0]]
+    for kind, most in ((_GAP, 2), (_NEWLINE, 3)):
+        some = np.flatnonzero(signs & kind)
+        places.append(some[:-most][some[most:] - some[:-most] == most])
+    edges = np.append(np.flatnonzero((signs & _WORD == 0) | batch.first), len(signs))
+    places.append(edges[:-1][np.diff(edges) > LONGEST_WORD])
+    found = np.zeros(len(batch), bool)
+    found[np.searchsorted(batch.offsets, np.concatenate(places), "right") - 1] = True
+    return found
 
 
 def repair(text: str) -> tuple[str, dict[str, int]]:

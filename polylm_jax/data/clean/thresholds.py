@@ -79,8 +79,12 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
     What is no number is in none.
     """
-    there = values[~np.isnan(values)]
-    return np.bincount(np.minimum(_bin(there) - _FIRST, BINS - 1), minlength=BINS)
+    return np.bincount(bins(values[~np.isnan(values)]), minlength=BINS)
+
+
+def bins(values: np.ndarray) -> np.ndarray:
+    """The bin that each value lies in, int64; the values are numbers, none of them negative."""
+    return np.minimum(_bin(values) - _FIRST, BINS - 1)
 
 
 def lower_edges() -> np.ndarray:

@@ -77,7 +77,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
                 continue
             text = document.text
             if scores["mended"][at] or document.language == CODE:
-                text, _ = mended(document, job.clean.scraps)
+                ((text, _),) = mended([document], job.clean.scraps)
             if at in wrong and not wanted:
                 for place, rules in wrong[at].items():
                     some = samples.setdefault(_of(scores, at, rules[0]), [])

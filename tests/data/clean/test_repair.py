@@ -3,10 +3,12 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polylm_jax.data.clean.repair import LONGEST_WORD, repair
+from polylm_jax.data.clean import repair as room
+from polylm_jax.data.clean.repair import LONGEST_WORD, repair, repair_all
+from polylm_jax.data.clean.text import Batch
 from tests.data.sentences import SENTENCES
 
 CLEAN = [
@@ -74,6 +76,31 @@ def test_what_is_half_right_is_left():
 )
 def test_each_kind_of_damage(broken, mended, what):
     assert repair(broken) == (mended, what)
+
+
+@settings(deadline=None)  # the first call makes a table
+@given(
+    st.lists(
+        st.text(
+            alphabet=st.sampled_from("aéÃ©Â\xa0 \n\r\t\x1c\0\ufeff\u202eðâ€™漢\ud800\udc00"),
+            max_size=9,
+        ),
+        max_size=9,
+    )
+)
+def test_many_texts_are_mended_as_each_alone(texts):
+    texts += ["x" * LONGEST_WORD, "", "y" * (LONGEST_WORD + 1), "a" * LONGEST_WORD]
+    assert repair_all(texts) == [*map(repair, texts)]
+
+
+def test_clean_text_is_not_looked_at_one_by_one():
+    texts = ["\n".join(some) for some in SENTENCES.values()]
+    assert not room._may_be_broken(Batch.of(texts)).any()
+    assert room._may_be_broken(Batch.of([*texts, "a\0b", *texts])).tolist() == [
+        *([False] * len(texts)),
+        True,
+        *([False] * len(texts)),
+    ]
 
 
 @given(st.text(alphabet=st.characters(categories=("L", "M", "N", "P", "S", "Zs")), max_size=60))
