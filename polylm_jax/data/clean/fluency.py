@@ -1,8 +1,9 @@
 """How good a text reads: by n-gram models of clean text, and by the paper's classifier of English.
 
 An n-gram model of each language tells bits a byte, on the pieces of the tokenizer that the run
-will have, and from these how badly pieces follow one another; the classifier tells how much
-likelier English is clean text than a page of the web.
+will have, and how little of them the order of the words saves: strange words show in the one,
+words that follow one another badly in the other. The classifier tells how much likelier English
+is clean text than a page of the web.
 """
 
 import io
@@ -23,7 +24,7 @@ from polylm_jax.files import put
 
 BITS, DISORDER, QUALITY = "bits_per_byte", "disorder", "quality"
 SCORES = (BITS, DISORDER, QUALITY)
-KEPT = {DISORDER: True, QUALITY: False}  # whether what is large is bad
+KEPT = {BITS: True, DISORDER: True, QUALITY: False}  # whether what is large is bad
 _ENGLISH = "en"
 
 

@@ -51,7 +51,7 @@ class Thresholds:
     reference: corpus of clean text that tails are taken from; "" for what is cleaned.
     documents: a language with fewer takes the values of all text in its script.
     drop: most of a language that one rule may drop, and of good pairs that `alignment` may.
-    keep: share that disorder and quality let pass.
+    keep: share that bits_per_byte, disorder and quality each let pass.
     limits: language, or "*" for every one: feature: (least, most), in place of what is derived.
     """
 

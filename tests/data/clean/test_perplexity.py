@@ -228,17 +228,37 @@ def test_shuffled_text_takes_more_bits_and_a_text_the_same_in_every_batch(pieces
     both, (bits, alone) = perplexity.bits(model, pieces, good), perplexity.bits(model, pieces, bad)
     assert auc(perplexity.disorder(*both), perplexity.disorder(bits, alone)) > 0.97
     assert both[0].tolist() == ours.tolist()
-    # a piece alone takes what the unigrams say, and so does every order of the same pieces
-    [tokens] = pieces.encode(good[:1])
-    logs = model.logs[0][model.vocabulary[np.array([*tokens, -1]) + 3]]
-    assert both[1][0] == pytest.approx(
-        -logs.sum() * np.log2(10) / (len(good[0].encode()) + 1), 1e-5
-    )
+    # of shuffled words hardly any two belong together
+    assert np.median(perplexity.disorder(*both)) < 0.8 < 0.9 < np.median(bits / alone)
     assert np.isfinite(perplexity.bits_per_byte(model, pieces, ["a\ud800 \0", "x" * 50_000])).all()
-    alone = [perplexity.bits_per_byte(model, pieces, [one])[0] for one in good]
-    assert ours.tolist() == alone
+    singly = [perplexity.bits_per_byte(model, pieces, [one])[0] for one in good]
+    assert ours.tolist() == singly
     assert np.isnan(perplexity.bits_per_byte(model, pieces, ["", " \n\n", "a"])).tolist() == [
         True,
         True,
         False,
     ]
+
+
+def test_words_alone_take_what_each_would_as_a_sentence_cut_out(pieces):
+    """The same as a model asked word by word, and in whatever order the words stand."""
+    texts = [*SENTENCES["de"], *SENTENCES["ru"], *SENTENCES["zh"]]
+    model = perplexity.train(perplexity.sentences(pieces, texts)[0], pieces.size, 4)
+    known = ngrams(model)
+    for text in (*SENTENCES["de"][:4], *SENTENCES["zh"][:4], "zwei  Wörter 12"):
+        some, _ = perplexity.sentences(pieces, [text])
+        names = ["", "", "", *(piece.decode("utf-8", "replace") for piece in pieces.pieces)]
+        groups = [[]]
+        for word in some.words[1:].tolist():
+            first = names[word][:1]
+            if word == END or first == " " or "\u4e00" <= first <= "\u9fff" or len(groups) == 1:
+                groups.append([])
+            groups[-1].append(word if (word,) in known else UNKNOWN)
+        total = sum(
+            slow_log10(known, group, at)
+            for group in filter(None, groups)
+            for at in range(len(group))
+        )
+        _, alone = perplexity.bits(model, pieces, [text])
+        size = sum(len(line.encode()) + 1 for line in text.split("\n"))
+        assert alone[0] == pytest.approx(-total * math.log2(10) / size, rel=1e-4), text
