@@ -7,6 +7,7 @@ anything is cut, so a shard is ranges of bytes of a few files, and whoever cuts 
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
@@ -14,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from polylm_jax.data.making import written
-from polylm_jax.data.rows import LINE
+from polylm_jax.data.rows import LINE, RowSettings, Store
+from polylm_jax.data.tokenizing import HEAD, head
 from polylm_jax.errors import UserError
 from polylm_jax.files import opened
 
-# of a part's file: its numbers of lines, of documents, of their texts' bytes, and of tokens
-HEAD = np.dtype([("lines", "<i8"), ("documents", "<i8"), ("bytes", "<i8"), ("tokens", "<i8")])
+COUNTED = ("documents", "bytes", "tokens")  # of a split, beside its rows
 _READ = 2**24  # bytes that are held at once
 
 
@@ -41,10 +42,83 @@ class Lines(NamedTuple):
     first: int
 
 
-def of_part(place: str, head: np.void, first: int, size: int) -> tuple[Lines, Span]:
-    """The lines and the ids, of `size` bytes, in a part's file."""
-    begin = HEAD.itemsize + int(head["lines"]) * LINE.itemsize
-    ids = Span(place, begin, begin + int(head["tokens"]) * size)
+class Cut(NamedTuple):
+    """A shard of rows to be cut, or, of number -1, the index of a split and its ids' hash."""
+
+    source: str
+    split: str
+    number: int
+    ids: list[Span]
+    lines: list[Lines]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is to be cut of a split, and what has been, by its number.
+
+    totals: what its entry in the manifest counts. former: what that says of the store that it
+    extends.
+    """
+
+    cuts: list[Cut]
+    totals: dict[str, int]
+    former: dict
+    made: dict[int, dict] = field(default_factory=dict)
+
+    def entry(self) -> dict:
+        """What the manifest says of it, once all is cut."""
+        shards = [self.made[number] for number in range(len(self.cuts) - 1)]
+        return self.totals | self.made[-1] | {"shards": shards} | self.former
+
+
+def laid_out(
+    source: str,
+    split: str,
+    places: Sequence[str],
+    settings: RowSettings,
+    size: int,
+    old: Store | None,
+) -> Split:
+    """Where a split's shards lie in its tokenized parts, and in the store that it extends.
+
+    places: of the parts' files. size: bytes of an id. old: the store that is extended.
+    """
+    former = old.manifest["sources"][source][split] if old and source in old.sources else None
+    ids: list[Span] = []
+    totals = dict.fromkeys(COUNTED, 0)
+    if old and former:
+        ids = of_store(f"{old.path}/{source}", former["shards"], size)
+        totals = {
+            "documents": former["documents"],
+            "bytes": former["bytes"],
+            "tokens": sum(span.end - span.begin for span in ids) // size,
+        }
+    lines = []
+    for place in places:
+        counts = head(place)
+        of_lines, of_ids = _of_part(place, counts, totals["tokens"], size)
+        lines.append(of_lines)
+        ids.append(of_ids)
+        for name in COUNTED:
+            totals[name] += int(counts[name])
+    rows = max(0, totals["tokens"] - 1) // settings.length
+    cuts = [Cut(source, split, -1, ids, lines)]
+    for number, first in enumerate(range(0, rows, settings.shard_rows)):
+        last = min(first + settings.shard_rows, rows)
+        begin, end = first * settings.length * size, (last * settings.length + 1) * size
+        cuts.append(Cut(source, split, number, parts_of(ids, begin, end), []))
+    kept = rows * settings.length + 1 if rows else 0
+    totals |= {"rows": rows, "dropped_tokens": totals["tokens"] - kept}
+    if not former:
+        return Split(cuts, totals, {})
+    begun = {"rows": former["rows"], "sha256": former["sha256"]}
+    return Split(cuts, totals, {"extends": [*former.get("extends", []), begun]})
+
+
+def _of_part(place: str, counts: np.void, first: int, size: int) -> tuple[Lines, Span]:
+    """The lines and the ids, of `size` bytes, in a part's file with this HEAD."""
+    begin = HEAD.itemsize + int(counts["lines"]) * LINE.itemsize
+    ids = Span(place, begin, begin + int(counts["tokens"]) * size)
     return Lines(Span(place, HEAD.itemsize, begin), first), ids
 
 

@@ -17,26 +17,25 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
-from struct import pack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polylm_jax.console import LiveLine, format_duration
-from polylm_jax.data import corpus, cutting
+from polylm_jax.data import corpus, cutting, tokenizing
 from polylm_jax.data.clean.engine import Beam, each
-from polylm_jax.data.cutting import HEAD, Lines, Span
-from polylm_jax.data.documents import batches, stretches
-from polylm_jax.data.making import content, is_made, note, remove, resumed, there, written
-from polylm_jax.data.rows import LINE, RowSettings, Store, open_store
-from polylm_jax.data.shards import Text, lines_of
+from polylm_jax.data.cutting import COUNTED, Cut, Split
+from polylm_jax.data.making import content, is_made, note, remove, resumed, there
+from polylm_jax.data.rows import RowSettings, Store, open_store
+from polylm_jax.data.shards import Text
 from polylm_jax.data.shards import texts as texts_of
-from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
+from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.tokenizing import Part
 from polylm_jax.data.workers import shared_by
 from polylm_jax.errors import UserError
-from polylm_jax.files import opened, write_manifest
+from polylm_jax.files import write_manifest
 
 # A part is documents from about this much of a file; it fits in memory many times over.
 PART_BYTES = 16_000_000
@@ -44,47 +43,9 @@ PART_BYTES = 16_000_000
 # A process more starts slower than it tokenizes less than this.
 BYTES_PER_WORKER = 32_000_000
 
-COUNTED = ("documents", "bytes", "tokens")
 TOTALS = (*COUNTED, "rows", "dropped_tokens")
 
 LINE_SECONDS = 10  # between two lines of progress where there is no terminal
-
-
-class _Part(NamedTuple):
-    """The documents of a file that begin at these bytes of its lines.
-
-    first: the byte of the whole split's lines that is the file's first.
-    """
-
-    source: str
-    split: str
-    number: int
-    text: Text
-    begin: int
-    end: int
-    first: int
-
-
-class _Cut(NamedTuple):
-    """A shard of rows to be cut, or, of number -1, the index of a split and its ids' hash."""
-
-    source: str
-    split: str
-    number: int
-    ids: list[Span]
-    lines: list[Lines]
-
-
-class _Stretch(NamedTuple):
-    """Text of a line. place: the line's first byte, or None in a stretch that does not begin it.
-
-    begins, ends: whether the document does; what does not begin one goes on with the one before.
-    """
-
-    text: str
-    place: int | None
-    begins: bool
-    ends: bool
 
 
 @dataclass(frozen=True)
@@ -101,15 +62,11 @@ class _Job:
     scratch: str
     whole: str
 
-    def tokens(self, part: _Part) -> str:
-        return f"{self.scratch}/{_name(part)}"
+    def tokens(self, part: Part) -> str:
+        return f"{self.scratch}/{part.name}"
 
     def entry(self, source: str, split: str) -> str:
         return f"{self.scratch}/{source}.{split}.json"
-
-
-def _name(part: _Part) -> str:
-    return f"{part.source}.{part.split}.{part.number:06d}.part"
 
 
 def build(
@@ -253,14 +210,14 @@ def _flat(entries: dict[str, dict[str, dict]]) -> Iterator[tuple[tuple[str, str]
             yield (source, split), entry
 
 
-def _parts(source: str, split: str, texts: list[Text]) -> list[_Part]:
+def _parts(source: str, split: str, texts: list[Text]) -> list[Part]:
     """The parts of a split's files."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     first = 0
     for text in texts:
         for begin in range(0, text.content, PART_BYTES):
             end = min(begin + PART_BYTES, text.content)
-            parts.append(_Part(source, split, len(parts), text, begin, end, first))
+            parts.append(Part(source, split, len(parts), text, begin, end, first))
         first += text.content
     return parts
 
@@ -302,9 +259,9 @@ def _worth(texts: Iterable[list[Text]]) -> int:
 # --- tokenizing
 
 
-def _tokenize_all(parts: list[_Part], done: set[str], run: Callable) -> None:
+def _tokenize_all(parts: list[Part], done: set[str], run: Callable) -> None:
     """Tokenize the parts that no earlier run has, with a line on stderr that says how far."""
-    left = [part for part in parts if _name(part) not in done]
+    left = [part for part in parts if part.name not in done]
     if len(left) < len(parts):
         print(f"rows: going on; {len(parts) - len(left):,} of {len(parts):,} parts are there.")
     total = sum(part.end - part.begin for part in left)
@@ -322,99 +279,28 @@ def _tokenize_all(parts: list[_Part], done: set[str], run: Callable) -> None:
         )
 
 
-def _tokenize(job: _Job, part: _Part) -> tuple[_Part, int]:
-    """Write a part's tokens, with </s> after each document; return how many.
-
-    The file holds a HEAD, the lines as in the store but with tokens counted from the part's first,
-    and the tokens. One that is there is not written again.
-    """
+def _tokenize(job: _Job, part: Part) -> tuple[Part, int]:
+    """Write a part's file, if it is not there; return how many tokens it has."""
+    place = job.tokens(part)
     with suppress(FileNotFoundError):
-        return part, int(_head(job.tokens(part))["tokens"])
-    packed, places, begun, size, tokens = [], [], 0, 0, 0
-    for batch in batches(_stretches(_lines(part)), lambda one: len(one.text), BATCH_CHARACTERS):
-        texts = [stretch.text.encode() for stretch in batch]
-        size += sum(map(len, texts))
-        for stretch, ids in zip(batch, _encoded(job.tokenizer, batch, texts), strict=True):
-            begun += stretch.begins
-            if stretch.place is not None:
-                places.append((tokens, stretch.place))
-            if stretch.ends:
-                ids.append(EOS)
-            tokens += len(ids)
-            # half as dear again through NumPy, an integer at a time
-            packed.append(pack(f"{len(ids)}{job.dtype.char}", *ids))
-    head = np.array((len(places), begun, size, tokens), HEAD)
-    with written(job.tokens(part), job.scratch) as file:
-        file.write(head.tobytes() + np.array(places, LINE).tobytes())
-        file.write(b"".join(packed))
-    return part, tokens
-
-
-def _encoded(tokenizer: Tokenizer, batch: list[_Stretch], texts: list[bytes]) -> list[list[int]]:
-    """Ids of each stretch, in UTF-8 in `texts`, as they are inside its document."""
-    if not tokenizer.adds_space:
-        return tokenizer.processor.encode(texts, num_threads=1)
-    # the space that is added before a text stands for one that is there, or goes again
-    lacks = [not stretch.begins and not stretch.text.startswith(" ") for stretch in batch]
-    texts = [
-        text if stretch.begins else text.removeprefix(b" ")
-        for text, stretch in zip(texts, batch, strict=True)
-    ]
-    space = tokenizer.processor.piece_to_id("▁")
-    return [
-        ids[1:] if lack and ids[:1] == [space] else ids
-        for ids, lack in zip(tokenizer.processor.encode(texts, num_threads=1), lacks, strict=True)
-    ]
-
-
-def _stretches(lines: Iterable[_Stretch]) -> Iterator[_Stretch]:
-    """The lines in stretches that are tokenized at once."""
-    for line in lines:
-        if len(line.text) <= AT_ONCE:
-            yield line
-            continue
-        *some, last = stretches(line.text, AT_ONCE)
-        for text in some:
-            yield line._replace(text=text, ends=False)
-            line = line._replace(place=None, begins=False)
-        yield line._replace(text=last)
-
-
-def _lines(part: _Part) -> Iterator[_Stretch]:
-    """The lines that begin in a part."""
-    # the line that the part's first byte may lie in belongs to the part before
-    place = max(0, part.begin - 1)
-    with lines_of(part.text, place) as lines:
-        if part.begin:
-            place += len(lines.readline())
-        for line in lines:
-            if place >= part.end:
-                return
-            try:
-                record = json.loads(line.decode())
-                text, number, more = record["text"], record.get("part", 1), record.get("more")
-            except (ValueError, LookupError, TypeError):
-                raise UserError(
-                    f"{part.text.place} is damaged at its byte {place:,}; run polylm corpus again."
-                ) from None
-            yield _Stretch(text, part.first + place, begins=number == 1, ends=not more)
-            place += len(line)
-    if place < part.end:
-        raise UserError(f"{part.text.place} is cut short; make the corpus again.")
+        return part, int(tokenizing.head(place)["tokens"])
+    return part, tokenizing.write(part, job.tokenizer, job.dtype, place, job.scratch)
 
 
 # --- cutting
 
 
 def _cut_all(
-    job: _Job, parts: dict[tuple[str, str], list[_Part]], old: Store | None, run: Callable
+    job: _Job, parts: dict[tuple[str, str], list[Part]], old: Store | None, run: Callable
 ) -> Iterator[tuple[tuple[str, str], dict]]:
     """Cuts the shards of all splits, and gives the manifest's entry of each once it is there."""
-    splits: dict[tuple[str, str], _Split] = {}
+    splits: dict[tuple[str, str], Split] = {}
 
-    def cuts() -> Iterator[_Cut]:
+    def cuts() -> Iterator[Cut]:
         for stream, some in parts.items():
-            splits[stream] = split = _laid_out(job, stream, some, old)
+            places = [job.tokens(part) for part in some]
+            size = job.dtype.itemsize
+            splits[stream] = split = cutting.laid_out(*stream, places, job.settings, size, old)
             yield from split.cuts
 
     for cut, made in run(_cut, cuts()):
@@ -423,75 +309,14 @@ def _cut_all(
         if len(split.made) < len(split.cuts):
             continue
         stream = (cut.source, cut.split)
-        entry = _entry(split)
+        entry = split.entry()
         note(job.entry(*stream), entry, job.scratch)
         for part in parts[stream]:
             remove(job.tokens(part))
         yield stream, entry
 
 
-@dataclass(frozen=True)
-class _Split:
-    """What is to be cut of a split, and what has been, by its number.
-
-    totals: what its entry counts. former: of the store that it extends, what its entry says.
-    """
-
-    cuts: list[_Cut]
-    totals: dict[str, int]
-    former: dict
-    made: dict[int, dict] = field(default_factory=dict)
-
-
-def _entry(split: _Split) -> dict:
-    """What the manifest says of a split, all of which is cut."""
-    index = split.made[-1]
-    shards = [split.made[number] for number in range(len(split.cuts) - 1)]
-    return split.totals | index | {"shards": shards} | split.former
-
-
-def _laid_out(job: _Job, stream: tuple[str, str], parts: list[_Part], old: Store | None) -> _Split:
-    """Where a split's shards lie in its tokenized parts, and in the store that it extends."""
-    source, split = stream
-    size, length = job.dtype.itemsize, job.settings.length
-    former = old.manifest["sources"][source][split] if old and source in old.sources else None
-    ids: list[Span] = []
-    totals = dict.fromkeys(COUNTED, 0)
-    if old and former:
-        ids = cutting.of_store(f"{old.path}/{source}", former["shards"], size)
-        totals = {
-            "documents": former["documents"],
-            "bytes": former["bytes"],
-            "tokens": sum(span.end - span.begin for span in ids) // size,
-        }
-    lines = []
-    for part in parts:
-        head = _head(job.tokens(part))
-        of_lines, of_ids = cutting.of_part(job.tokens(part), head, totals["tokens"], size)
-        lines.append(of_lines)
-        ids.append(of_ids)
-        for name in COUNTED:
-            totals[name] += int(head[name])
-    rows = max(0, totals["tokens"] - 1) // length
-    cuts = [_Cut(source, split, -1, ids, lines)]
-    for number, first in enumerate(range(0, rows, job.settings.shard_rows)):
-        last = min(first + job.settings.shard_rows, rows)
-        begin, end = first * length * size, (last * length + 1) * size
-        cuts.append(_Cut(source, split, number, cutting.parts_of(ids, begin, end), []))
-    kept = rows * length + 1 if rows else 0
-    totals |= {"rows": rows, "dropped_tokens": totals["tokens"] - kept}
-    if not former:
-        return _Split(cuts, totals, {})
-    begun = {"rows": former["rows"], "sha256": former["sha256"]}
-    return _Split(cuts, totals, {"extends": [*former.get("extends", []), begun]})
-
-
-def _head(place: str) -> np.void:
-    files, path = opened(place)
-    return np.frombuffer(files.cat_file(path, 0, HEAD.itemsize), HEAD)[0]
-
-
-def _cut(job: _Job, cut: _Cut) -> tuple[_Cut, dict]:
+def _cut(job: _Job, cut: Cut) -> tuple[Cut, dict]:
     """Write a shard, or an index, and return what the entry says of it."""
     begin = f"{job.whole}/{cut.source}/{cut.split}"
     if cut.number >= 0:

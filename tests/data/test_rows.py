@@ -20,7 +20,7 @@ import sentencepiece
 from polylm_jax.__main__ import main
 from polylm_jax.data import corpus as documents
 from polylm_jax.data import documents as documents_room
-from polylm_jax.data import packing
+from polylm_jax.data import packing, tokenizing
 from polylm_jax.data.curriculum import locate
 from polylm_jax.data.packing import build
 from polylm_jax.data.rows import RowSettings, open_store, verify
@@ -75,7 +75,7 @@ def naive_rows(tokenizer, texts, length):
 def test_rows_are_the_documents_strung_together(
     corpus, tokenizer, tmp_path, monkeypatch, length, shard_rows, batch_characters
 ):
-    monkeypatch.setattr("polylm_jax.data.packing.BATCH_CHARACTERS", batch_characters)
+    monkeypatch.setattr("polylm_jax.data.tokenizing.BATCH_CHARACTERS", batch_characters)
     build(RowSettings(str(tmp_path / "rows"), length, shard_rows), corpus, tokenizer)
     store = open_store(str(tmp_path / "rows"))
     assert store.sources == tuple(TEXTS)
@@ -523,7 +523,7 @@ def test_the_tokenizer_is_named_by_its_fingerprint(corpus, tokenizer, settings, 
 def test_long_documents_are_encoded_in_parts_as_whole_ones(
     tokenizer, settings, tmp_path, monkeypatch, at_once
 ):
-    monkeypatch.setattr(packing, "AT_ONCE", at_once)
+    monkeypatch.setattr(tokenizing, "AT_ONCE", at_once)
     monkeypatch.setattr(packing, "PART_BYTES", 500)
     monkeypatch.setattr(documents_room, "STRETCH", 300)
     texts = {"de": [" ".join(TEXTS["de"][:n]) + "\n  end" for n in range(1, 6)], "th": TEXTS["th"]}
@@ -570,7 +570,7 @@ def test_a_tokenizer_that_adds_a_space_adds_none_inside(tmp_path, settings, monk
         eos_id=2,
         minloglevel=2,
     )
-    monkeypatch.setattr(packing, "AT_ONCE", 25)
+    monkeypatch.setattr(tokenizing, "AT_ONCE", 25)
     # 000 is 0 and 00 or 00 and 0: which one is chance
     sentences = [sentence for sentence in SENTENCES["en"] if "000" not in sentence]
     text = "\n".join(" ".join(sentences) + "   three  \n\n spaces" for _ in range(3))
