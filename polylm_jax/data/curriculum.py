@@ -27,7 +27,7 @@ A run may go on with another schedule or more rows: see `continued`.
 """
 
 import itertools
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from functools import lru_cache
 
 import numpy as np
@@ -168,19 +168,22 @@ def _due(curriculum: Curriculum, n: np.ndarray, source: np.ndarray) -> np.ndarra
     knot: np.ndarray | np.integer = np.searchsorted(curriculum.knots[1:-1], n, side="right")
     if knot.size and knot.min() == knot.max():
         knot = knot.ravel()[:1].reshape(())  # of one piece there is less to look up
-    span, piece = np.diff(curriculum.knots)[knot], knot * len(curriculum.sources) + source
-    least, rise, fall, due, most = (table[piece] for table in curriculum.pieces)
+    piece = knot * len(curriculum.sources) + source
+    least, rise, fall, due, most = curriculum.pieces
     past = n - curriculum.knots[knot]
-    along = past / span
-    bend = rise * along**2 + fall * (1 - (1 - along) ** 2)
-    area = past * least + span / 2 * bend
-    return np.rint(np.minimum(due + area, most) * UNIT).astype(np.int64)
+    area = past * least[piece]
+    if curriculum.bends[knot].any():
+        span = np.diff(curriculum.knots)[knot]
+        along = past / span
+        area += span / 2 * (rise[piece] * along**2 + fall[piece] * (1 - (1 - along) ** 2))
+    return np.rint(np.minimum(due[piece] + area, most[piece]) * UNIT).astype(np.int64)
 
 
 def _last(
     curriculum: Curriculum, source: np.ndarray, level: np.ndarray, low: int, high: int
-) -> np.ndarray:
-    """For each source, the last row from low to high - 1 where F is at most its level, or low.
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each source, the last row from low to high - 1 where F is at most its level, or low,
+    and F at the row after it.
 
     It is looked for where a straight line meets the level, and in every third step halfway.
     """
@@ -193,7 +196,7 @@ def _last(
         if not still.all():
             open_ = np.flatnonzero(beyond - found > 1)
         if not still.any():
-            return found
+            return found, over
         first, width = found[open_], beyond[open_] - found[open_]
         if step % 3 < 2:
             part = (level[open_] - under[open_]) / np.maximum(over[open_] - under[open_], 1)
@@ -227,14 +230,14 @@ def _boundary(curriculum: Curriculum, at: int) -> np.ndarray:
     if at < HORIZON:
         free &= _boundary(curriculum, high) > counts
     # Late deadlines: from each deadline on, those that are due still later may be this many.
-    deadline = 1 + _last(curriculum, every, (counts + 1) * UNIT - 1, at, high)
+    deadline = 1 + _last(curriculum, every, (counts + 1) * UNIT - 1, at, high)[0]
     ends = np.unique(deadline[(part > 0) & (deadline < high)])
     late = deadline > ends[:, None]
     owed = _due(curriculum, ends[:, None], every) - counts * UNIT
     room = (np.sum(owed, axis=1, where=late) + UNIT - MARGIN - 1) // UNIT
     room -= late[:, up].sum(axis=1)
     # Early releases come first.
-    release = _last(curriculum, every, counts * UNIT, low, at)
+    release = _last(curriculum, every, counts * UNIT, low, at)[0]
     left = at - counts.sum() - up.sum()
     for source in np.lexsort((deadline, release)):
         if left and free[source] and (room[late[:, source]] > 0).all():
@@ -252,27 +255,24 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     before, after = _boundary(curriculum, first), _boundary(curriculum, first + BLOCK)
     source = np.repeat(every, after - before)
     unit = np.arange(BLOCK) + (after - np.cumsum(after - before))[source]
-    deadline = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1)
+    deadline, over = _last(curriculum, source, (unit + 1) * UNIT - 1, first, first + BLOCK + 1)
     # A unit is released when the one before is overdue, unless F rests on the whole number between.
-    released = np.roll(deadline, 1)
-    rests = _due(curriculum, released + 1, source) == unit * UNIT
+    released, rests = np.roll(deadline, 1), np.roll(over, 1) == unit * UNIT
     alone = np.flatnonzero(rests | (unit == before[source]))
-    released[alone] = _last(curriculum, source[alone], unit[alone] * UNIT, first, first + BLOCK)
-    # Units are named by their place from the latest deadline on; a later source yields.
-    latest = np.argsort((deadline - first).astype(np.uint16), kind="stable")[::-1]
-    released = (released[latest] - first).astype(np.uint16)
-    arrivals = np.argsort(released, kind="stable")
-    ready: list[int] = []
-    order: list[int] = []
-    put, take, filled = order.append, ready.pop, 0  # looked up once: each row of a run comes by
-    for arrival, row in zip(arrivals.tolist(), released[arrivals].tolist(), strict=True):
-        while filled < row:
-            put(take())
-            filled += 1
-        insort(ready, arrival)
-    order += ready[::-1]
+    released[alone] = _last(curriculum, source[alone], unit[alone] * UNIT, first, first + BLOCK)[0]
+    # Each unit, by deadline, has the first free row from its release on; a later source yields.
+    # So no row goes to a unit while another that is released has an earlier deadline.
+    earliest = np.argsort((deadline - first).astype(np.uint16), kind="stable")
+    taken, rows = bytearray(BLOCK), []
+    free, put = taken.find, rows.append  # looked up once: each row of a run comes by
+    for release in (released[earliest] - first).tolist():
+        row = free(0, release)
+        taken[row] = 1
+        put(row)
     epoch, visited = visited_rows(curriculum, source, unit)
-    return np.stack([source, epoch, visited])[:, latest[order]]
+    named = np.empty((3, BLOCK), np.int64)
+    named[:, rows] = np.stack([source, epoch, visited])[:, earliest]
+    return named
 
 
 def visited_rows(

@@ -110,7 +110,9 @@ class Store:
     manifest: dict = field(repr=False)
     _files: fsspec.AbstractFileSystem = field(repr=False)
     _root: str = field(repr=False)
-    _first: dict[tuple[str, str], int] = field(repr=False)  # number of its first shard's file
+    _numbers: dict[tuple[str, str], int] = field(repr=False)  # of a source's split
+    _rows: np.ndarray = field(repr=False)  # how many it has, by its number
+    _first: np.ndarray = field(repr=False)  # number of its first shard's file, by its number
     _fetch: Fetch = field(repr=False)
     _fetch_marks: Fetch = field(repr=False)  # of files that are numbered as the shards
 
@@ -138,7 +140,7 @@ class Store:
 
     def rows(self, source: str, split: str = "train") -> int:
         """Number of rows; a UserError where the store lacks the source or split."""
-        if (source, split) not in self._first:
+        if (source, split) not in self._numbers:
             raise UserError(
                 f'{self.path} has no {split} rows of "{source}"; it has {", ".join(self.sources)}.'
             )
@@ -174,18 +176,15 @@ class Store:
     ) -> np.ndarray:
         """The bytes of rows, of which each token has `size`: uint8 [n, (length + 1) * size]."""
         indices = np.asarray(indices, np.int64)
-        counts, firsts = np.zeros((2, len(sources)), np.int64)
-        # a run may have read sources that are no more
-        for source in np.flatnonzero(np.bincount(which)).tolist():
-            counts[source] = self.rows(sources[source], split)
-            firsts[source] = self._first[sources[source], split]
-        missing = (indices < 0) | (indices >= counts[which])
+        # a run may have read sources that are no more: the last number has no rows
+        numbers = np.array([self._numbers.get((source, split), -1) for source in sources])[which]
+        missing = (indices < 0) | (indices >= self._rows[numbers])
         if missing.any():
-            source = which[missing][0]
-            raise IndexError(f"{sources[source]} {split} has rows 0 to {counts[source] - 1}")
+            source = sources[which[missing][0]]
+            raise IndexError(f"{source} {split} has rows 0 to {self.rows(source, split) - 1}")
         shard, place = np.divmod(indices, self.manifest["made_from"]["shard_rows"])
-        starts = place * self._stride * size
-        return fetch(firsts[which] + shard, starts, (self.length + 1) * size)
+        starts = place * (self._stride * size)
+        return fetch(self._first[numbers] + shard, starts, (self.length + 1) * size)
 
     @property
     def _stride(self) -> int:
@@ -259,7 +258,9 @@ def open_store(path: str) -> Store:
     wanted = f"the manifest of rows; delete {path} and run polylm rows again"
     manifest = parse_json(content, STORE, f"{path}/{MANIFEST}", wanted)
     found = files.find(root, detail=True)
-    first: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    first: list[int] = []
+    rows: list[int] = []
     shards: list[str] = []
     marks: list[str] = []
     for source, splits in manifest["sources"].items():
@@ -271,11 +272,14 @@ def open_store(path: str) -> Store:
                         f"{path}/{source}/{file['file']} has {size:,} of its {file['bytes']:,} "
                         f"bytes; delete {path} and run polylm rows again."
                     )
-            first[source, split] = len(shards)
+            numbers[source, split] = len(numbers)
+            first.append(len(shards))
+            rows.append(entry["rows"])
             shards += [f"{root}/{source}/{shard['file']}" for shard in entry["shards"]]
             marks += [f"{root}/{source}/{file['file']}" for file in entry.get("marks", ())]
     fetch = _mapped if isinstance(files, LocalFileSystem) else _ranged
-    return Store(path, manifest, files, root, first, fetch(files, shards), fetch(files, marks))
+    places = numbers, np.array([*rows, 0]), np.array([*first, 0])
+    return Store(path, manifest, files, root, *places, fetch(files, shards), fetch(files, marks))
 
 
 def _described(entry: dict) -> list[dict]:

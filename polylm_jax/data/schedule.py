@@ -102,6 +102,11 @@ class Curriculum:
         return self.past.row if self.past else 0
 
     @cached_property
+    def bends(self) -> np.ndarray:
+        """Whether any share changes between a knot and the next: bool [knots - 1]."""
+        return (self.starts != self.ends).any(axis=1)
+
+    @cached_property
     def pieces(self) -> tuple[np.ndarray, ...]:
         """The integral's parts between two knots, float64 [(knots - 1) * sources] each: least
         share, its rise, its fall, rows due at the first knot and at the second."""

@@ -61,3 +61,28 @@ def test_keys_are_the_same_on_every_machine():
     assert key_of(0, "de", 1) == 2682181844374450475
     assert key_of(0, "de", 1) != key_of(0, "de", 2)
     assert permute(np.arange(10), [10], [0]).tolist() == [3, 1, 6, 0, 9, 2, 5, 8, 7, 4]
+
+
+def plain(index, count, key):
+    """The image as its definition has it, in Python's integers, a round at a time."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = index >> half, index % 2**half
+        for number in range(4):
+            x = right ^ key_of(key, number)
+            x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+            left, right = right, left ^ (x ^ x >> 31) % 2**half
+        index = left << half | right
+        if index < count:
+            return index
+
+
+def test_images_are_those_of_a_plain_feistel_network_also_of_many_at_once():
+    counts, keys = [1, 2, 5, 1000, 10**6 + 3, 10**9, 2**33], [7, 2**64 - 1, 0, 7, 8, 9, 10]
+    which = np.arange(70) % 7
+    indices = np.random.default_rng(0).integers(0, np.array(counts)[which])
+    expected = [
+        plain(i, counts[of], keys[of]) for i, of in zip(indices.tolist(), which, strict=True)
+    ]
+    assert permute(indices, counts, keys, which).tolist() == expected

@@ -112,6 +112,19 @@ def test_any_order_and_any_thread(corpus, tokenizer, settings):
     assert store.read("th", np.array([], int)).shape == (0, LENGTH + 1)
 
 
+def test_a_source_that_is_no_more_is_missed_where_its_rows_are_asked_for(
+    corpus, tokenizer, settings
+):
+    build(settings, corpus, tokenizer)
+    store = open_store(settings.path)
+    sources, which, indices = ("gone", "he", "th"), np.array([2, 1, 2, 1]), np.array([3, 0, 1, 2])
+    read = store.read_mixed(sources, which, indices)
+    np.testing.assert_array_equal(read[which == 1], store.read("he", indices[which == 1]))
+    np.testing.assert_array_equal(read[which == 2], store.read("th", indices[which == 2]))
+    with pytest.raises(UserError, match='no train rows of "gone"; it has de, th'):
+        store.read_mixed(sources, which * 0, indices)
+
+
 @pytest.mark.parametrize("index", [-1, 10**6])
 def test_rows_that_are_not_there(corpus, tokenizer, settings, index):
     build(settings, corpus, tokenizer)
