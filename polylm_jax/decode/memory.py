@@ -60,8 +60,12 @@ class Memory:
 
     def ids(self, prompt: Sequence[Segment]) -> list[int]:
         """`prompt_ids`, but those of the talk as far as its text is as it was read and said."""
-        text, befores = _text(prompt)
-        known = [one for one in tuple(self._answered) if one.prompt in befores]
+        text, begins = _text(prompt)
+        known = [
+            one
+            for one in tuple(self._answered)
+            if len(one.prompt) in begins and text.startswith(one.prompt)
+        ]
         shared = [one.shared(text) for one in known]
         if not shared:
             return prompt_ids(self._tokenizer, prompt)
@@ -76,11 +80,11 @@ class Memory:
         self._answered.append(Answered(self._tokenizer, text, tuple(ids), tuple(said)))
 
 
-def _text(prompt: Sequence[Segment]) -> tuple[str, set[str]]:
-    """A conversation's text, and what of it stands before each answer, the awaited one, too."""
-    text, befores = "", set[str]()
+def _text(prompt: Sequence[Segment]) -> tuple[str, set[int]]:
+    """A conversation's text, and where in it each answer begins, the awaited one, too."""
+    parts, length, begins = list[str](), 0, set[int]()
     for segment in prompt:
-        places = (0,) if segment.answer else segment.answers
-        befores |= {text + segment.text[:place] for place in places}
-        text += segment.text + ANSWER_ENDS * segment.answer
-    return text, befores | {text}
+        begins |= {length + place for place in ((0,) if segment.answer else segment.answers)}
+        parts.append(segment.text + ANSWER_ENDS * segment.answer)
+        length += len(parts[-1])
+    return "".join(parts), begins | {length}

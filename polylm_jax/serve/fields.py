@@ -18,7 +18,7 @@ from polylm_jax.jsonl import has_form
 from polylm_jax.ranges import Range, fit, hints_of
 from polylm_jax.serve.calls import MOST_LIKELIEST
 
-MOST_CHOICES = 128  # of one request: prompts times n
+MOST_CHOICES = 128  # prompts of one request, and choices of each
 
 MOST_STOPS, LONGEST_STOP = 16, 256  # texts, and characters of one
 DEFAULT_NEW = 16  # tokens of a completion, as OpenAI has it
@@ -163,11 +163,11 @@ def parse(kind: type[Completion] | type[Chat], value: Any) -> Any:
                 )
         elif name not in hints:
             known = [*hints, *PASSED_OVER, *NEUTRAL]
-            near = difflib.get_close_matches(name, known, 1, 0)
+            near = difflib.get_close_matches(name[:60], known, 1, 0)
             raise Refusal(
                 400,
                 f"{name[:60]!r} is no field of this request; leave it out, or mean {near[0]!r}.",
-                name[:60],
+                _shown(name),
                 "unknown_field",
             )
         elif given is not None:
@@ -231,7 +231,7 @@ def _message(given: Any, name: str) -> Message:
         _wrong(name, 'it must be an object such as {"role": "user", "content": "Hello"}')
     for key, value in given.items():
         if key not in ("role", "content", "name", *EMPTY_IN_MESSAGES):
-            _wrong(f"{name}.{key[:60]}", "leave it out")
+            _wrong(f"{name}.{_shown(key)}", "leave it out")
         if key in EMPTY_IN_MESSAGES and value not in (None, [], ""):
             _wrong(f"{name}.{key}", "only text can be read here; leave it out")
     role, content = given.get("role"), given.get("content")
@@ -254,10 +254,15 @@ def _options(given: Any, name: str) -> StreamOptions:
     hints, found = hints_of(StreamOptions), {}
     for key, value in given.items():
         if key not in hints:
-            _wrong(f"{name}.{key[:60]}", "leave it out")
+            _wrong(f"{name}.{_shown(key)}", "leave it out")
         if value is not None:
             found[key] = _fitted(value, hints[key], f"{name}.{key}")
     return StreamOptions(**found)
+
+
+def _shown(name: str) -> str:
+    """The name of a field as a sentence may have it: on one line, and no longer than that."""
+    return repr(name[:60])[1:-1]
 
 
 def _wrong(name: str, mend: str) -> NoReturn:

@@ -3,13 +3,14 @@
 import asyncio
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from polylm_jax.data.tokenizer import EOS, Tokenizer
+from polylm_jax.data.documents import stretches
+from polylm_jax.data.tokenizer import AT_ONCE, EOS, Tokenizer
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
@@ -23,7 +24,7 @@ from polylm_jax.decode.chat import (
 )
 from polylm_jax.decode.memory import Memory
 from polylm_jax.decode.sampling import Sampling
-from polylm_jax.ranges import TINY
+from polylm_jax.ranges import INT32, TINY
 from polylm_jax.serve.calls import Call, Engine, News, Said
 from polylm_jax.serve.fields import DEFAULT_NEW, Chat, Completion, Message, Refusal
 
@@ -35,13 +36,14 @@ class Served:
     """What is served, as far as a request must know it.
 
     name: what it is called in requests. chat: how the run wants to be talked with; what a request
-    of a chat does not say is taken from there.
+    of a chat does not say is taken from there. most: calls that run and wait at once, at most.
     """
 
     name: str
     tokenizer: Tokenizer
     context: int
     chat: ChatSettings
+    most: int = INT32
 
     @property
     def form(self) -> Format:
@@ -109,13 +111,16 @@ def understand(said: Completion | Chat, served: Served, memory: Memory) -> Asked
     talk: Sequence[Segment] | None = None
     defaults = served.chat if chat else Sampling(temperature=1.0)
     if isinstance(said, Chat):
+        _check_choices(said.n, served)
         talk = conversation(said.messages, served.form, served.chat.keep_ends)
-        prompts = [tuple(memory.ids(talk)) or (EOS,)]
+        _check_size("".join(segment.text for segment in talk), served, "messages")
+        prompts: Iterable[tuple[int, ...]] = [tuple(memory.ids(talk)) or (EOS,)]
         stop = (*(said.stop or served.chat.stop), *served.form.marks)
         likeliest = (said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None
         echo = False
     else:
-        prompts = [_ids(prompt, served.tokenizer) for prompt in said.prompt]
+        _check_choices(said.n * len(said.prompt), served)
+        prompts = (_ids(prompt, served) for prompt in said.prompt)
         stop, likeliest, echo = said.stop, said.logprobs, said.echo
     wanted = said.max_completion_tokens
     wanted = said.max_tokens if wanted is None else wanted
@@ -124,13 +129,7 @@ def understand(said: Completion | Chat, served: Served, memory: Memory) -> Asked
     for prompt in prompts:
         room = served.context - len(prompt)
         if room < (wanted != 0):
-            raise Refusal(
-                400,
-                f"The prompt has {len(prompt):,} tokens, but the model's context of "
-                f"{served.context:,} holds prompt and answer; shorten it.",
-                "messages" if chat else "prompt",
-                "context_length_exceeded",
-            )
+            raise _too_long(f"{len(prompt):,}", served, "messages" if chat else "prompt")
         for choice in range(said.n):
             seed = secrets.randbits(32) if said.seed is None else (said.seed + choice) % 2**32
             calls.append(
@@ -164,8 +163,44 @@ def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _ids(prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+def _check_choices(count: int, served: Served) -> None:
+    """Refusal for more answers than could ever be taken: it would be told to ask again for ever."""
+    if count > served.most:
+        raise Refusal(
+            400,
+            f"The request asks for {count:,} answers, but {served.most:,} run and wait here at "
+            "most; ask for fewer at once.",
+            "n",
+            "too_many_choices",
+        )
+
+
+def _check_size(text: str, served: Served, param: str) -> None:
+    """Refusal for a text that is far too long, by its beginning.
+
+    Nothing else goes on while a text is encoded, and megabytes at once would take minutes.
+    """
+    count = 0
+    for part in stretches(text, AT_ONCE) if len(text) > AT_ONCE else ():
+        count += len(served.tokenizer.encode_inside([part])[0])
+        if count > served.context:
+            raise _too_long(f"at least {count:,}", served, param)
+
+
+def _too_long(tokens: str, served: Served, param: str) -> Refusal:
+    return Refusal(
+        400,
+        f"The prompt has {tokens} tokens, but the model's context of {served.context:,} holds "
+        "prompt and answer; shorten it.",
+        param,
+        "context_length_exceeded",
+    )
+
+
+def _ids(prompt: str | tuple[int, ...], served: Served) -> tuple[int, ...]:
+    tokenizer = served.tokenizer
     if isinstance(prompt, str):
+        _check_size(prompt, served, "prompt")
         # a text from nothing begins as texts do in training
         return tuple(tokenizer.encode([prompt])[0]) or (EOS,)
     if max(prompt) >= tokenizer.size:

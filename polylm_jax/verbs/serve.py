@@ -65,7 +65,8 @@ def run(given: argparse.Namespace) -> None:
     with model_of(given) as model:
         model, settings = for_decoding(model, given.int8), config.get("serve")
         engine = open_engine(model, settings)
-        served = http.Served(name, model.tokenizer, engine.context, config.get("chat"))
+        most = engine.slots + settings.queue
+        served = http.Served(name, model.tokenizer, engine.context, config.get("chat"), most)
         desk = http.Desk(served, engine)
         app = http.make_app(desk, key, settings.origins, told, name)
         said = (

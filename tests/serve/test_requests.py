@@ -2,12 +2,14 @@
 
 import math
 import random
-from dataclasses import fields
+import tracemalloc
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polylm_jax.data.tokenizer import AT_ONCE, Tokenizer
 from polylm_jax.decode.chat import FORMATS, ChatSettings, Until, until
 from polylm_jax.decode.memory import Memory
 from polylm_jax.serve.calls import Call, News
@@ -140,6 +142,7 @@ WRONG = [
     ({"stream_options": []}, "stream_options"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream_options": {"usage": True}}, "stream_options.usage"),
+    ({"stream_options": {"a\nb": True}}, "stream_options.a\\nb"),
     ({"logit_bias": {"5": 1}}, "logit_bias"),
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
@@ -160,6 +163,7 @@ WRONG_MESSAGES = [
     ([{"role": "user", "content": []}], "messages[0].content"),
     ([{"role": "user", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
     ([{"role": "user", "content": "x", "text": "x"}], "messages[0].text"),
+    ([{"role": "user", "content": "x", "a\nb": "x"}], "messages[0].a\\nb"),
 ]
 
 
@@ -266,6 +270,57 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(served):
     with pytest.raises(Refusal, match=r"has 2,\d\d\d tokens") as caught:
         understood(served, Chat, messages=[{"role": "user", "content": "你" * 700}])
     assert caught.value.param == "messages"
+
+
+def test_of_a_text_of_megabytes_only_the_beginning_is_encoded(served, monkeypatch):
+    """Nothing else goes on meanwhile: eight of them took minutes."""
+    encoded = []
+    for name in ("encode", "encode_inside"):
+        whole = getattr(Tokenizer, name)
+        monkeypatch.setattr(
+            Tokenizer, name, lambda self, texts, of=whole: encoded.extend(texts) or of(self, texts)
+        )
+    text = "word " * 10**6
+    messages = [{"role": "user", "content": text[: 10**6]}] * 5
+    for kind, said in (
+        (Completion, {"prompt": text}),
+        (Completion, {"prompt": [text] * 9}),
+        (Chat, {"messages": messages}),
+    ):
+        encoded.clear()
+        with pytest.raises(
+            Refusal, match=r"has at least [\d,]+ tokens, .* context of 128 "
+        ) as caught:
+            understood(served, kind, **said)
+        assert caught.value.code == "context_length_exceeded"
+        assert sum(map(len, encoded)) <= AT_ONCE
+
+
+@pytest.mark.parametrize("keep_ends", [True, False])
+def test_a_talk_takes_memory_in_proportion_to_its_text(vocabulary, keep_ends):
+    roles = ("user", "assistant") * 1000
+    messages = [*((role, "a") for role in roles), ("user", "a")]
+    talk = conversation(messages, FORMATS["multialpaca"], keep_ends)
+    memory = Memory(vocabulary)
+    memory.note(talk[:1], (5,), (6,))
+    tracemalloc.start()
+    memory.ids(talk)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 * sum(len(segment.text) for segment in talk)
+
+
+def test_more_answers_than_can_ever_be_taken_are_refused_for_good(served):
+    few = replace(served, most=6)
+    assert len(understood(few, Completion, prompt=["a", "b"], n=3).calls) == 6
+    hello = [{"role": "user", "content": "a"}]
+    for kind, said in (
+        (Completion, {"prompt": ["a", "b"], "n": 4}),
+        (Chat, {"messages": hello, "n": 8}),
+    ):
+        with pytest.raises(Refusal, match="asks for 8 answers, but 6 run and wait") as caught:
+            understood(few, kind, **said)
+        assert (caught.value.status, caught.value.param, caught.value.seconds) == (400, "n", None)
 
 
 def test_choices_of_a_prompt_differ_by_their_seeds_and_those_of_equal_prompts_do_not(served):
