@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,10 +166,14 @@ class Talk:
 
         Refusal where the engine fails or the server stops.
         """
+        said = time.monotonic()
         while not all(choice.finish for choice in self._choices):
+            silence = time.monotonic() - said
             try:
-                index, news = await asyncio.wait_for(self._work.news(), PING_SECONDS)
+                # there may be news of which nothing can be said yet
+                index, news = await asyncio.wait_for(self._work.news(), PING_SECONDS - silence)
             except TimeoutError:
+                said = time.monotonic()
                 yield None, Piece()
                 continue
             choice = self._choices[index]
@@ -182,6 +187,7 @@ class Talk:
             if piece.finish == "failed":
                 raise Refusal(500, piece.fault, code="failed")
             if piece.text or piece.tokens or piece.finish:
+                said = time.monotonic()
                 yield index, piece
 
     def _ended(self, index: int) -> None:
@@ -251,6 +257,9 @@ def make_app(
     name: what the page calls the run.
     """
 
+    # a thread of its own: however long a log is to be read, requests are understood meanwhile
+    reader = ThreadPoolExecutor(1, "story")
+
     async def health(request: Request) -> Response:
         status, told = desk.health() if desk else (200, {"status": "ok"})
         return Response(dumps(told), status, media_type="application/json")
@@ -261,7 +270,8 @@ def make_app(
         return Response(content, headers=headers, media_type="text/html")
 
     async def told(request: Request) -> Response:
-        run = await asyncio.to_thread(story) if story else {}
+        loop = asyncio.get_running_loop()
+        run = await loop.run_in_executor(reader, story) if story else {}
         told = {"name": name, "chat": desk.settings if desk else None, **run}
         return Response(jsonl.dumps(told), media_type="application/json")
 
@@ -281,11 +291,11 @@ def make_app(
 
     async def no_route(request: Request, fault: Exception) -> Response:
         assert isinstance(fault, HTTPException)
-        shown = f"{request.method} {request.url.path[:100]}"
+        shown = f"{request.method} {request.scope['path'][:100]!r}"
         if fault.status_code == 405:
             response = await wrong(request, Refusal(405, f"{shown} is not done here; see Allow."))
         else:
-            known = ", ".join(route.path.partition("/{")[0] for route in routes)
+            known = ", ".join(dict.fromkeys(route.path.partition("/{")[0] for route in routes))
             response = await wrong(
                 request, Refusal(404, f"{shown} is not here; there are {known}.")
             )

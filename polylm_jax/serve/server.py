@@ -1,4 +1,4 @@
-"""The process of a server: its address, its signals, and how it ends."""
+"""The process of a server: its address, its connections, its signals, and how it ends."""
 
 import asyncio
 import math
@@ -6,15 +6,20 @@ import socket
 import time
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polylm_jax.errors import UserError
+from polylm_jax.serve.answers import dumps, error
 from polylm_jax.serve.fields import Refusal
 from polylm_jax.serve.http import Desk
 from polylm_jax.train.ends import RunEnded
 
+HEAD_SECONDS = 30.0  # in which a request's head must have come, or more of an answer been taken
 LAST_WORDS = 2.0  # seconds for the errors of those that are broken off
 LET_GO = 5  # seconds for connections to close
 
@@ -29,12 +34,64 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
         return listening
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, UnicodeError) as fault:
         listening.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"--host={host} --port={port} cannot be listened at: {reason}; choose another."
-        ) from None
+        raise _not_ours(host, port, fault) from None
+
+
+def _not_ours(host: str, port: int, fault: Exception) -> UserError:
+    reason = getattr(fault, "strerror", None) or str(fault)
+    return UserError(
+        f"--host={host} --port={port} cannot be listened at: {reason}; choose another."
+    )
+
+
+class Connection(H11Protocol):
+    """Uvicorn's, where nobody keeps a connection for nothing, and what is no HTTP has an answer in
+    the form of all errors."""
+
+    _watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_a_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._watch:
+            self._watch.cancel()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_a_request()
+
+    def send_400_response(self, msg: str) -> None:
+        body = dumps(error(Refusal(400, "What came is no HTTP/1.1; send a request of it.")))
+        headers = [("Content-Type", "application/json"), ("Connection", "close")]
+        head = h11.Response(status_code=400, reason="Bad Request", headers=headers)
+        if self.cycle and not self.cycle.response_complete:  # of a request whose body this was
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for part in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
+
+    def _await_a_request(self, unsent: float = math.inf) -> None:
+        """Looks later whether the next request's head has come. unsent: bytes of the last answer
+        that have not been taken, when it was looked before."""
+        if self._watch:
+            self._watch.cancel()
+        self._watch = self.loop.call_later(HEAD_SECONDS, self._look, self.cycle, unsent)
+
+    def _look(self, before: Any, unsent: float) -> None:
+        if self.cycle is not before:
+            return
+        left = self.transport.get_write_buffer_size()
+        if 0 < left < unsent:
+            self._await_a_request(left)
+        else:
+            self.transport.abort()
 
 
 class Server(uvicorn.Server):
@@ -51,6 +108,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -64,7 +122,12 @@ class Server(uvicorn.Server):
         self._deadline, self._told = math.inf, said
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Opens the port."""
+        """Opens the port; UserError where another has taken it since it was bound."""
+        for listening in sockets or ():
+            try:
+                listening.listen(self.config.backlog)  # of a failure here uvloop says nothing
+            except OSError as fault:
+                raise _not_ours(*listening.getsockname()[:2], fault) from None
         await super().startup(sockets)
         if self._told:
             print(self._told, flush=True)

@@ -2,7 +2,6 @@
 while it trains, from the run's folder alone."""
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from statistics import fmean
@@ -44,18 +43,17 @@ def story(folder: str) -> JSON:
 
 
 def told_often(folder: str) -> Callable[[], JSON]:
-    """Function () -> the story, which is not read anew at every call."""
-    lock, kept, until = threading.Lock(), JSON(), 0.0
+    """Function () -> the story, which is not read anew at every call; for one thread."""
+    kept, until = JSON(), 0.0
 
     def told() -> JSON:
         nonlocal kept, until
-        with lock:
-            began = time.monotonic()
-            if began >= until:
-                kept = story(folder)
-                now = time.monotonic()
-                until = now + max(OFTEN, (now - began) / SHARE)
-            return kept
+        began = time.monotonic()
+        if began >= until:
+            kept = story(folder)
+            now = time.monotonic()
+            until = now + max(OFTEN, (now - began) / SHARE)
+        return kept
 
     return told
 

@@ -59,11 +59,19 @@ def say(vocabulary):
 
 @pytest.fixture(scope="session")
 def open_site(vocabulary, say):
-    """Function (engine's settings, key, origins, drain_seconds, chat) -> a context with a Site."""
+    """Function (engine's settings, key, origins, drain_seconds, chat, story) -> a context with a
+    Site."""
 
     @contextmanager
     def open_site(
-        key="", origins=(), drain_seconds=5, chat=None, script=None, unread=0, **settings
+        key="",
+        origins=(),
+        drain_seconds=5,
+        chat=None,
+        script=None,
+        unread=0,
+        story=None,
+        **settings,
     ):
         engine = FakeEngine(script or say, **settings)
         chat = chat or ChatSettings(format="base", keep_ends=True)
@@ -71,7 +79,7 @@ def open_site(vocabulary, say):
         listening = bind("127.0.0.1", 0)
         if unread:  # bytes of an answer that may lie unread between server and client
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread)
-        server = Server(make_app(desk, key, origins), desk, drain_seconds)
+        server = Server(make_app(desk, key, origins, story), desk, drain_seconds)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while not server.started and thread.is_alive():

@@ -107,7 +107,7 @@ def test_the_page_in_a_browser_in_18_languages(ask, open_site, tmp_path, monkeyp
     story |= {"languages": [{"name": MARKUP, "code": "en", "before": 3.0, "after": 2.0}]}
     monkeypatch.setattr(
         "tests.serve.conftest.make_app",
-        lambda desk, key, origins: make_app(desk, key, origins, lambda: story, MARKUP),
+        lambda desk, key, origins, _: make_app(desk, key, origins, lambda: story, MARKUP),
     )
     with open_site(key=KEY, pause=0.005) as site:
         texts = {code: code for code in SENTENCES} | {"markup": f"«{MARKUP}»"}

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from polylm_jax.errors import UserError
-from polylm_jax.serve import http
+from polylm_jax.serve import http, server
 from polylm_jax.serve.access import check_host, read_key
-from polylm_jax.serve.server import bind, serve
+from polylm_jax.serve.server import Server, bind, serve
 from polylm_jax.serve.settings import Serving
 from tests.data.sentences import SENTENCES
 from tests.serve.conftest import TEXTS
@@ -174,6 +174,74 @@ def test_bodies_and_headers_are_bounded(client, site, monkeypatch):
     assert client.get("/health").json()["status"] == "ok"
 
 
+def closed(connection):
+    """What comes until the other side closes; TimeoutError if it does not."""
+    connection.settimeout(10)
+    parts = []
+    try:
+        while part := connection.recv(2**16):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /hea", HEAD, HEAD + b"\r\n" + HEAD])
+def test_who_sends_no_request_is_let_go(open_site, monkeypatch, begun):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    with open_site() as site, socket.create_connection(("127.0.0.1", site.port)) as slow:
+        slow.sendall(begun)
+        assert closed(slow).count(b"HTTP/1.1 200") == begun.count(b"\r\n\r\n")
+        assert soon(lambda: not site.server.server_state.connections)
+
+
+def test_an_answer_that_nobody_takes_is_dropped_and_one_that_is_taken_slowly_is_whole(
+    open_site, monkeypatch
+):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.4)
+    with open_site(unread=4096, burst=20) as site:
+        wide = {"prompt": "«" + "w " * 60 + "»", "max_tokens": 600, "n": 4, "logprobs": 20}
+        with send(site, "/v1/completions", wide, 4096) as slow:
+            head, _, body = slow.recv(2000).partition(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+            while len(body) < length and (part := slow.recv(length // 20)):
+                body += part
+                time.sleep(0.05)
+            assert len(body) == length
+        with send(site, "/v1/completions", wide, 4096):
+            assert soon(lambda: site.engine.counts().new_tokens > 0)
+            assert soon(lambda: not site.server.server_state.connections)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *[b"\x16\x03\x01\r\n\r\n", b"GET /\r\n\r\n", HEAD + b"Content-Length: x\r\n\r\n"],
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_openais_form(site, said, caplog):
+    with socket.create_connection(("127.0.0.1", site.port)) as connection:
+        connection.sendall(said)
+        answer = closed(connection)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b'{"error": {"message": "What came is no HTTP/1.1' in answer
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_port_that_another_has_taken_meanwhile_is_one_sentence():
+    """Two that begin at once both have it until one listens."""
+    first = bind("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    with first, bind("127.0.0.1", port) as second:
+        first.listen()
+        with pytest.raises(UserError, match=rf"--port={port} cannot be listened at: .* in use"):
+            Server(http.make_app(None), None, 0).run([second])
+
+
 def send(site, path, said, buffer=2**16):
     """A raw connection on which a request was sent. buffer: bytes that it takes unread."""
     body, connection = json.dumps(said).encode(), socket.socket()
@@ -233,6 +301,29 @@ def test_a_silent_stream_says_that_it_lives(open_site, monkeypatch):
     assert ": ping\n\n" in answer.text
     assert answer.headers["x-accel-buffering"] == "no"
     assert events(answer.text)[1]
+
+
+def test_news_of_which_nothing_can_be_said_are_silence(open_site, monkeypatch):
+    monkeypatch.setattr(http, "PING_SECONDS", 0.1)
+    unheard = [1] * 8  # <s> has no text
+    with open_site(script=lambda call: unheard, pause=0.05, burst=1) as site:
+        answer = HTTP.post(site.url + "/v1/completions", json={"prompt": "a", "stream": True})
+    assert ": ping\n\n" in answer.text
+    assert events(answer.text)[1]
+
+
+def test_a_story_that_takes_long_keeps_no_request_waiting(open_site):
+    told = threading.Event()
+    with (
+        open_site(story=lambda: {"state": str(told.wait(20))}) as site,
+        concurrent.futures.ThreadPoolExecutor(40) as threads,
+    ):
+        pages = [threads.submit(HTTP.get, site.url + "/run.json", timeout=30) for _ in range(40)]
+        answer = HTTP.post(site.url + "/v1/completions", json={"prompt": "«a»"}, timeout=10)
+        assert answer.json()["choices"][0]["text"] == "a"
+        assert not told.is_set()
+        told.set()
+        assert all(page.result().json()["state"] == "True" for page in pages)
 
 
 def test_a_full_queue_is_said_so(open_site):

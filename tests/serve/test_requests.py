@@ -282,7 +282,7 @@ def test_of_a_text_of_megabytes_only_the_beginning_is_encoded(served, monkeypatc
         )
     text = "word " * 10**6
     messages = [{"role": "user", "content": text[: 10**6]}] * 5
-    for kind, said in (
+    for kind, asked in (
         (Completion, {"prompt": text}),
         (Completion, {"prompt": [text] * 9}),
         (Chat, {"messages": messages}),
@@ -291,7 +291,7 @@ def test_of_a_text_of_megabytes_only_the_beginning_is_encoded(served, monkeypatc
         with pytest.raises(
             Refusal, match=r"has at least [\d,]+ tokens, .* context of 128 "
         ) as caught:
-            understood(served, kind, **said)
+            understood(served, kind, **asked)
         assert caught.value.code == "context_length_exceeded"
         assert sum(map(len, encoded)) <= AT_ONCE
 
@@ -314,12 +314,12 @@ def test_more_answers_than_can_ever_be_taken_are_refused_for_good(served):
     few = replace(served, most=6)
     assert len(understood(few, Completion, prompt=["a", "b"], n=3).calls) == 6
     hello = [{"role": "user", "content": "a"}]
-    for kind, said in (
+    for kind, asked in (
         (Completion, {"prompt": ["a", "b"], "n": 4}),
         (Chat, {"messages": hello, "n": 8}),
     ):
         with pytest.raises(Refusal, match="asks for 8 answers, but 6 run and wait") as caught:
-            understood(few, kind, **said)
+            understood(few, kind, **asked)
         assert (caught.value.status, caught.value.param, caught.value.seconds) == (400, "n", None)
 
 

@@ -95,6 +95,38 @@ def test_a_story_is_not_read_anew_at_every_call(run):
     assert told() is first
 
 
+def test_the_figures_of_the_page_grow_with_the_runs_log(run, monkeypatch):
+    """As the page asks, beside a run that goes on and is cut in the middle of a line."""
+    monkeypatch.setattr("polylm_jax.serve.story.OFTEN", 0)
+    monkeypatch.setattr("polylm_jax.serve.story.SHARE", 1e9)
+    transport = httpx.ASGITransport(make_app(None, "", (), told_often(str(run)), "tiny"))
+
+    async def follow():
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            with open(run / "metrics.jsonl", "a") as log:
+                for step in range(6, 10):
+                    valid = {"bits_per_byte": {"en": 8 / step}, "loss": {"en": 24 / step}}
+                    for one in (
+                        record("train", step, loss=1 / step),
+                        record("valid", step, **valid),
+                    ):
+                        log.write(json.dumps(one) + "\n")
+                    log.write('{"kind": "tra')
+                    log.flush()
+                    now = time.time()
+                    state = {"state": "running", "time": now, "moved": now, "step": step}
+                    write(str(run), BEAT | state | {"tokens": step * 100})
+                    told = (await client.get("/run.json")).json()
+                    assert (told["state"], told["step"]) == ("running", step)
+                    assert told["loss"]["train"][-1] == [step * 100, 1 / step]
+                    assert told["loss"]["valid"][-1] == [step * 100, 24 / step]
+                    assert told["languages"][0]["after"] == 8 / step
+                    assert told["schedule"]["now"] == step * 100
+                    log.truncate(log.tell() - len('{"kind": "tra'))
+
+    asyncio.run(follow())
+
+
 def test_the_page_has_the_colours_of_the_figures_and_runs_nothing_else():
     content, policy = page.read()
     for colour in (figures.INK, figures.GRID, figures.PALE, figures.BLUE, figures.RED):
