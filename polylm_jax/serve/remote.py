@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from polylm_jax.errors import UserError
-from polylm_jax.tune.writer import ADDRESS
+from polylm_jax.tune.writer import is_address
 
 SILENCE = 600.0  # seconds without a byte after which a server counts as gone
 LONGEST = 2**24  # bytes of a line, or of an answer without a stream
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 def check_url(url: str, name: str) -> str:
     """An endpoint's address up to and with /v1; UserError for another thing."""
-    if not ADDRESS.fullmatch(url):
+    if not is_address(url):
         raise UserError(f"{name}={url} is no endpoint; write it like http://127.0.0.1:8000/v1.")
     return url.rstrip("/")
 

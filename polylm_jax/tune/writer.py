@@ -47,6 +47,16 @@ ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?"
 Clock = Callable[[], float]
 
 
+def is_address(url: str) -> bool:
+    """Whether an endpoint may be there: by its form, its host and its port."""
+    try:
+        place = urlsplit(url)
+        (place.hostname or "").encode("idna")  # as whoever connects will
+        return bool(ADDRESS.fullmatch(url)) and place.port != 0
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Writer:
     """Who writes the tasks, and how it is asked.
@@ -97,13 +107,12 @@ class Writer:
                 "writer.key_variable is no name of an environment variable (capitals, digits and "
                 "_); put the key in one and give its name here."
             )
-        url = urlsplit(self.url)
-        if url.username or url.password or url.query:
+        if re.search(r"@|\?", self.url):
             raise UserError(
                 "writer.url holds a name, a password or a query; put the key in an environment "
                 "variable and name that in writer.key_variable."
             )
-        if not ADDRESS.fullmatch(self.url):
+        if not is_address(self.url):
             raise UserError(
                 f'writer.url = "{self.url}" is no address of an endpoint; write it like '
                 "http://localhost:8000/v1."

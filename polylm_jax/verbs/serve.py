@@ -1,6 +1,7 @@
 """Answer over HTTP in OpenAI's forms, many at once, with a page to talk in and to see the run."""
 
 import argparse
+import os
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -50,7 +51,7 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(
             f'serving needs {error.name}; pip install "polylm_jax[serve]" and run it again.'
         ) from None
-    settings, name = config.get("serve"), PurePosixPath(given.run).name
+    settings, name = config.get("serve"), called(given.run)
     key, told = read_key(settings), story.told_often(given.run)
     check_host(given.host, key, settings)
     # the port is ours before the long work, and opens after it
@@ -74,3 +75,9 @@ def run(given: argparse.Namespace) -> None:
             f"{locked}; its page is {url}. Ctrl-C stops."
         )
         server.serve(app, desk, listening, settings.drain_seconds, said)
+
+
+def called(run: str) -> str:
+    """What the model is called: as the run's folder is, whatever way leads there."""
+    path = run if "://" in run else os.path.abspath(run)
+    return os.fsencode(PurePosixPath(path).name).decode(errors="replace") or "model"

@@ -69,7 +69,8 @@ def test_what_a_server_refuses_is_one_sentence(open_site, talk):
     status, _, complaint = talk(["x"], f"--url={url}")
     assert status == 1
     assert "cannot be reached" in complaint
-    for flags in (["--url=nowhere"], [], ["--run=.", f"--url={url}"]):
+    wrong = ("nowhere", "http://a..b/v1", "http://[:::]/v1", "http://127.0.0.1:70000/v1")
+    for flags in (*([f"--url={one}"] for one in wrong), [], ["--run=.", f"--url={url}"]):
         status, _, complaint = talk(["x"], *flags)
         assert status == 1
         assert complaint.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -15,6 +16,7 @@ from polylm_jax.serve import page
 from polylm_jax.serve.http import make_app
 from polylm_jax.serve.story import story, told_often
 from polylm_jax.train.heartbeat import write
+from polylm_jax.verbs.serve import called
 from tests.serve.test_http import HTTP
 
 SCHEDULE = {"non_english": [[0, 0.3], [500, 0.3], [1000, 0.6]], "smoothing": 0.0}
@@ -184,6 +186,15 @@ def test_what_cannot_be_served_is_one_sentence(run, flags, sentence, capsys, mon
     assert sentence in said
     assert said.count("\n") == 1
     assert "sesame" not in said
+
+
+def test_a_model_is_called_as_its_folder_is_whatever_way_leads_there(run, monkeypatch):
+    monkeypatch.chdir(run)
+    (run / "inside").mkdir()
+    for way in (".", str(run), "inside/..", f"../{run.name}", f"gs://bucket/{run.name}"):
+        assert called(way) == run.name
+    assert called("/") == "model"
+    assert called(os.fsdecode(b"caf\xe9")) == "caf\ufffd"  # answers are UTF-8
 
 
 def test_a_missing_package_is_named_with_its_extra(run, capsys, monkeypatch):

@@ -168,6 +168,10 @@ def test_retry_after_is_seconds_or_a_date(header, seconds):
     [
         ({"url": "localhost:8000"}, "is no address of an endpoint"),
         ({"url": "http://a b/v1"}, "is no address"),
+        ({"url": "http://a..b/v1"}, "is no address"),
+        ({"url": f"http://{'a' * 64}.org/v1"}, "is no address"),
+        ({"url": "http://[:::]/v1"}, "is no address"),
+        ({"url": "http://localhost:70000/v1"}, "is no address"),
         ({"url": f"https://me:{KEY}@host/v1"}, "put the key in an environment"),
         ({"url": f"https://host/v1?key={KEY}"}, "put the key in an environment"),
         ({"key_variable": KEY}, "writer.key_variable is no name of an environment variable"),
