@@ -49,6 +49,7 @@ ENDED = {
     "logprobs": {"type": ["object", "null"]},
 }
 MESSAGE = _object({"role": {"enum": ["assistant"]}, "content": TEXT})
+HEALTH = _object({"status": TEXT, "slots": COUNT, "running": COUNT, "waiting": COUNT})
 MODEL = _object({"id": TEXT, "object": TEXT, "created": COUNT, "owned_by": TEXT})
 
 
@@ -83,14 +84,11 @@ def description(ids: int) -> dict[str, Any]:
                 "get": _get("The model.", MODEL)
                 | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}]}
             },
-            "/health": {
-                "get": {
-                    **_get("How the server stands; needs no key.", _object({"status": TEXT})),
-                    "security": [{}],
-                }
-            },
+            "/health": {"get": _health()},
             "/metrics": {"get": _get("Counts for Prometheus.", TEXT, "text/plain")},
             "/run.json": {"get": _get("What the page shows of the run.", {"type": "object"})},
+            "/openapi.json": {"get": _get("This description.", {"type": "object"})},
+            "/": {"get": _get("The page.", TEXT, "text/html")},
         },
     }
 
@@ -110,6 +108,12 @@ def _get(summary: str, answer: dict[str, Any], kind: str = JSON) -> dict[str, An
         "summary": summary,
         "responses": {"200": {"description": summary, "content": content}, **_refusals()},
     }
+
+
+def _health() -> dict[str, Any]:
+    told = _get("How the server stands; needs no key.", HEALTH)
+    stopping = {"description": "It stops, or has failed.", "content": {JSON: {"schema": HEALTH}}}
+    return told | {"security": [{}], "responses": told["responses"] | {"503": stopping}}
 
 
 def _refusals() -> dict[str, Any]:

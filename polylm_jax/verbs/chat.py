@@ -8,7 +8,7 @@ from functools import partial
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
@@ -96,11 +96,19 @@ def _talk_with_a_server(given: argparse.Namespace, settings: ChatSettings) -> No
             fields[name] = value
     print(f"{model} at {given.url}. /clear, /stop.")
 
+    answered = False
+
     def answer(messages: remote.Messages) -> Iterator[str]:
+        nonlocal answered
         try:
             yield from remote.stream_of_what_fits(given.url, key, fields, messages)
+            answered = True
         except remote.Refused as refused:
             _say(f"[{refused}]")
+        except UserError as fault:
+            if not answered:
+                raise
+            _say(f"[{fault}]")  # the talk is not lost, and the server may be back for its next turn
 
     converse(_questions(), answer, lambda messages: True, _messages, _say)
 
@@ -127,7 +135,7 @@ def stream(
 
     memory: of the talk, so that the engine reads no more than what is new in it.
     """
-    ids = memory.ids(prompt)
+    ids = memory.ids(prompt) or [EOS]  # some tokenizers leave nothing of a character
     said: list[int] = []
     text, told = TextStream(tokenizer, ids), queue.SimpleQueue[News]()
     call = Call(

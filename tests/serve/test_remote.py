@@ -76,6 +76,22 @@ def test_what_a_server_refuses_is_one_sentence(open_site, talk):
         assert complaint.count("\n") == 1
 
 
+def test_a_talk_outlives_a_server_that_is_gone_for_a_turn(open_site, talk):
+    with open_site() as site:
+
+        def questions():
+            yield "th"
+            site.server.handle_exit(15)
+            site.thread.join(10)
+            yield "ar"
+
+        status, said, _ = talk(questions(), f"--url={site.url}/v1")
+        assert status == 0
+        assert TEXTS["th"] in said
+        assert "[http" in said
+        assert "cannot be reached" in said
+
+
 def test_an_answer_that_is_left_frees_the_slot(open_site):
     with open_site(pause=0.02) as site:
         said = {"messages": [{"role": "user", "content": "«" + "word " * 150 + "»"}]}
