@@ -18,6 +18,7 @@ from polylm_jax.runs.log import Metrics, history, of_kind, read_metrics, rows_re
 from polylm_jax.runs.status import checkpoints, status_of
 from polylm_jax.train.course import course_of
 from polylm_jax.train.heartbeat import read_heartbeat
+from polylm_jax.train.log import logs
 
 POINTS = 240  # of a curve: more than that no screen shows beside the rest
 OFTEN, SHARE = 2.0, 0.1  # seconds between two readings at least, and how much of the time they take
@@ -27,13 +28,22 @@ JSON = dict[str, Any]
 
 def story(folder: str) -> JSON:
     """All of it, in numbers and names that a page can draw. folder: local, or as fsspec knows."""
+    try:
+        return _story(folder)
+    except OSError as fault:
+        note = f"{folder} cannot be read: {fault.strerror or fault}; see to it."
+        return {"state": "out of reach", "healthy": False, "note": note}
+
+
+def _story(folder: str) -> JSON:
     status, beat = status_of(folder), read_heartbeat(folder) or {}
     told: JSON = {"state": status.state, "healthy": status.healthy, "lines": status.lines}
     told |= {name: beat.get(name) for name in ("step", "steps", "tokens")}
     try:
         metrics = read_metrics(folder)
-    except UserError as error:  # one that has just begun has no figures yet
-        return told | ({} if status.state == "running" else {"note": str(error)})
+    except UserError as error:
+        just_begun = status.state == "running" and not logs(folder)[1]
+        return told | ({} if just_begun else {"note": str(error)})
     told["history"] = [f"The run {one['said']}." for one in history(metrics)]
     return told | {
         "languages": _languages(metrics),

@@ -90,6 +90,21 @@ def test_a_run_that_has_just_begun_is_not_told_to_be_none(tmp_path):
     assert "note" not in told
 
 
+def test_a_log_that_is_damaged_or_out_of_reach_is_said(run):
+    now = time.time()
+    write(str(run), BEAT | {"state": "running", "time": now, "moved": now})
+    log = run / "metrics.jsonl"
+    log.write_text("nothing\n" + log.read_text())
+    told = story(str(run))
+    assert told["state"] == "running"
+    assert "metrics.jsonl:1 is not a record of a run" in told["note"]
+    log.unlink()
+    log.mkdir()
+    told = story(str(run))
+    assert (told["state"], told["healthy"]) == ("out of reach", False)
+    assert "cannot be read: Is a directory" in told["note"]
+
+
 def test_a_story_is_not_read_anew_at_every_call(run):
     told = told_often(str(run))
     first = told()
