@@ -43,7 +43,8 @@ def _codec(name: str) -> _Codec | None:
             raise missing("zstandard", name) from error
         return _Codec(
             b"\x28\xb5\x2f\xfd",
-            lambda: zstandard.ZstdDecompressor().decompressobj(),
+            # as much as `zstd --long=31` asks for
+            lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj(),
             zstandard.ZstdError,
         )
     return None

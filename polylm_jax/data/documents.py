@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 STRETCH = 2**20  # characters of a document that are held and written as one
 LONGEST_LINE = 2**26  # bytes of a JSONL line; a longer one is bad
 
-_KINDS = re.compile(r".+(\.txt|\.jsonl)(\.gz|\.zst)?|.+\.parquet", re.IGNORECASE)
+_KINDS = re.compile(r".+(\.txt|\.jsonl)(\.gz|\.zst)?|.+\.parquet", re.IGNORECASE | re.DOTALL)
 # what models are measured with, and so must not have read
 HELD_OUT = re.compile(r"(?<![a-z])(ntrex|sib[-_]?200|udhr)(?![a-z])", re.IGNORECASE)
 _BOM = "\ufeff"

@@ -8,6 +8,8 @@ Format: ISO 28500, WARC 1.0 and 1.1.
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
 from typing import NamedTuple
 
 from polylm_jax.data.clean import html
@@ -21,7 +23,9 @@ _LINE = 2**16  # bytes of a header's line
 _LINES = 1000  # of a header
 _HTML = ("text/html", "application/xhtml+xml")
 _BLANK = (b"\r\n", b"\n")
-_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r\n")
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
+_GZIP = b"\x1f\x8b"
+_NO_TEXT = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
 
 
@@ -170,16 +174,27 @@ def _unchunked(content: bytes) -> bytes:
         size = int(match[1], 16)
         if not size:
             return b"".join(parts)
-        parts.append(content[match.end() : match.end() + size])
-        at = match.end() + size + 2
+        end = match.end() + size
+        if content[end : end + 2] not in (b"\r\n", b"\r", b""):
+            break
+        parts.append(content[match.end() : end])
+        at = end + 2
+    if parts and at < len(content):
+        raise _Wrong("has a body whose chunks do not fit together")
     return b"".join(parts) if parts else content
 
 
 def _unpacked(content: bytes, packing: str) -> bytes:
     """A body that was sent compressed; as it is where it is not, as crawlers may undo it."""
-    if packing not in ("gzip", "x-gzip", "deflate"):
-        return content
-    try:
-        return zlib.decompressobj(47).decompress(content, LONGEST)
-    except zlib.error:
-        return content
+    if packing and content.startswith(_GZIP):
+        try:
+            return Content(BytesIO(content), "body.gz").read(LONGEST)
+        except Damaged as error:
+            raise _Wrong(f"has a body that {error}") from None
+    if packing == "deflate":
+        for form in (15, -15):  # as the standard has it, and as some servers send it
+            with suppress(zlib.error):
+                return zlib.decompressobj(form).decompress(content, LONGEST)
+    elif packing and _NO_TEXT.search(content[:1000]):
+        raise _Wrong(f"has a body that is packed as {packing}, which is not read here")
+    return content

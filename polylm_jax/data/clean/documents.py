@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from polylm_jax.data import corpus
 from polylm_jax.data import documents as users
@@ -33,7 +34,7 @@ from polylm_jax.files import nearest, opened
 SHARD_BYTES = 2**26  # of text files that make one shard
 
 _KIND = re.compile(
-    r".+\.(warc|wet|jsonl|ndjson|json|txt)(?:\.gz|\.zst)?|.+\.(parquet)", re.IGNORECASE
+    r".+\.(warc|wet|jsonl|ndjson|json|txt)(?:\.gz|\.zst)?|.+\.(parquet)", re.IGNORECASE | re.DOTALL
 )
 _KINDS = {"wet": "warc", "ndjson": "jsonl", "json": "jsonl"}
 _WILD = re.compile(r"[*?\[]")
@@ -151,6 +152,21 @@ def shards(
     return sorted(result, key=lambda shard: (shard.files[0].name, shard.files[0].begin))
 
 
+def holds(path: str, folder: str) -> bool:
+    """Whether an input would read what is written into a folder, be it still to come."""
+    (files, root), (others, inside) = opened(path), opened(folder)
+    if type(files) is not type(others):
+        return False
+    if isinstance(files, LocalFileSystem):
+        inside = os.path.realpath(inside)
+    if not _WILD.search(root) or files.exists(root):
+        root = os.path.realpath(root) if isinstance(files, LocalFileSystem) else root
+        return f"{inside}/".startswith(f"{root}/")
+    matches = re.compile(glob_translate(root)).match
+    parents = [inside[:at] for at, sign in enumerate(f"{inside}/") if sign == "/" and at]
+    return any(map(matches, (*parents, f"{inside}/de/train.jsonl.zst", f"{inside}/x/0.parquet")))
+
+
 def read(shard: Shard) -> Iterator[Document | Broken]:
     """What a shard has, in order. It is a stream: a record is held at a time.
 
@@ -163,7 +179,7 @@ def read(shard: Shard) -> Iterator[Document | Broken]:
                 some: Document | Broken | None = None
                 for some in _READERS[shard.kind](plain, file, shard):
                     yield some
-                if not some and not file.bytes:
+                if not some and (not file.bytes or shard.kind in ("txt", "jsonl")):
                     yield Broken(file.name, 0, "is empty")
         except OSError as error:
             reason = error.strerror or first_line(error)
@@ -188,7 +204,15 @@ def _found(
 
 def _of_corpus(path: str, source: str) -> list[File]:
     texts = [text for split in corpus.SPLITS for text in corpus.files_of(path, source, split)]
-    return [File(one.place.removeprefix(f"{path}/"), one.place, one.content) for one in texts]
+    return [File(one.place.removeprefix(f"{path}/"), one.place, _size(one.place)) for one in texts]
+
+
+def _size(place: str) -> int:
+    files, path = opened(place)
+    try:
+        return files.size(path) or 0
+    except FileNotFoundError:
+        raise UserError(f"{place} is missing; make the corpus again.") from None
 
 
 def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
@@ -196,6 +220,8 @@ def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
     files, root = opened(path)
     if _WILD.search(root) and not files.exists(root):
         found = files.glob(root, detail=True)
+        for place, info in [*found.items()] if "**" not in root else ():
+            found |= _below(files, place) if info["type"] == "directory" else {}
         fixed = _WILD.split(root)[0]
         folder = fixed[: fixed.rfind("/") + 1]
     elif files.isdir(root):
@@ -209,9 +235,11 @@ def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
         # a name may hold bytes that are no text
         name = os.fsencode(place.removeprefix(folder)).decode("utf-8", "replace")
         size = info.get("size") or 0
-        if info["type"] != "file":
+        if info["type"] == "directory":
             continue
-        if benchmark := HELD_OUT.search(f"{Path(folder).name}/{name}"):
+        if info["type"] != "file":
+            kind = "no file, or a link to none"
+        elif benchmark := HELD_OUT.search(f"{Path(folder).name}/{name}"):
             kind = f"{benchmark[0]}, by its name text that models are measured with"
         elif _kind(name) is None:
             kind = Path(name).suffix.lower() or "no ending"
@@ -233,7 +261,9 @@ def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
 def _below(files: AbstractFileSystem, root: str) -> dict[str, Any]:
     """All files below a folder. fsspec's own search follows links here without end."""
     if isinstance(files, LocalFileSystem):
-        return {str(path): files.info(str(path)) for path in users.files(Path(root))}
+        nothing = {"type": "link", "size": 0}
+        found = [str(path) for path in users.files(Path(root))]
+        return {path: files.info(path) if os.path.exists(path) else nothing for path in found}
     return files.find(root, detail=True)
 
 
@@ -310,34 +340,45 @@ def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | 
     content = Content(plain, file.name)
     content.at = file.begin
     begun: Document | None = None  # a document of a corpus may have several lines
+    last = 0  # its part that was read
     for begin, line in parts.lines(content, LONGEST_LINE, file.end):
         if isinstance(line, str):
             yield Broken(file.name, begin, line)
         elif line.strip():
-            found, more = _of_line(line, file, begin, shard)
-            if isinstance(found, Document):
-                found = begun._replace(text=begun.text + found.text) if begun else found
-                begun = found if more and len(found.text) < LONGEST_LINE else None
-            if not begun or isinstance(found, Broken):
+            found, part, more = _of_line(line, file, begin, shard)
+            if isinstance(found, Broken):
+                yield found
+                continue
+            if begun and part != last + 1:
+                yield _torn(begun, last)
+                begun = None
+            found = begun._replace(text=begun.text + found.text) if begun else found
+            begun, last = (found, part) if more and len(found.text) < LONGEST_LINE else (None, 0)
+            if not begun:
                 yield found
     if begun:
-        yield begun
+        yield _torn(begun, last)
 
 
-def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document | Broken, bool]:
-    """What a line of JSON has, and whether the next has more of the same document."""
+def _torn(begun: Document, last: int) -> Broken:
+    return Broken(begun.file, begun.record, f"is a document without its part {last + 1}")
+
+
+def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document | Broken, int, bool]:
+    """What a line of JSON has, which part of a document of several lines, and whether more come."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
         text = record[shard.key]
         if isinstance(text, str):
-            url, more = record.get("url"), record.get("more") is True and "part" in record
+            url, part = record.get("url"), record.get("part")
             url = url.encode("utf-8", "replace").decode() if isinstance(url, str) else ""
-            return Document(text, file.name, at, url, shard.language), more
+            more = record.get("more") is True and isinstance(part, int)
+            return Document(text, file.name, at, url, shard.language), part, more
     except UnicodeDecodeError as error:
-        return Broken(file.name, at, not_utf8(error)), False
+        return Broken(file.name, at, not_utf8(error)), 0, False
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
-    return Broken(file.name, at, f'is no JSON object with a string under "{shard.key}"'), False
+    return Broken(file.name, at, f'is no JSON object with a string under "{shard.key}"'), 0, False
 
 
 def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
@@ -365,8 +406,9 @@ def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document 
     import pyarrow
 
     names = table.schema_arrow.names
-    if shard.key not in names:
-        raise UserError(f'{file.place} has no column "{shard.key}", only {", ".join(names)}.')
+    if names.count(shard.key) != 1:
+        many = "has several columns" if shard.key in names else "has no column"
+        raise UserError(f'{file.place} {many} "{shard.key}", only {", ".join(names)}.')
     columns = [shard.key, *({"url"} & set(names))]
     sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     groups = range(table.num_row_groups)[file.begin : file.end]

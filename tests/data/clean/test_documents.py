@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -180,6 +181,33 @@ def test_a_damaged_frame_costs_itself_alone(tmp_path):
     assert texts(items) == [*TEXTS[:2], None, *TEXTS[3:]]
 
 
+def test_frames_between_frames_and_long_windows(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    long = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    skipped = b"\x50\x2a\x4d\x18\x05\0\0\0 any "
+    content = skipped + packer.compress(LINES[0].encode()) + packer.flush() + skipped
+    assert texts(found(tmp_path / "a.jsonl.zst", content)) == TEXTS[:1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['"A", "part": 1, "more": true', '"B", "part": 2'], ["AB"]),
+        (['"A", "part": 1, "more": true', '"C"'], [None, "C"]),
+        (['"A", "part": 1, "more": true', '"B", "part": 3'], [None, "B"]),
+        (['"A", "part": 1, "more": true'], [None]),
+        (['"A", "part": "first"', '"B", "part": 7, "more": 1'], ["A", "B"]),  # a user's own
+    ],
+)
+def test_a_document_of_several_lines_is_whole_or_told(tmp_path, lines, expected):
+    content = "".join(f'{{"text": {line}}}\n' for line in lines)
+    items = found(tmp_path / "a.jsonl", content.encode())
+    assert texts(items) == expected
+    torn = [item for item in items if isinstance(item, Broken)]
+    assert torn in ([], [Broken("a.jsonl", 0, "is a document without its part 2")])
+
+
 def test_bad_lines_are_told_with_their_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LONGEST_LINE", 400)
     bad = [b"{", b'["text"]', b'{"text": 1}', b'{"body": "x"}', b'{"text": "\xff"}', b"[" * 300,
@@ -212,6 +240,8 @@ def test_what_json_can_spell_comes_as_it_is(tmp_path):
         ("a.warc", b"no archive\n at all"),
         ("a.txt", b"\xff\xfe"),
         ("a.jsonl", b""),
+        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.txt.gz", gzip.compress(b"")),
         ("a.wet.gz", b""),
         ("a.parquet", b""),
     ],
@@ -272,6 +302,35 @@ def test_a_response_gives_its_main_text(tmp_path):
     assert {item.url for item in items} == {"http://a.example/1"}
 
 
+PLAIN = "Content-Type: text/plain\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "said"),
+    [
+        ("Transfer-Encoding: chunked", b"Add\r\nand go on" + b"x" * 3000, None),  # undone: no size
+        ("Transfer-Encoding: chunked", b"Add this\r\nto the list", None),
+        ("Transfer-Encoding: chunked", b"10 ;q\r\n0123456789", "0123456789"),  # cut
+        ("Transfer-Encoding: chunked", b"1\r\nx\r\n2\r\nxxxx\r\n0\r\n\r\n", "chunks do not fit"),
+        ("Content-Encoding: gzip", gzip.compress(b"a") + gzip.compress(b"b"), "ab"),
+        ("Content-Encoding: gzip", gzip.compress(b"hello there")[:15] + b"\xff" * 30, "has a body"),
+        ("Content-Encoding: gzip", gzip.compress(bytes(range(250)))[:99], "body that is cut short"),
+        ("Content-Encoding: deflate", zlib.compress(b"hello"), "hello"),
+        ("Content-Encoding: deflate", zlib.compress(b"hello" * 9)[2:-4], "hello" * 9),
+        ("Content-Encoding: br", b"hello", "hello"),
+        ("Content-Encoding: br", b"\x1b\x2f\x00\xf8\x8d", "is packed as br, which is not read"),
+    ],
+)
+def test_bodies_are_unpacked_left_or_told_and_none_is_text_that_nobody_wrote(
+    tmp_path, headers, body, said
+):
+    [item] = found(tmp_path / "a.warc", http(body, PLAIN + headers))
+    if isinstance(item, Broken):
+        assert said in item.reason
+    else:
+        assert item.text == (body.decode() if said is None else said)
+
+
 def test_a_page_that_no_one_can_read_is_a_broken_record(tmp_path, monkeypatch):
     def unreadable(page, content_type):
         raise archives.html.Unreadable("takes more than 5 s to read")
@@ -308,6 +367,38 @@ def test_folders_patterns_and_files(tmp_path):
     assert one.name == "x/b.jsonl"
     [one] = shards({f"{tmp_path}/f/a.jsonl": "zh-Hant"})
     assert (one.name, one.bytes) == ("a.jsonl", len(LINES[0]))
+
+
+def test_a_pattern_finds_folders_too_and_a_folder_may_hold_anything(tmp_path):
+    put(tmp_path, "d/de/a.jsonl", "d/en/x/b.jsonl", "d/c d\n.jsonl", "d/漢/e.jsonl")
+    (tmp_path / "d/en/loop").symlink_to(tmp_path / "d")
+    (tmp_path / "d/en/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    passed = {}
+    every = ["c d\n.jsonl", "de/a.jsonl", "en/x/b.jsonl", "漢/e.jsonl"]
+    for inputs in (f"{tmp_path}/d", f"{tmp_path}/d/**", f"{tmp_path}/d/**/*.jsonl"):
+        assert [one.name for one in shards({inputs: ""}, passed=passed)] == every
+    assert passed["no file, or a link to none"][0] >= 1
+    assert [one.name for one in shards({f"{tmp_path}/d/d*": ""})] == ["de/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "expected"),
+    [
+        ("{}/in", "{}/in/out", True),
+        ("{}/in", "{}/in", True),
+        ("{}/in", "{}/in2", False),
+        ("{}/link", "{}/in/out", True),
+        ("{}/*.jsonl", "{}/out", False),
+        ("{}/*", "{}/out", True),
+        ("{}/**/*.zst", "{}/out", True),
+        ("{}/in", "memory:/{}/in", False),
+        ("memory:/{}/in", "memory:/{}/in/out", True),
+    ],
+)
+def test_what_would_read_what_is_written(tmp_path, path, folder, expected):
+    put(tmp_path, "in/a.jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert documents.holds(path.format(tmp_path), folder.format(tmp_path)) == expected
 
 
 def test_ids_are_of_the_name_and_the_place_wherever_the_input_lies(tmp_path):
