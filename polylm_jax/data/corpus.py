@@ -186,11 +186,21 @@ def documents(path: str, source: str, split: str) -> Iterator[str]:
 
 
 def texts_in(files: Iterable[Text]) -> Iterator[str]:
-    """The documents of files of a corpus, as of `documents`."""
+    """The documents of files of a corpus, as of `documents`. UserError names what is damaged."""
     for file in files:
+        begin = 0
         with lines_of(file) as lines:
             for line in lines:
-                yield json.loads(line)["text"]
+                try:
+                    text = json.loads(line.decode())["text"]
+                except (ValueError, LookupError, TypeError):
+                    text = None
+                if not isinstance(text, str):
+                    raise UserError(
+                        f"{file.place} is damaged at its byte {begin:,}; make the corpus again."
+                    )
+                yield text
+                begin += len(line)
 
 
 def files_of(path: str, source: str, split: str) -> list[Text]:

@@ -243,10 +243,17 @@ def _fit(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
         f"{size / 1e6:,.1f} MB of {corpus_path} …",
         flush=True,
     )
-    model = BytesIO()
+    model, failed = BytesIO(), list[BaseException]()
+
+    def sample() -> Iterator[str]:
+        try:
+            yield from _sample(rates, corpus_path)
+        except BaseException as error:  # which the trainer takes for the end of the text
+            failed.append(error)
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sample(rates, corpus_path),
+            sentence_iterator=sample(),
             model_writer=model,
             model_type=settings.algorithm,
             vocab_size=settings.pieces,
@@ -265,7 +272,10 @@ def _fit(settings: TokenizerTraining, corpus_path: str) -> Tokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(error, settings.pieces, corpus_path) from error
+        if not failed:
+            raise _explained(error, settings.pieces, corpus_path) from error
+    if failed:
+        raise failed[0]
     return Tokenizer(model.getvalue())
 
 

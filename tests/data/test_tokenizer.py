@@ -152,6 +152,18 @@ def test_bilingual_text_is_not_sampled_and_small_sources_are_raised(tmp_path):
     assert english / korean == pytest.approx((200 * 3006 / 6000) ** 0.3, rel=0.1)
 
 
+@pytest.mark.parametrize("bad", ['{"te', '{"text": 5}', "[1]"])
+def test_text_that_is_damaged_is_no_end_of_the_text(tmp_path, bad):
+    """The trainer takes whatever goes wrong in what gives it lines for their end."""
+    path = write_corpus(tmp_path / "corpus", {"en": ["some text"] * 9})
+    file = tmp_path / "corpus" / "en" / "train.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], bad, *lines[1:]]) + "\n")
+    told = rf"train.jsonl is damaged at its byte {len(lines[0]) + 1}; make the corpus again"
+    with pytest.raises(UserError, match=told):
+        train(TokenizerTraining(path=str(tmp_path / "tokenizer"), pieces=270), str(path))
+
+
 @pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
 def test_more_pieces_than_the_text_holds_names_the_most(corpus, tmp_path, algorithm):
     settings = TokenizerTraining(str(tmp_path / "much"), algorithm, pieces=256_000)
