@@ -19,6 +19,7 @@ from polylm_jax.data.clean.text import (
     Batch,
     Spans,
     among,
+    document_hashes,
     fold,
     share,
     span_hashes,
@@ -87,9 +88,12 @@ def measure(
     learned = len(firsts) if learned is None else learned
     aligned = (_aligned(first, second, learned) + _aligned(second, first, learned)) / 2
     numbers = share(counts[:, 0], counts[:, 1])
+    # of what stands there many times one is enough, or all others would be unusual beside it
+    hashes = [document_hashes(side)[:learned] for side in sides]
+    different = np.unique(np.column_stack(hashes), axis=0, return_index=True)[1]
     return {
         "copied": _copied(*sides),
-        "length": _unusual(sides[0].lengths, sides[1].lengths, learned),
+        "length": _unusual(sides[0].lengths, sides[1].lengths, different),
         "numbers": numbers,
         "aligned": aligned,
         "fit": aligned - numbers,
@@ -221,15 +225,15 @@ def _pair_hash(spans: Spans) -> np.ndarray:
     return spans.documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
-def _unusual(first: np.ndarray, second: np.ndarray, learned: int) -> np.ndarray:
-    """Deviations by which the lengths of a pair differ from the usual ratio of the first ones.
+def _unusual(first: np.ndarray, second: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    """Deviations by which the lengths of a pair differ from the usual ratio of the learned ones.
 
     As of Gale and Church (1993), the spread grows with the root of the length.
     """
-    ratio = np.median(((second + 1) / (first + 1))[:learned]) if learned else 1.0
+    ratio = np.median(((second + 1) / (first + 1))[learned]) if len(learned) else 1.0
     off = (second - first * ratio) / np.sqrt(first * ratio + second + 1)
     # a spread that some wrong pairs do not widen
-    spread = 1.4826 * np.median(np.abs(off[:learned])) if learned else 1.0
+    spread = 1.4826 * np.median(np.abs(off[learned])) if len(learned) else 1.0
     return np.abs(off) / max(float(spread), 1e-6)
 
 

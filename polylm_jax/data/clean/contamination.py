@@ -6,7 +6,8 @@ most of its windows. Matches are of 64-bit hashes, so one in a hundred thousand 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ class Index:
 def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """The items of folders of plain text, tables or JSON: their names and texts.
 
-    A line is one item; of a record all that is text, one after the other.
+    A line is one item, or in a .json a record of its list; of a record all that is text, one after
+    the other.
     """
     for folder in folders:
         files, root = opened(folder)
@@ -54,11 +56,31 @@ def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
                 "folder of benchmarks."
             )
         for name in names:
-            text = files.cat_file(name).decode("utf-8", "replace")
-            lines = text.splitlines() if not name.endswith(".json") else [text]
-            for number, line in enumerate(lines, 1):
-                place = f"{name.removeprefix(root).lstrip('/')}:{number}"
-                yield place, _text(line) if ".json" in name else line.replace("\t", "\n")
+            text = files.cat_file(name).decode("utf-8-sig", "replace")
+            # a name may hold bytes that are no text
+            shown = name.removeprefix(root).lstrip("/").encode("utf-8", "replace").decode()
+            for number, item in enumerate(_items(name, text), 1):
+                if item.strip():
+                    yield f"{shown}:{number}", item
+
+
+def _items(name: str, text: str) -> Iterator[str]:
+    if name.endswith(".json"):
+        with suppress(ValueError, RecursionError):
+            yield from ("\n".join(_strings(one)) for one in _records(json.loads(text)))
+            return
+    for line in text.rstrip("\n").split("\n"):
+        yield _text(line) if ".json" in name else line.replace("\t", "\n")
+
+
+def _records(value: Any) -> list:
+    """The records of a whole file of JSON: those of a list, or of lists that an object has."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, list) else [value]
+    lists = {name: some for name, some in value.items() if isinstance(some, list)}
+    lists = {name: some for name, some in lists.items() if any(isinstance(s, dict) for s in some)}
+    rest = {name: part for name, part in value.items() if name not in lists}
+    return [rest, *(one for some in lists.values() for one in some)]
 
 
 def _text(line: str) -> str:
@@ -76,9 +98,10 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def index(items: Iterator[tuple[str, str]]) -> Index:
+def index(items: Iterable[tuple[str, str]]) -> Index:
     """The index of named texts."""
-    names, texts = zip(*items, strict=True)
+    items = [*items]
+    names, texts = zip(*items, strict=True) if items else ((), ())
     folded = fold(Batch.of(texts))
     widths = np.where(shingle_sizes(folded) < SHINGLE, WIDTHS[1], WIDTHS[0])
     short = (folded.lengths < widths) & (folded.lengths > 0)

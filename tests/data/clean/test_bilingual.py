@@ -113,6 +113,14 @@ def test_pairs_of_nothing(texts):
     measure(texts, ["漢字 words"] * len(texts))
 
 
+def test_what_stands_there_a_thousand_times_makes_no_other_length_unusual():
+    good = [(a, b + " " + b[: 3 * (at % 4)]) for at, (a, b) in enumerate(made_up())]
+    many = good + 3 * len(good) * [("a", "b")]
+    scores = [measure(*zip(*some, strict=True)) for some in (good, many)]
+    alone, beside = (one["length"][: len(good)] for one in scores)
+    assert np.allclose(alone, beside, rtol=0.1)
+
+
 def test_pairs_of_a_document():
     text = "one\neins\n\nonly\n\n two\nzwei \n \nthree\ndrei\nmore\n\nfour\nvier"
     assert pairs(text) == [("one", "eins"), ("two", "zwei"), ("four", "vier")]

@@ -82,5 +82,23 @@ def test_items_are_the_lines_of_a_folder(tmp_path):
         list(contamination.read((str(tmp_path / "none"),)))
 
 
+def test_a_list_of_json_has_items_and_a_line_end_in_a_text_is_none(tmp_path):
+    records = [{"q": f"{n} a\u2028b", "choices": ["x", "y"]} for n in range(3)]
+    for name, content in (
+        ("a.json", records),
+        ("b.json", {"version": "2", "data": records}),
+        ("c.json", {"q": "one", "choices": ["x"]}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\r\n\n" for one in records)
+    (tmp_path / "d.jsonl").write_text(lines, "utf-8")
+    (tmp_path / "e.txt").touch()
+    texts = [f"{n} a\u2028b\nx\ny" for n in range(3)]
+    assert [text for _, text in contamination.read((str(tmp_path),))] == [
+        *texts, "2", *texts, "one\nx", *texts
+    ]  # fmt: skip
+    assert contamination.index([]).names == ()
+
+
 def test_items_that_are_too_short_are_told():
     assert contamination.index(iter([("a", "short"), ("b", ""), ("c", long("en"))])).short == 1
