@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from functools import partial
 from types import FrameType
@@ -18,7 +17,7 @@ from typing import Any, TextIO
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from polylm_jax import console
-from polylm_jax.errors import UserError, first_line
+from polylm_jax.errors import STORAGE, UserError, first_line, of_storage
 from polylm_jax.verbs.examples import EXAMPLES, FIRST
 
 # A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
@@ -70,8 +69,6 @@ DISTRIBUTIONS = {
     "orbax": "orbax-checkpoint",
     "tensorflow_text": "tensorflow-text",
 }
-# Packages that reach storage elsewhere, whose errors are often no OSError.
-STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if _without_reader(sys.stdout) or _without_reader(sys.stderr):
             return NO_READER
-        if _of_storage(error):
+        if of_storage(error):
             return _out_of_reach(verb, error)
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
         _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}.")
@@ -114,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"polylm {verb}: there is not enough memory: {error or 'it is all in use'}.")
         return 1
     except Exception as error:
-        if not _of_storage(error):
+        if not of_storage(error):
             raise
         return _out_of_reach(verb, error)
 
@@ -166,14 +163,6 @@ def _run(verb: str, rest: list[str], alone: bool) -> int:
     given.overrides = [flag.removeprefix("--gin.") for flag in gin_flags]
     config.parse(given.gin_file, given.overrides)
     return module.run(given) or 0
-
-
-def _of_storage(error: Exception) -> bool:
-    """Whether the error came up inside a package that reaches storage elsewhere."""
-    modules = (
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
-    return any(name.startswith(STORAGE) and not name.endswith(".local") for name in modules)
 
 
 def _out_of_reach(verb: str, error: Exception) -> int:

@@ -127,17 +127,32 @@ def parse(files: list[str], overrides: list[str], base: str = "") -> None:
         if name not in SETTINGS:
             raise UserError(one.place + _unknown(name))
         block, field = SETTINGS[name]
-        value = _resolved(one.value, one, macros)
-        try:
-            arguments[block][field] = fit(value, hints_of(BLOCKS[block])[field], name)
-        except UserError as error:
-            raise UserError(f"{one.place}{error}") from None
+        arguments[block][field] = _fitted(one, macros)
     used = {name for one in given for name in _macros_in(one.value)}
     for name, one in macros.items():
         if name not in used:
             near = _nearest(name, SETTINGS)
             raise UserError(f'{one.place}no setting takes up "{name}"; the nearest is "{near}".')
     _in_force.update({name: block(**arguments[name]) for name, block in BLOCKS.items()})
+
+
+def only(name: str, content: bytes, file: str) -> Any:
+    """The value of the one setting that a gin file, which has this content, is there for.
+
+    UserError as of `parse`, and where the file makes another setting or not this one.
+    """
+    try:
+        given = [*_read(content.decode("utf-8-sig").replace("\r\n", "\n"), Path(file))]
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no gin file: it is not text in UTF-8.") from None
+    macros = {one.name: one for one in given if "." not in one.name}
+    values = {one.name: one for one in given if "." in one.name}
+    for other in values.keys() - {name}:
+        where = values[other].place
+        raise UserError(f"{where}{other} is not read here; give it in a gin file of your own.")
+    if name not in values:
+        raise UserError(f"{file} has no {name}; move it away, and it is made anew.")
+    return _fitted(values[name], macros)
 
 
 def get(name: str) -> Any:
@@ -253,6 +268,16 @@ def _flag(binding: str) -> Given:
         return Given(name, ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return Given(name, text)
+
+
+def _fitted(one: Given, macros: dict[str, Given]) -> Any:
+    """The value of a setting that there is, as its type has it."""
+    block, field = SETTINGS[one.name]
+    value = _resolved(one.value, one, macros)
+    try:
+        return fit(value, hints_of(BLOCKS[block])[field], one.name)
+    except UserError as error:
+        raise UserError(f"{one.place}{error}") from None
 
 
 def _macros_in(value: Any) -> Iterator[str]:

@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what others say."""
+
+import traceback
+
+# Packages that reach storage elsewhere, whose errors are often no OSError.
+STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub")
 
 
 class UserError(Exception):
@@ -14,3 +19,11 @@ class UserError(Exception):
 def first_line(error: BaseException | None) -> str:
     """What an error of a library says, in one line; its class where it says nothing."""
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether the error came up inside a package that reaches storage elsewhere."""
+    modules = (
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    return any(name.startswith(STORAGE) and not name.endswith(".local") for name in modules)

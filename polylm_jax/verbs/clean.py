@@ -1,6 +1,7 @@
 """Clean text: mend it, tell its language, measure it, find copies, and keep what is good."""
 
 import argparse
+import math
 from dataclasses import replace
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from polylm_jax.console import visible
 from polylm_jax.data import corpus, shards
 from polylm_jax.data.clean import estimate, pipeline, products, report
 from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.thresholds import Limits
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST
 
@@ -50,7 +52,8 @@ def run(given: argparse.Namespace) -> None:
         return
     job = planned(clean, given.runner)
     if given.action == "status":
-        for name, done, count in pipeline.status(job):
+        limits = _limits(f"{clean.output}/{pipeline.GIN}")
+        for name, done, count in pipeline.status(job, config.get("thresholds"), limits):
             print(f"{name:12}{done:,} of {count:,} shards")
         return
     if given.dry_run:
@@ -85,20 +88,29 @@ def _passes(job: pipeline.Job, last: int) -> None:
     print(f"{read:,} documents are measured; {broken:,} records are broken.")
     for place in [place for note in notes for place in note["first_broken"]][:10]:
         print(visible(f"  {place}"))
+    unsought, items = pipeline.unsought(job)
+    if unsought:
+        print(f"look: {unsought:,} of {items:,} items of benchmarks are too short to look for.")
     if not read:
         raise UserError("no document could be read; mend the inputs, or name others.")
     if last >= PASSES.index("thresholds"):
         gin = pipeline.derive(job, config.get("thresholds"), notes)
-        config.parse([gin], [])  # what was given is in it
+        limits = _limits(gin)  # what was given is in it
         print(f"The thresholds are in {gin}: edit them, and run this again.")
     if last >= PASSES.index("duplicates"):
         pipeline.duplicates(job, notes)
     if last >= PASSES.index("write"):
-        limits = config.get("thresholds").limits
         told = pipeline.write(job, notes, limits)
         place = report.write(job.clean.output, told, limits, pipeline.histograms(job, notes))
         _show(report.counted(told), limits, place)
         print(f"The corpus is in {job.clean.output}; why each document is or is not: {place}.")
+
+
+def _limits(gin: str) -> Limits:
+    """The limits in a thresholds' file; none where there is no file."""
+    if not products.exists(gin):
+        return {}
+    return config.only("thresholds.limits", products.read(gin), gin)
 
 
 def _show(counts: report.Counts, limits: dict, place: str) -> None:
@@ -112,7 +124,8 @@ def _show(counts: report.Counts, limits: dict, place: str) -> None:
         shown.add_row(language, f"{total:,}", f"{kinds['kept']:,}", *shares)
     Console().print(shown)
     for name, value in report.beside_paper(counts).items():
-        print(f"{name:22}{value:6.1f}% dropped; PolyLM's {report.PAPER[name]}%")
+        if not math.isnan(value):
+            print(f"{name:22}{value:6.1f}% dropped; PolyLM's {report.PAPER[name]}%")
     marks = list(report.marked(counts, limits))
     for line in marks[:6]:
         print(visible(f"look: {line}"))

@@ -39,13 +39,15 @@ def find(beam: Beam, keys: Sequence[Keys], documents: int, most: float, folder: 
     size = documents * duplicates.PAIR
     parts = max(1, -(-size // PART))
     slices = int(max(1, -(-size // most)))
+    # told by how many there are: of another number, each slice has other keys
+    stage = f"edges{slices}"
     for number in range(slices):
-        done = f"{folder}/edges-{number:05}.done"
+        done = f"{folder}/{stage}-{number:05}.done"
         if not products.exists(done):
             emit = partial(_pairs, parts, slices, number)
-            grouped(beam, emit, keys, partial(_edges, folder))
+            grouped(beam, emit, keys, partial(_edges, f"{folder}/{stage}"))
             put(done, b"")
-    edges = _files(folder, "edges")
+    edges = _files(folder, stage)
     count = sum(len(products.load(path)) for path in edges)
     rounds = 0
     if count <= _AT_ONCE:
@@ -92,8 +94,8 @@ def _pairs(parts: int, slices: int, number: int, keys: Keys) -> Iterator[tuple[i
         yield part * slices + number, rows
 
 
-def _edges(folder: str, part: int, values: list[bytes]) -> None:
-    products.save(f"{folder}/edges-{part:08}.npy", duplicates.edges(_joined(values)))
+def _edges(name: str, part: int, values: list[bytes]) -> None:
+    products.save(f"{name}-{part:08}.npy", duplicates.edges(_joined(values)))
 
 
 def _stars(beam: Beam, edges: list[str], parts: int, folder: str) -> tuple[list[str], int]:

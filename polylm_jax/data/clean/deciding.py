@@ -19,7 +19,7 @@ from polylm_jax.data.clean.pairing import MISALIGNED
 from polylm_jax.data.clean.products import Piece, digest
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import mix
-from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits, outside
+from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limit, Limits, of, outside
 from polylm_jax.data.languages import is_bilingual
 
 LANGUAGE, LONGEST, DUPLICATE, CONTAMINATED = "language", "longest", "duplicate", "contaminated"
@@ -77,22 +77,21 @@ def failures(job: Deciding, scores: dict[str, Any], contaminated: np.ndarray) ->
 
     Whether it is a duplicate is not among them. contaminated: bool [documents].
     """
-    languages = np.array(scores.get("language", []), object)
+    languages = np.array(scores["language"], object)
     failed = np.zeros((len(languages), len(job.order)), bool)
     place = {name: at for at, name in enumerate(job.order)}
     if job.clean.languages:
         failed[:, place[LANGUAGE]] = ~np.isin(languages, job.clean.languages)
     failed[:, place[CONTAMINATED]] = contaminated
-    if len(languages):
-        failed[:, place[LONGEST]] = scores["characters"] > job.clean.longest
+    failed[:, place[LONGEST]] = scores["characters"] > job.clean.longest
     for language in set(languages):
         own = languages == language
-        limits = (_OF_PAIRS if is_bilingual(language) else {}) | job.limits.get(language, {})
+        limits = (_OF_PAIRS if is_bilingual(language) else {}) | of(job.limits, language)
         for name, limit in limits.items():
             reason = LANGUAGE if name in OF_LANGUAGE else name
-            if reason in job.clean.off or name not in scores:
-                continue
-            failed[own, place[reason]] |= outside(scores[name][own], limit)
+            if name not in job.clean.off and name in scores:
+                failed[own, place[reason]] |= outside(scores[name][own], limit)
+    failed[:, [place[name] for name in job.order if name in job.clean.off]] = False
     return failed
 
 
@@ -100,18 +99,19 @@ def pairs_of(
     job: Deciding, piece: Piece, scores: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of a shard's documents, PAIR; the rules that each breaks, bool [pairs, rules]; and
-    MISALIGNED of the documents, float64, NaN for those without pairs."""
+    MISALIGNED of the documents, float64: 1 without any pair, NaN for those in one language."""
     pairs = products.load(f"{job.measured}/{piece.key}.pairs.npy")
-    languages = np.array(scores.get("language", []), object)
+    languages = np.array(scores["language"], object)
     failed = np.zeros((len(pairs), len(pairing.RULES)), bool)
     of_pair = languages[pairs["document"]]
     for language in set(of_pair):
         own = of_pair == language
-        limits = job.limits.get(language, {})
+        limits = of(job.limits, language)
         failed[own] = pairing.failures(pairs[own], limits, job.clean.off)
     counts = np.bincount(pairs["document"], minlength=len(languages))
     wrong = np.bincount(pairs["document"], failed.any(1), len(languages))
-    return pairs, failed, np.where(counts, wrong / np.maximum(counts, 1), np.nan)
+    without = np.array([1.0 if is_bilingual(language) else np.nan for language in languages])
+    return pairs, failed, np.where(counts, wrong / np.maximum(counts, 1), without)
 
 
 def items_held(job: Deciding, piece: Piece) -> np.ndarray:
@@ -125,7 +125,7 @@ def items_held(job: Deciding, piece: Piece) -> np.ndarray:
 def decide(job: Deciding, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Writes what fails in a shard; gives its best CANDIDATE of each cluster, by cluster."""
     scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
-    count = len(scores.get("language", []))
+    count = len(scores["language"])
     *_, scores[MISALIGNED] = pairs_of(job, piece, scores)
     contaminated = np.zeros(count, bool)
     contaminated[items_held(job, piece)[:, 0]] = True
@@ -192,9 +192,9 @@ def settle(job: Deciding, pieces: dict[int, str], number: int, values: list[byte
         settled["survivor"][inside] = told["id"][at]
         own = inside + (number << clusters.PLACE)
         settled["survives"][inside] = told["document"][at] == own.astype(np.uint64)
-    settled["kept"] = settled["survives"] & ~failed.any(1)
+    settled["kept"] = (settled["survives"] | (DUPLICATE in job.clean.off)) & ~failed.any(1)
     products.save(f"{job.folder}/{number:08}.settled.npy", settled)
-    names = sorted(set(scores.get("language", [])))
+    names = sorted(set(scores["language"]))
     kept = np.flatnonzero(settled["kept"])
     held = np.zeros(len(kept), HELD)
     if len(kept):

@@ -7,13 +7,14 @@ it is small: names of pieces, and bytes that pack thousands of numbers; text nev
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
 
-from polylm_jax.errors import UserError, first_line
+from polylm_jax.errors import UserError, first_line, of_storage
 from polylm_jax.ranges import Range, check
 
 LOCAL = "FnApiRunner"
@@ -40,7 +41,11 @@ def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -
     """Calls function(piece) for every piece, in any order and any process."""
     if pieces:
         with _pipeline(beam) as (pipeline, b):
-            _ = pipeline | b.Create(pieces, reshuffle=_spread(beam)) | b.Map(function)
+            _ = (
+                pipeline
+                | b.Create(pieces, reshuffle=_spread(beam))
+                | "each" >> b.Map(_Each(function))
+            )
 
 
 def grouped(
@@ -58,15 +63,50 @@ def grouped(
             _ = (
                 pipeline
                 | b.Create(pieces, reshuffle=_spread(beam))
-                | b.FlatMap(emit)
+                | "emit" >> b.FlatMap(_Emit(emit))
                 | b.GroupByKey()
-                | b.MapTuple(_Reduce(reduce))
+                | "reduce" >> b.MapTuple(_Reduce(reduce))
             )
 
 
 def _spread(beam: Beam) -> bool:
     """Whether there are several who could share the pieces."""
     return beam.runner != LOCAL or beam.workers > 1
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What hinders a worker comes out as a UserError: a runner hands on no more than its words."""
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError | MemoryError | ImportError) or of_storage(error)):
+            raise
+        reason = first_line(error).rstrip(".")
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        raise UserError(
+            f"a worker could not go on ({reason}); mend that and run the same command again: what "
+            "is finished is kept."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Each:
+    function: Callable[[Any], object]
+
+    def __call__(self, piece: Any) -> None:
+        with _told():
+            self.function(piece)
+
+
+@dataclass(frozen=True)
+class _Emit:
+    function: Callable[[Any], Iterable[tuple[int, bytes]]]
+
+    def __call__(self, piece: Any) -> Iterator[tuple[int, bytes]]:
+        with _told():
+            yield from self.function(piece)
 
 
 @dataclass(frozen=True)
@@ -76,7 +116,8 @@ class _Reduce:
     function: Callable[[int, list[bytes]], None]
 
     def __call__(self, key: int, values: Iterable[bytes]) -> None:
-        self.function(key, list(values))
+        with _told():
+            self.function(key, list(values))
 
 
 class _pipeline:
@@ -99,7 +140,8 @@ class _pipeline:
                     "--direct_running_mode=multi_processing",
                     f"--direct_num_workers={beam.workers}",
                 ]
-        logging.getLogger("apache_beam").setLevel(logging.ERROR)
+        # what it logs with a trace it also raises
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         try:
             self._pipeline = apache_beam.Pipeline(runner, PipelineOptions(flags))
         except (ValueError, ImportError, AttributeError) as error:
@@ -124,9 +166,8 @@ class _pipeline:
 
 def _user_error(failed: BaseException) -> str | None:
     """What a UserError in a worker said: Beam hands on the text of its trace."""
-    if isinstance(failed, UserError):
-        return str(failed)
-    said = re.findall(r"UserError: (.+?)(?: \[while running|\n|$)", str(failed))
+    text = f"UserError: {failed}" if isinstance(failed, UserError) else str(failed)
+    said = re.findall(r"UserError: (.+?)(?: \[while running|\n|$)", text)
     return said[-1] if said else None
 
 

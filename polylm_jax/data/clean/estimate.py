@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from polylm_jax.console import format_duration
 from polylm_jax.data.clean.pipeline import Job
 
-# MB of text a second that one core of a server does, and what share of the text gets there
+# MB a second that one core of a server does: of text, and of HTML before
 RATES = {
-    "read, mend, mask, write": (12.0, 1.0),
-    "language": (3.7, 1.0),
-    "rules": (5.5, 1.0),
-    "keys of duplicates": (13.0, 1.0),
-    "clusters": (50.0, 1.0),
+    "text out of HTML": 16.0,
+    "read, mend, mask, write": 12.0,
+    "language": 3.7,
+    "rules": 5.5,
+    "perplexity": 3.1,
+    "keys of duplicates": 13.0,
+    "clusters": 50.0,
 }
-_LANGUAGE = "language"  # only where nobody has said it
-GROWTH = {".gz": 3.5, ".zst": 4.0, ".parquet": 2.5}  # text a byte of a file
+GROWTH = {".gz": 3.5, ".zst": 4.0, ".parquet": 2.5}  # what is in a byte of a file
+_TEXT = 1 / 15  # text in a byte of HTML: 5 of 75 TB
 _DOCUMENT = 3000  # bytes, on average
 _CORE_HOUR = 0.056 + 4 * 0.0036  # USD of Dataflow for a core with 4 GB
 _SHUFFLED = 0.011  # USD a GB
@@ -25,17 +27,18 @@ _MEMORY = 1.0  # GB a worker
 
 def told(job: Job) -> Iterator[str]:
     """The estimate, a line each."""
-    text = sum(
-        file.bytes * next((by for end, by in GROWTH.items() if file.name.endswith(end)), 1.0)
-        for piece in job.pieces
-        for file in piece.shard.files
-    )
-    unknown = sum(p.shard.bytes for p in job.pieces if not p.shard.language)
-    share = unknown / max(sum(p.shard.bytes for p in job.pieces), 1)
-    seconds = {
-        name: text / 1e6 / rate * (share if name == _LANGUAGE else part)
-        for name, (rate, part) in RATES.items()
-    }
+    html = text = unsaid = 0.0
+    for piece in job.pieces:
+        for file in piece.shard.files:
+            name = file.name.lower()
+            size = file.bytes * next((by for end, by in GROWTH.items() if name.endswith(end)), 1.0)
+            if piece.shard.kind == "warc" and ".wet" not in name:
+                html, size = html + size, size * _TEXT
+            text += size
+            unsaid += 0 if piece.shard.language else size
+    amounts = dict.fromkeys(RATES, text) | {"text out of HTML": html, "language": unsaid}
+    amounts["perplexity"] *= bool(job.clean.fluent)
+    seconds = {name: size / 1e6 / RATES[name] for name, size in amounts.items() if size}
     total = sum(seconds.values())
     documents = text / _DOCUMENT
     shuffled = documents * (1 + job.clean.bands) * 16 / 1e9
@@ -44,7 +47,7 @@ def told(job: Job) -> Iterator[str]:
         f"{documents:,.0f} documents"
     )
     for name, some in seconds.items():
-        yield f"  {name:26}{some / 3600:12,.2f} core-hours, at {RATES[name][0]:g} MB/s a core"
+        yield f"  {name:26}{some / 3600:12,.2f} core-hours, at {RATES[name]:g} MB/s a core"
     yield f"  {'in all':26}{total / 3600:12,.2f} core-hours"
     here = total / job.beam.workers
     yield f"here, {job.beam.workers} processes: {format_duration(here)}, {_MEMORY:g} GB each"

@@ -6,11 +6,12 @@ of what was read, without which the others do not count.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.data.clean import contamination, duplicates, fluency, pairing, products, rules
 from polylm_jax.data.clean.contamination import Index
@@ -55,14 +56,15 @@ class Measuring:
 
 def settings_of(clean: Clean, language: Identification, models: str, index: str) -> str:
     """The hash of all that decides what this pass makes of a shard. models, index: their names."""
-    return digest(
-        FORM, FEATURES, [asdict(clean)[name] for name in _SETTINGS], asdict(language), models, index
-    )
+    # a model of languages, too, may be another by and by
+    model = language.model and LocalFileSystem().ukey(language.model)
+    settings = [asdict(clean)[name] for name in _SETTINGS]
+    return digest(FORM, FEATURES, settings, asdict(language), model, models, index)
 
 
 def measure(job: Measuring, piece: Piece) -> None:
     """Measures a shard."""
-    broken: list[Broken] = []
+    broken = _Broken()
     tables: list[dict[str, Any]] = []
     keys, hits, count = [np.empty((0, job.clean.bands + 1), np.uint64)], [_none(2)], 0
     pairs = pairing.Pairs(job.language, _PAIRS)
@@ -77,22 +79,21 @@ def measure(job: Measuring, piece: Piece) -> None:
         if job.index:
             hits.append(contamination.hits(opened_index(job.index), folded) + np.array([count, 0]))
         count += len(some)
-    scores = (
-        {name: _joined([table[name] for table in tables]) for name in tables[0]} if count else {}
-    )
+    tables = tables or [_scored(job, [], (), ())[0]]  # of no document, so that columns have types
+    scores = {name: _joined([table[name] for table in tables]) for name in tables[0]}
     stem = f"{job.folder}/{piece.key}"
     products.save_table(f"{stem}.scores.parquet", scores)
     products.save(f"{stem}.keys.npy", np.concatenate(keys))
     products.save(f"{stem}.hits.npy", np.concatenate(hits))
-    languages = sorted(set(scores.get("language", [])))
+    languages = sorted(set(scores["language"]))
     products.save(f"{stem}.pairs.npy", pairs.rows())
     products.save(f"{stem}.histograms.npy", _histograms(scores, languages, pairs))
     note = {
         "shard": piece.shard.name,
         "documents": count,
-        "bytes": int(sum(scores.get("bytes", []))),
-        "broken": len(broken),
-        "first_broken": [f"{one.file}@{one.record} {one.reason}" for one in broken[:_PLACES]],
+        "bytes": int(scores["bytes"].sum()),
+        "broken": broken.count,
+        "first_broken": broken.first,
         "languages": languages,
         "scripts": _scripts(scores, languages),
     }
@@ -153,7 +154,20 @@ def _joined(parts: list) -> Any:
     return [value for part in parts for value in part]
 
 
-def _unbroken(clean: Clean, piece: Piece, broken: list[Broken]) -> Iterator[Document]:
+@dataclass
+class _Broken:
+    """Broken records: how many, and the first of them."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, one: Broken) -> None:
+        self.count += 1
+        if self.count <= _PLACES:
+            self.first.append(f"{one.file}@{one.record} {one.reason}")
+
+
+def _unbroken(clean: Clean, piece: Piece, broken: _Broken) -> Iterator[Document]:
     for one in read(piece.shard):
         if isinstance(one, Document):
             yield one
@@ -163,7 +177,7 @@ def _unbroken(clean: Clean, piece: Piece, broken: list[Broken]) -> Iterator[Docu
                 "--gin.clean.bad=skip."
             )
         else:
-            broken.append(one)
+            broken.add(one)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -191,11 +205,11 @@ def _scored(
     Of a document that is longer than a batch the rules look at as much as a batch holds.
     """
     batch = Batch.of([text[:BATCH] for text in texts])
-    lengths = np.array([len(text) for text in texts])
+    lengths = np.array([len(text) for text in texts], np.int64)
     said = [one.language for one in documents]
     languages, scores, shares = _identified(texts, said, job.language)
     features = rules.measure(batch) | {"characters": lengths.astype(np.float64)}
-    folded = fold(batch if lengths.max() <= BATCH else Batch.of(texts))
+    folded = fold(batch if lengths.max(initial=0) <= BATCH else Batch.of(texts))
     contents = [text.encode() for text in texts]
     about = {
         "id": np.array([one.id for one in documents], np.uint64),
@@ -246,14 +260,14 @@ def _histograms(scores: dict[str, Any], languages: list[str], pairs: pairing.Pai
     Those of a language are of its documents, those of two languages of their pairs.
     """
     number = {name: at for at, name in enumerate(languages)}
-    of = np.array([number[name] for name in scores.get("language", [])], np.int64)
+    of = np.array([number[name] for name in scores["language"]], np.int64)
     own = np.array([*map(is_language, languages)], bool)[of]
     found, size = [np.zeros(0, np.int64)], len(HISTOGRAMS) * BINS
     for name in _OF_DOCUMENTS if own.any() else ():
         values = scores[name]
         there = own & ~np.isnan(values)
         found.append(of[there] * size + HISTOGRAMS.index(name) * BINS + bins(values[there]))
-    rows, names = pairs.rows(), np.array(scores.get("language", []), object)
+    rows, names = pairs.rows(), np.array(scores["language"], object)
     for language in filter(is_bilingual, languages):
         some = rows[names[rows["document"]] == language]
         by_chance = np.concatenate([np.zeros(0), *pairs.by_chance.get(language, [])])

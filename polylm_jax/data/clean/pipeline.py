@@ -38,7 +38,7 @@ from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.products import WORK, Piece, digest, pieces
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
-from polylm_jax.data.languages import in_order, is_bilingual, source_named
+from polylm_jax.data.languages import in_order, is_bilingual, languages_of, source_named
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
@@ -113,8 +113,17 @@ def _check_rules(named: Iterable[str], where: str) -> None:
 
 
 def _check_limits(limits: Limits) -> None:
+    """UserError where limits are of no rule or language, or let nothing pass."""
     for language, some in limits.items():
-        _check_rules(some, f'thresholds.limits["{language}"]')
+        where = f'thresholds.limits["{language}"]'
+        if not (languages_of(language) or language == thresholds.EVERY):
+            raise UserError(f'{where} is of no language; write its code, or "*" for every one.')
+        _check_rules(some, where)
+        for name, (least, most) in some.items():
+            if least is not None and most is not None and least > most:
+                raise UserError(
+                    f'{where}["{name}"] = {(least, most)} lets nothing pass; write (least, most).'
+                )
 
 
 def _name(path: str) -> str:
@@ -136,15 +145,12 @@ def planned(clean: Clean, language: Identification, tokenizer: str, beam: Beam) 
             raise UserError(f'clean.languages has "{code}", which is no language\'s code; mend it.')
     passed: dict[str, list[int]] = {}
     shards = documents.shards(clean.inputs, clean.key, passed)
-    _, output = opened(clean.output)
-    for shard in shards:
-        for file in shard.files:
-            _, place = opened(file.place)
-            if place.startswith(f"{output}/"):
-                raise UserError(
-                    f"clean.output={clean.output} lies in what is cleaned ({file.place}); name a "
-                    "folder elsewhere."
-                )
+    for path in clean.inputs:
+        if documents.holds(path, clean.output) or documents.holds(clean.output, path):
+            raise UserError(
+                f"clean.output={clean.output} lies in what is cleaned, or that in it ({path}); "
+                "name a folder elsewhere."
+            )
     there = products.names(clean.output)
     if there and WORK not in there:
         raise UserError(
@@ -214,6 +220,14 @@ def measure(job: Job) -> list[dict]:
     return [products.load_json(f"{job.measured}/{piece.key}.json") for piece in job.pieces]
 
 
+def unsought(job: Job) -> tuple[int, int]:
+    """Items of benchmarks that are too short to be looked for, and all."""
+    if not job.index:
+        return 0, 0
+    index = measuring.opened_index(job.index)
+    return len(index.names) - len(np.unique(index.items)), len(index.names)
+
+
 def _folder(path: str) -> None:
     files, root = opened(path)
     files.makedirs(root, exist_ok=True)
@@ -235,8 +249,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
     """
     _check_limits(settings.limits)
     other = _reference(job, settings)
-    made_from = (_name(job.measured), job.inputs, asdict(settings), other and other.inputs)
-    copy = f"{job.folder('thresholds', *made_from)}.gin"
+    copy = _derived(job, settings, other)
     if not products.exists(copy):
         found = histograms(job, notes)
         pairs = {name: found.pop(name) for name in [*found] if is_bilingual(name)}
@@ -260,6 +273,12 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
             )
         put(place, new)
     return place
+
+
+def _derived(job: Job, settings: Thresholds, other: Job | None) -> str:
+    """Where the thresholds are kept as they were derived, with those of `other` as reference."""
+    made_from = (_name(job.measured), job.inputs, asdict(settings), other and other.inputs)
+    return f"{job.folder('thresholds', *made_from)}.gin"
 
 
 def _reference(job: Job, settings: Thresholds) -> Job | None:
@@ -296,8 +315,7 @@ def duplicates(job: Job, notes: list[dict]) -> None:
 def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     """The fourth pass; returns the notes of all shards: counts, entries and samples."""
     _check_limits(limits)
-    settings = decisions.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
-    made_from = digest(settings, job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
+    settings, made_from = _decided_by(job, limits)
     _stand_aside(job, made_from)
     deciding = Deciding(
         job.clean,
@@ -322,6 +340,13 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     _check(notes, told)
     _finish(job, limits, edges, told)
     return told
+
+
+def _decided_by(job: Job, limits: Limits) -> tuple[str, str]:
+    """The hash of all that decides on documents, and of all that decides what is written."""
+    settings = decisions.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
+    more = (job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
+    return settings, digest(settings, *more)
 
 
 def _stock(job: Job, notes: list[dict]) -> str:
@@ -455,21 +480,23 @@ def _finish(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -
     )
 
 
-def status(job: Job) -> list[tuple[str, int, int]]:
-    """Of each pass its name, how many shards it has done, and of how many."""
-    work, count = f"{job.clean.output}/{WORK}", len(job.pieces)
-    keys, there = set(job.inputs), products.names(job.measured)
-    found = [("measure", sum(name.removesuffix(".json") in keys for name in there), count)]
+def status(job: Job, settings: Thresholds, limits: Limits) -> list[tuple[str, int, int]]:
+    """Of each pass its name, how many shards it has done, and of how many.
+
+    limits: of the thresholds' file, if it is there. Work of other settings does not count.
+    """
+    count, keys = len(job.pieces), set(job.inputs)
+    there = products.names(job.measured)
+    derived = products.exists(_derived(job, settings, _reference(job, settings)))
     whole = products.exists(f"{job.clusters}/{clusters.DONE}")
-    found.append(("duplicates", count * whole, count))
-    for name, stage, ending in (
-        ("decide", "decided", ".settled.npy"),
-        ("write", "written", ".json"),
-    ):
-        folders = [one for one in products.names(work) if one.startswith(f"{stage}-")]
-        newest = max((_done(f"{work}/{one}", ending) for one in folders), default=0)
-        found.append((name, min(newest, count), count))
-    return found
+    decided, written = _decided_by(job, limits)
+    return [
+        ("measure", sum(name.removesuffix(".json") in keys for name in there), count),
+        ("thresholds", count * derived, count),
+        ("duplicates", count * whole, count),
+        ("decide", derived * _done(job.folder("decided", decided), ".settled.npy"), count),
+        ("write", derived * _done(job.folder("written", written), ".json"), count),
+    ]
 
 
 def _done(folder: str, ending: str) -> int:

@@ -90,12 +90,16 @@ def load_json(path: str) -> Any:
 
 
 def save_table(path: str, columns: dict[str, Any]) -> None:
-    """A Parquet file of columns: arrays, lists of strings, or lists of lists of them."""
+    """A Parquet file of columns: arrays, or lists of strings."""
     import pyarrow
     from pyarrow import parquet
 
+    typed = {
+        name: pyarrow.array(column, pyarrow.string() if isinstance(column, list) else None)
+        for name, column in columns.items()
+    }
     content = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns), content, compression="zstd")
+    parquet.write_table(pyarrow.table(typed), content, compression="zstd")
     put(path, content.getvalue())
 
 

@@ -3,11 +3,13 @@
 import io
 import json
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 from polylm_jax.data.clean import figures, products, rules
 from polylm_jax.data.clean.deciding import CONTAMINATED, DUPLICATE, LANGUAGE, ORDERS
-from polylm_jax.data.clean.pairing import RULES
+from polylm_jax.data.clean.fluency import SCORES
+from polylm_jax.data.clean.pairing import MISALIGNED, RULES
 from polylm_jax.data.clean.thresholds import OF_LANGUAGE, Limits
 from polylm_jax.data.clean.verdicts import FOLDER, SAMPLES
 from polylm_jax.data.languages import in_order, name_of
@@ -151,7 +153,7 @@ def _markdown(counts: Counts, pairs: dict[str, dict[str, int]], limits: Limits) 
     yield "\n| dropped, % of what was in its language | here | PolyLM |"
     yield "|---|---:|---:|"
     for name, value in beside_paper(counts).items():
-        yield f"| {name} | {value:.1f} | {PAPER[name]} |"
+        yield f"| {name} | {'none' if isnan(value) else f'{value:.1f}'} | {PAPER[name]} |"
     if pairs:
         yield "\n| pairs in kept documents | there | left out | " + " | ".join(RULES) + " |"
         yield "|---|" + "---:|" * (2 + len(RULES))
@@ -178,13 +180,12 @@ def explain(output: str, identity: str) -> Iterator[str]:
 
     folder = f"{output}/{FOLDER}"
     for name in products.names(folder):
-        table = parquet.read_table(io.BytesIO(products.read(f"{folder}/{name}")))
-        ids = table.column("id").to_pylist()
+        file = parquet.ParquetFile(io.BytesIO(products.read(f"{folder}/{name}")))
+        ids = file.read(["id"]).column("id").to_pylist()
         if identity in ids:
-            row = table.slice(ids.index(identity), 1).to_pylist()[0]
-            return _told(row)
+            return _told(file.read().slice(ids.index(identity), 1).to_pylist()[0])
     raise UserError(
-        f"no verdict in {folder} has the id {identity}; ids have 16 letters a to f, 0 to 9."
+        f'no verdict in {folder} has the id "{identity}"; ids have 16 letters a to f, 0 to 9.'
     )
 
 
@@ -195,7 +196,8 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         f"{row['id']} is kept." if row["kept"] else f"{row['id']} is dropped: {', '.join(reasons)}."
     )
     yield f"from      {row['file']}@{row['record']} {row['url']}".rstrip()
-    yield f"language  {row['language']}, {row['score']:.2f} sure, {row['language_share']:.0%} of it"
+    sure = f"{row['score']:.2f} sure, {row['language_share']:.0%} of it"
+    yield f"language  {row['language']}, {'as its input says' if isnan(row['score']) else sure}"
     if row["cluster"]:
         own = "this one" if row["survivor"] == row["id"] else row["survivor"]
         yield f"cluster   of {row['cluster_size']} copies, of which {own} survives"
@@ -203,6 +205,9 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         yield f"holds     {row['items']}"
     if row["pairs"]:
         yield f"pairs     {row['pairs']}, of which left out: {row['wrong_pairs'] or 'none'}"
-    for name in what:
-        mark = "*" if name in reasons else " "
-        yield f"{mark} {name:31}{row[name]:12,.4g}  {what[name]}"
+    if row["mended"] or row["masked"]:
+        yield f"changed   {row['mended'] or 'nothing'} mended, {row['masked']} addresses masked"
+    for name in (*what, *SCORES, MISALIGNED):
+        if not isnan(row[name]):
+            mark = "*" if name in reasons else " "
+            yield f"{mark} {name:31}{row[name]:12,.4g}  {what.get(name, '')}".rstrip()

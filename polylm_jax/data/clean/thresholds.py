@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 
-from polylm_jax.data.languages import is_bilingual
+from polylm_jax.data.languages import is_bilingual, languages_of
 from polylm_jax.files import MaybePlace
 from polylm_jax.ranges import HUGE, OneOf, Range, Share, check
 
@@ -40,6 +40,12 @@ def outside(values: np.ndarray, limit: Limit) -> np.ndarray:
     found |= False if least is None else values < least
     found |= False if most is None else values > most
     return found
+
+
+def of(limits: Limits, language: str) -> dict[str, Limit]:
+    """The limits of a language or of two: its own, before those of every one."""
+    every = limits.get(EVERY, {}) if languages_of(language) else {}
+    return every | limits.get(language, {})
 
 
 @dataclass(frozen=True)

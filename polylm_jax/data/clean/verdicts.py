@@ -24,10 +24,11 @@ from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
 from polylm_jax.data.languages import CODE
 from polylm_jax.data.shards import write_shard
+from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
 FOLDER = "verdicts"
-_ABOUT = ("file", "record", "url", "language", "score", "language_share")
+_ABOUT = ("file", "record", "url", "language", "score", "language_share", "bytes", "mended")
 SAMPLES = 10  # dropped documents of each language and reason that are shown
 SHOWN = 300  # characters of each
 
@@ -78,6 +79,8 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             text = document.text
             if scores["mended"][at] or document.language == CODE:
                 ((text, _),) = mended([document], job.clean.scraps)
+            if hashed(text) != scores["hash"][at]:
+                raise _changed(piece)
             if at in wrong and not wanted:
                 for place, rules in wrong[at].items():
                     some = samples.setdefault(_of(scores, at, rules[0]), [])
@@ -131,10 +134,14 @@ def _of(scores: dict[str, Any], at: int, reason: str) -> str:
 def _documents(piece: Piece, scores: dict[str, Any]) -> Iterator[Document]:
     """The documents that were measured, in order; a UserError where they are no longer those."""
     found = (one for one in read(piece.shard) if isinstance(one, Document))
-    for one, identity in zip_longest(found, scores.get("id", [])):
+    for one, identity in zip_longest(found, scores["id"]):
         if one is None or one.id != identity:
-            raise UserError(f"{piece.shard.name} has changed while it was cleaned; run it again.")
+            raise _changed(piece)
         yield one
+
+
+def _changed(piece: Piece) -> UserError:
+    return UserError(f"{piece.shard.name} has changed while it was cleaned; run it again.")
 
 
 def _verdicts(
@@ -142,7 +149,7 @@ def _verdicts(
 ) -> dict[str, Any]:
     """The columns of a shard's verdicts but for `masked` and those of pairs."""
     failed = products.load(f"{job.folder}/{piece.number:08}.failed.npy")
-    failed[:, job.order.index(DUPLICATE)] = ~settled["survives"]
+    failed[:, job.order.index(DUPLICATE)] = ~settled["survives"] & (DUPLICATE not in job.clean.off)
     cluster, size = clusters.of(job.clusters, piece.number, len(failed))
     names = np.array(job.order, object)
     reasons = [list(names[row]) for row in failed]
@@ -150,15 +157,9 @@ def _verdicts(
     for document, item, share in items_held(job, piece).tolist():
         name = opened_index(job.index).names[item]
         held.setdefault(document, []).append(f"{name} {share / 10:.0f}%")
-    if not len(failed):
-        scores = {}
     return {
-        "id": [f"{one:016x}" for one in scores.get("id", [])],
-        **{name: scores.get(name, []) for name in _ABOUT},
-        **{
-            name: scores.get(name, [])
-            for name in ("bytes", "mended", *FEATURES, *SCORES, MISALIGNED)
-        },
+        "id": [f"{one:016x}" for one in scores["id"]],
+        **{name: scores[name] for name in (*_ABOUT, *FEATURES, *SCORES, MISALIGNED)},
         "cluster": cluster,
         "cluster_size": size,
         "survivor": [f"{one:016x}" if one else "" for one in settled["survivor"].tolist()],

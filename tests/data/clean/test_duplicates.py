@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from polylm_jax.data.clean import duplicates
+from polylm_jax.data.clean import clusters, duplicates, products
 from polylm_jax.data.clean.duplicates import CANDIDATE
+from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.text import Batch, fold, shingle_sizes
 from tests.data.sentences import SENTENCES
 
@@ -178,6 +179,24 @@ def test_sizes_count_every_document_of_a_cluster_once():
 def test_edges_bind_a_key_to_its_smallest_document():
     pairs = np.array([(7, 3), (7, 1), (8, 2), (7, 1), (9, 5), (9, 4)], np.uint64)
     assert duplicates.edges(pairs).tolist() == [[3, 1], [5, 4]]
+
+
+def test_a_pass_that_ended_goes_on_with_another_number_of_slices(tmp_path, monkeypatch):
+    """Of another number, a slice has other keys, so none that is done says that another is."""
+    folder = str(tmp_path)
+    products.save(f"{folder}/keys.npy", np.arange(200, dtype=np.uint64)[:, None] // 2 + 1)
+    keys, put = [clusters.Keys(0, f"{folder}/keys.npy")], clusters.put
+
+    def ended(path, content):
+        put(path, content)
+        raise RuntimeError
+
+    monkeypatch.setattr(clusters, "put", ended)
+    with pytest.raises(RuntimeError):
+        clusters.find(Beam(), keys, 200, 200 * duplicates.PAIR / 4, folder)
+    monkeypatch.undo()
+    clusters.find(Beam(), keys, 200, 1e9, folder)
+    assert (clusters.of(folder, 0, 200)[1] == 2).all()
 
 
 def test_one_survives_a_cluster_in_any_order_and_any_grouping():

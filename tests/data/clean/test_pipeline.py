@@ -318,8 +318,66 @@ def test_broken_inputs_are_counted_and_named_and_the_rest_is_kept(tmp_path):
     assert long["reason"] == "longest"
     texts = list(corpus.documents(str(tmp_path / "out"), "de", "train"))
     assert not any(mark in text for text in texts for mark in "\x00\ufeff\u202e")
-    with pytest.raises(UserError, match=r"a\.jsonl@"):
+    with pytest.raises(UserError, match=r"^a\.jsonl@.*--gin\.clean\.bad=skip\.$"):
         pipeline.measure(job(folder, tmp_path / "strict", inputs={str(folder): "de"}, bad="refuse"))
+
+
+def test_verdicts_are_one_table_whatever_a_shard_has(web, tmp_path):
+    from pyarrow import parquet
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").touch()
+    (tmp_path / "in" / "b.jsonl").write_bytes((web / "de" / "0.jsonl").read_bytes())
+    run(job(web, tmp_path / "out", inputs={str(tmp_path / "in"): "de"}))
+    assert parquet.read_table(tmp_path / "out" / "verdicts").num_rows == 16
+
+
+def test_what_is_off_drops_nothing(web, done, tmp_path):
+    run(job(web, tmp_path / "out", off=("duplicate", "words")))
+    rows = verdicts(tmp_path / "out")
+    assert {row["reason"] for row in rows} == {"", "digits"}
+    own = {row["id"]: row["cluster_size"] for row in verdicts(done[0])}
+    assert {row["id"]: row["cluster_size"] for row in rows} == own
+
+
+def test_limits_of_every_language_come_after_its_own(web, tmp_path):
+    run(job(web, tmp_path / "out"), {"*": {"words": (10**6, None)}, "zh": {"words": (5, None)}})
+    rows = verdicts(tmp_path / "out")
+    assert {row["language"] for row in rows if row["kept"]} == {"zh"}
+
+
+def test_text_that_changed_after_it_was_measured_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for n in range(3):
+        (tmp_path / "in" / f"{n}.txt").write_text(document("de", random.Random(n)))
+    work = job(tmp_path / "in", tmp_path / "out", inputs={str(tmp_path / "in"): "de"})
+    notes = pipeline.measure(work)
+    pipeline.duplicates(work, notes)
+    (tmp_path / "in" / "1.txt").write_text(document("de", random.Random(9)))
+    with pytest.raises(UserError, match=r"txt has changed while it was cleaned; run it again\.$"):
+        pipeline.write(work, notes, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), "No space left on device: /x/y"),
+        (MemoryError(), "MemoryError"),
+        (ModuleNotFoundError("No module named 'scipy'"), "No module named 'scipy'"),
+    ],
+)
+def test_what_hinders_a_worker_is_one_sentence(web, tmp_path, monkeypatch, caplog, error, words):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(products, "save_table", full)
+    with pytest.raises(UserError) as told:
+        pipeline.measure(job(web, tmp_path / "out"))
+    assert str(told.value) == (
+        f"a worker could not go on ({words}); mend that and run the same command again: what is "
+        "finished is kept."
+    )
+    assert not caplog.records
 
 
 def test_all_documents_the_same_leave_one(tmp_path):
@@ -360,8 +418,15 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             job(web, tmp_path / "out", **settings)
-    with pytest.raises(UserError, match="lies in what is cleaned"):
-        job(web, web / "de")
+    for output in (web / "de", web / "de" / "out", web):
+        with pytest.raises(UserError, match="lies in what is cleaned"):
+            job(web, output)
+    for limits, words in (
+        ({"de": {"words": (10.0, 3.0)}}, r'"words"\] = \(10\.0, 3\.0\) lets nothing pass'),
+        ({"german": {"words": (1.0, None)}}, "is of no language"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pipeline.write(job(web, tmp_path / "out"), [], limits)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="did not make"):
@@ -418,6 +483,12 @@ def test_documents_of_wrong_pairs_are_told_from_those_of_right_ones(tmp_path, mo
     run(job(folder, tmp_path / "out", inputs={str(folder): "en-de"}), {})
     rows = verdicts(tmp_path / "out")
     assert [row["reason"] for row in rows] == ["misaligned"] * 3 + [""] * 27
+
+
+def test_a_document_without_pairs_is_none_of_two_languages(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "only one"}\n{"text": "one\\neins"}\n')
+    run(job(tmp_path, tmp_path / "out", inputs={str(tmp_path / "a.jsonl"): "en-de"}), {})
+    assert [row["reason"] for row in verdicts(tmp_path / "out")] == ["misaligned", ""]
 
 
 def made_up_pairs(count, seed=8):
@@ -494,3 +565,12 @@ def test_scores_of_other_models_benchmarks_or_settings_are_measured_anew():
         for index in ("", "index-1")
     }
     assert len(names) == 16
+
+
+def test_another_model_of_languages_at_the_same_place_measures_anew(tmp_path):
+    names = set()
+    for size in (1, 2):
+        (tmp_path / "lid.bin").write_bytes(bytes(size))
+        settings = Identification(model=str(tmp_path / "lid.bin"))
+        names.add(measuring.settings_of(Clean(), settings, "", ""))
+    assert len(names) == 2

@@ -98,6 +98,8 @@ def test_the_verb_runs_explains_and_takes_edited_thresholds(tmp_path, capsys):
     assert main(["clean", "explain", copy["id"], *flags]) == 0
     said = capsys.readouterr().out
     assert f"of which {copy['survivor']} survives" in said
+    assert "language  de, as its input says" in said
+    assert "nan" not in said
     assert main(["clean", "explain", "nonesuch", *flags]) == 1
     samples = [json.loads(line) for line in (output / "report/samples.jsonl").open()]
     assert {one["reason"] for one in samples} == {"duplicate", "words"}
@@ -108,3 +110,29 @@ def test_the_verb_runs_explains_and_takes_edited_thresholds(tmp_path, capsys):
     assert main(["clean", *flags]) == 0
     assert "is kept" not in capsys.readouterr().err
     assert not any(row["kept"] for row in verdicts(output))
+    assert main(["clean", "status", *flags]) == 0
+    assert "write       1 of 1 shards" in capsys.readouterr().out
+    edited = gin.read_text()
+    gin.write_text(edited.replace("(9000, None)", "(90, None)"))
+    assert main(["clean", "status", *flags]) == 0
+    assert capsys.readouterr().out.split("\n")[2:5] == [
+        "duplicates  1 of 1 shards", "decide      0 of 1 shards", "write       0 of 1 shards"
+    ]  # fmt: skip
+    gin.write_text(edited + "clean.off = ('words',)\n")
+    assert main(["clean", *flags]) == 1
+    assert "clean.off is not read here" in capsys.readouterr().err
+
+
+def test_the_verb_cleans_onto_storage(tmp_path, capsys):
+    web = write(tmp_path / "in", shards=1)
+    flags = [
+        f"--gin.clean.inputs={{'{web}/de': 'de'}}",
+        "--gin.clean.output=memory://cleaned",
+        "--gin.thresholds.method=given",
+    ]
+    for action in ("write", "status", "verify"):
+        assert main(["clean", action, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "The thresholds are in memory://cleaned/thresholds.gin" in said
+    assert "write       1 of 1 shards" in said
+    assert "files of memory://cleaned are as they were written" in said
