@@ -104,19 +104,35 @@ def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any,
 
 def read(
     decoder: Decoder,
+    width: int,
     params: Any,
-    staged: Cache,
+    staged: tuple[Cache, ...],
     tokens: jax.Array,
     begin: jax.Array,
     last: jax.Array,
-) -> tuple[Cache, jax.Array]:
-    """The staged row with a chunk more, and the hidden state of the chunk's place `last`, [1, d].
+) -> tuple[tuple[Cache, ...], tuple[jax.Array, ...]]:
+    """Staged rows, each with a chunk more, and the hidden states of the chunks' places `last`,
+    [1, d] each.
 
-    tokens: int32 [1, chunk], which stand in the text from `begin` on. Behind the place `last` they
-    count for nothing, and are to be that one again.
+    width: slots of a row that are looked at; each chunk ends within. tokens: int32 [rows, chunk],
+    which stand in the texts from `begin` on, int32 [rows]. Behind the places `last`, int32 [rows],
+    they count for nothing, and are to be that one again.
     """
-    hidden, staged = _hidden(for_one(decoder), params, staged, tokens, begin, last)
-    return staged, _at(decoder, hidden, last)
+    looked_at = jax.tree.map(
+        lambda *rows: jnp.concatenate([row[:, :, :width] for row in rows]), *staged
+    )
+    hidden, found = _hidden(for_one(decoder), params, looked_at, tokens, begin, last)
+
+    def put(row: int) -> Cache:
+        """Its slots that were looked at, and those behind them."""
+        return jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y[row : row + 1], 0, axis=2),
+            *(staged[row], found),
+        )
+
+    rows = range(len(staged))
+    ends = tuple(_at(decoder, hidden[row], last[row]) for row in rows)
+    return tuple(pinned(for_one(decoder), put(row)) for row in rows), ends
 
 
 def score(
@@ -129,9 +145,10 @@ def score(
     last: jax.Array,
     targets: jax.Array,
 ) -> tuple[Cache, jax.Array, Likely]:
-    """As `read`, and how likely the targets, int32 [chunk], were after each of its tokens."""
+    """As `read` of one row that looks at all of it, and how likely the targets, int32 [chunk], were
+    after each of its tokens; begin, last: int32."""
     one = for_one(decoder)
-    hidden, staged = _hidden(one, params, staged, tokens, begin, last)
+    [hidden], staged = _hidden(one, params, staged, tokens, begin[None], last[None])
     block = min(HEAD_BLOCK, len(targets))
 
     def some(part: tuple[jax.Array, jax.Array]) -> Likely:
@@ -281,15 +298,15 @@ def burst(
 def _hidden(
     one: Decoder, params: Any, staged: Cache, tokens: jax.Array, begin: jax.Array, last: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Hidden states [chunk, d] of a chunk, and the staged row with it.
+    """Hidden states [rows, chunk, d] of chunks, and their rows with them.
 
     What fills a chunk up is its last token at its last position: so it is a number if that is one,
     and a weight of 0 hides it.
     """
-    positions = begin + jnp.minimum(jnp.arange(tokens.shape[1]), last)[None]
+    positions = begin[:, None] + jnp.minimum(jnp.arange(tokens.shape[1]), last[:, None])
     outputs: Any = one.apply({"params": params}, tokens, staged, positions)
     hidden, staged = outputs
-    return hidden[0], pinned(one, staged)
+    return hidden, pinned(one, staged)
 
 
 def _at(decoder: Decoder, hidden: jax.Array, place: jax.Array) -> jax.Array:

@@ -355,7 +355,8 @@ class Decoder(nn.Module):
             to position i, so rows of different lengths live in one cache. Together with it the
             parameters are those of `polylm_jax.decode.weights`.
         positions: int32 [batch, length], each row's in succession, of a cache's tokens; if not
-            given, the texts begin here: 0, 1, 2, …, and nothing that the cache held is looked at.
+            given, the texts begin here: 0, 1, 2, …, and nothing that the cache held is looked at,
+            nor is it where the tokens fill all its slots.
         documents: int32 [batch, length], never falling along a row, without a cache: tokens of
             different numbers are different texts, which do not see each other and each begin at
             position 0. Raises ValueError where positions come without a cache, documents with
@@ -374,7 +375,8 @@ class Decoder(nn.Module):
             raise ValueError("positions go with a cache, documents with whole rows")
         if branches is not None and documents is None:
             raise ValueError("branches are of documents")
-        fresh = positions is None
+        room = 0 if cache is None or tail is not None else cache[0]["key"].shape[2]
+        fresh = positions is None or room == tokens.shape[1]
         attend = self.attend if fresh else None
         slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if positions is None:
@@ -469,8 +471,10 @@ def empty_cache(size: Size, batch: int, slots: int, dtype: str) -> Cache:
 def write(slots: jax.Array, new: jax.Array, first: jax.Array) -> jax.Array:
     """Slots [batch, heads, slots, head_size] with new ones from each row's first [batch] on.
 
-    first: one number where it is the same for all.
+    first: one number where it is the same for all. Where the new ones fill all slots it is 0.
     """
+    if new.shape[2] == slots.shape[2]:
+        return new.astype(slots.dtype)
     if first.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), first, axis=2)
     put = partial(jax.lax.dynamic_update_slice_in_dim, axis=1)

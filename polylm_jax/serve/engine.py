@@ -91,19 +91,22 @@ class DeviceEngine:
         chunks = chunks_of(decoder.compute.prefill_chunk, serving.prompt_tokens, self.context)
         # only there has a row of a product the same bits among fewer
         alike = jax.default_backend() == "cpu" and decoder.compute.dtype == "bfloat16"
-        few = self.slots // 4 if alike and rows == 1 else 0
+        alike, readers = alike and rows == 1, min(READERS, self.slots)
+        few = self.slots // 4 if alike else 0
         shape = Shape(
             slots=self.slots,
             rows=[few, self.slots] if few >= FEW else [self.slots],
             context=self.context,
             burst=min(serving.burst, self.context),
-            readers=min(READERS, self.slots),
+            readers=readers,
+            together=[1 << power for power in range(readers.bit_length())] if alike else [1],
             chunks=chunks,
             most=min(MOST_LIKELIEST, size.vocabulary),
         )
         self._size, self._before, self._queue = size, before, serving.queue
         self._device = Device(decoder, params, shape, ready)
-        self._schedule = Schedule(self.slots, self.context, chunks, serving.prompt_tokens)
+        limits = self.context, chunks, serving.prompt_tokens, shape.together
+        self._schedule = Schedule(self.slots, *limits)
         self._rows, self._pace = idle_rows(self.slots), Pace()
         self._calls: dict[int, Under] = {}
         self._left: set[int] = set()  # calls that were cancelled since the last turn
@@ -225,11 +228,13 @@ class DeviceEngine:
             self._end(under, "cancelled")
         places = 0
         while step := self._next():
-            if isinstance(step, Chunk):
-                self._read(step)
-                places += step.length
-            else:
+            if isinstance(step, Begin):
                 self._begin(step.job)
+                continue
+            with self._changed:
+                chunks = [step, *self._schedule.beside(step)]
+            self._read(chunks)
+            places += len(chunks) * step.length
         if places:
             self._device.wait()
             self._pace.read(places, time.monotonic() - began)
@@ -255,22 +260,32 @@ class DeviceEngine:
                 np.full((length, most), np.nan, np.float32),
             )
 
-    def _read(self, chunk: Chunk) -> None:
-        job, device = chunk.job, self._device
-        under, begin, end = self._calls[job.number], chunk.begin, chunk.end
-        tokens, last = _padded(job.prompt[begin:end], chunk.length), end - 1 - begin
-        if under.told is None:
-            hidden = device.read(job.reader, tokens, begin, last)
+    def _read(self, chunks: Sequence[Chunk]) -> None:
+        """Reads chunks of as many prompts, of one length, and starts those texts that it can."""
+        first, unders = chunks[0], [self._calls[chunk.job.number] for chunk in chunks]
+        tokens = np.stack([_padded(c.job.prompt[c.begin : c.end], c.length) for c in chunks])
+        begin = np.array([chunk.begin for chunk in chunks], np.int32)
+        last = np.array([chunk.end - 1 for chunk in chunks], np.int32) - begin
+        if first.job.anew:
+            hidden = [self._score(unders[0], first, tokens[0], int(last[0]))]
         else:
-            targets = job.prompt[begin + 1 : end + 1]
-            hidden, found = device.score(
-                job.reader, tokens, begin, last, _padded(targets, chunk.length)
-            )
-            places = slice(begin + 1, begin + 1 + len(targets))
-            for told, some in zip(jax.tree.leaves(under.told), jax.tree.leaves(found), strict=True):
-                told[places] = np.asarray(some)[: len(targets)]
-        if end == len(job.prompt):
-            self._start(under, hidden)
+            readers = [chunk.job.reader for chunk in chunks]
+            hidden = self._device.read(readers, tokens, begin, last)
+        for chunk, under, end in zip(chunks, unders, hidden, strict=True):
+            if chunk.end == len(chunk.job.prompt):
+                self._start(under, end)
+
+    def _score(self, under: Under, chunk: Chunk, tokens: np.ndarray, last: int) -> jax.Array:
+        """Reads a chunk and notes how likely its tokens were."""
+        job, begin = chunk.job, chunk.begin
+        targets = job.prompt[begin + 1 : chunk.end + 1]
+        hidden, found = self._device.score(
+            job.reader, tokens, begin, last, _padded(targets, chunk.length)
+        )
+        places = slice(begin + 1, begin + 1 + len(targets))
+        for told, some in zip(jax.tree.leaves(under.told), jax.tree.leaves(found), strict=True):
+            told[places] = np.asarray(some)[: len(targets)]
+        return hidden
 
     def _start(self, under: Under, hidden: jax.Array) -> None:
         """A prompt is read: its first token is told, and its text goes on in its slot."""

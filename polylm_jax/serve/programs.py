@@ -15,6 +15,7 @@ from polylm_jax.decode import slots
 from polylm_jax.decode.sampling import Wishes
 from polylm_jax.decode.slots import Likely, Rows
 from polylm_jax.model.decoder import Decoder
+from polylm_jax.serve.schedule import JOINED
 
 FEWEST_LOOKED_AT = 128  # slots of a text that the narrowest burst looks at
 
@@ -28,8 +29,9 @@ class Shape:
     """All sizes of an engine's programs.
 
     slots: texts at once; rows: of so many a burst is, the fewest that do, rising up to slots;
-    context: tokens of each; burst: tokens added at once; readers: prompts read in turns; chunks:
-    lengths in which they are read; most: of the likeliest that are told.
+    context: tokens of each; burst: tokens added at once; readers: prompts read in turns; together:
+    so many can be begun in one call, rising from 1; chunks: lengths in which they are read; most:
+    of the likeliest that are told.
     """
 
     slots: int
@@ -37,14 +39,26 @@ class Shape:
     context: int
     burst: int
     readers: int
+    together: Sequence[int]
     chunks: Sequence[int]
     most: int
 
     @property
     def widths(self) -> list[int]:
-        """Slots of a text that bursts look at: powers of two, and all."""
+        """Slots of a text that bursts look at: powers of two, half as many again, and all."""
         powers = [FEWEST_LOOKED_AT << power for power in range(24)]
-        return [*(width for width in powers if width < self.context), self.context]
+        steps = sorted([*powers, *(power * 3 // 2 for power in powers)])
+        return [*(width for width in steps if width < self.context), self.context]
+
+    @property
+    def reads(self) -> list[tuple[int, int, int]]:
+        """How prompts are read: so many, chunks of a length, by looking at so many slots.
+
+        Their beginnings have nothing else to look at.
+        """
+        alone = [(1, chunk, width) for chunk in self.chunks for width in {chunk, self.context}]
+        joined = itertools.product(self.together[1:], self.chunks[-JOINED:])
+        return [*alone, *((rows, chunk, chunk) for rows, chunk in joined)]
 
 
 class Device:
@@ -60,8 +74,8 @@ class Device:
         self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
         self._staged = list(staged)
         at, row, most = np.int32(0), staged[0], shape.most
-        chunks = {length: np.zeros((1, length), np.int32) for length in shape.chunks}
-        longest, prompt = chunks[shape.chunks[-1]], np.zeros(shape.context, np.int32)
+        longest = np.zeros((1, shape.chunks[-1]), np.int32)
+        prompt = np.zeros(shape.context, np.int32)
         one = idle_rows(1).wishes
         wanted: Wanted = {
             "score": (
@@ -81,9 +95,10 @@ class Device:
             ),
             "take": (partial(slots.take, decoder), (row, self._cache, at, at), (0,)),
         }
-        for length, tokens in chunks.items():
-            reads = (params, row, tokens, at, at)
-            wanted["read", length] = partial(slots.read, decoder), reads, (1,)
+        for rows, length, width in shape.reads:
+            tokens, each = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+            reads = (params, (row,) * rows, tokens, each, each)
+            wanted["read", rows, length, width] = partial(slots.read, decoder, width), reads, (1,)
         for rows, width in itertools.product(shape.rows, shape.widths):
             adds = partial(slots.burst, decoder, width, shape.burst, most)
             places = None if rows == shape.slots else np.arange(rows, dtype=np.int32)
@@ -99,11 +114,18 @@ class Device:
             self._staged[reader], self._cache, np.int32(slot), np.int32(length)
         )
 
-    def read(self, reader: int, tokens: np.ndarray, begin: int, last: int) -> jax.Array:
-        """A reader reads a chunk, int32 [length]; the hidden state of its place `last`."""
-        self._staged[reader], hidden = self._run["read", len(tokens)](
-            self._params, self._staged[reader], tokens[None], np.int32(begin), np.int32(last)
+    def read(
+        self, readers: Sequence[int], tokens: np.ndarray, begin: np.ndarray, last: np.ndarray
+    ) -> Sequence[jax.Array]:
+        """Readers read a chunk each, int32 [readers, length]; the hidden states of the places
+        `last`. Several only begin: see `Shape.reads`."""
+        rows, length = tokens.shape
+        width = self.shape.context if begin.any() else length
+        staged, hidden = self._run["read", rows, length, width](
+            self._params, tuple(self._staged[reader] for reader in readers), tokens, begin, last
         )
+        for reader, row in zip(readers, staged, strict=True):
+            self._staged[reader] = row
         return hidden
 
     def score(

@@ -9,10 +9,13 @@ import bisect
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 READERS = 4  # prompts that are read in turns
 FEWEST = 16  # tokens of the smallest chunk
+JOINED = (
+    2  # lengths, the longest, of chunks that are read together; several short ones cost as much
+)
 WORTH = 8  # tokens of a beginning; fewer are read again sooner than copied
 IDLE = 2  # slots that, idle, let as many prompt tokens more be read in a turn
 LONGER = 2  # bursts' time in which prompts may be read between two bursts
@@ -84,7 +87,8 @@ def _mean(before: float, seen: float) -> float:
 class Schedule:
     """All calls that have not ended, and what the slots hold.
 
-    chunks: lengths in which prompts are read, rising. prompt_tokens: see `Serving`.
+    chunks: lengths in which prompts are read, rising. prompt_tokens: see `Serving`. together: so
+    many prompts can be begun in one call, rising from 1.
     waiting, reading: in the order in which they come up; going: by their slots.
     held: tokens of each slot whose keys and values are in the cache.
     """
@@ -93,6 +97,7 @@ class Schedule:
     context: int
     chunks: Sequence[int]
     prompt_tokens: int
+    together: Sequence[int] = (1,)
     waiting: deque[Job] = field(default_factory=deque)
     reading: deque[Job] = field(default_factory=deque)
     going: dict[int, Job] = field(default_factory=dict)
@@ -115,6 +120,23 @@ class Schedule:
         A job whose last chunk was read is to be given to `inserted` or `ended` before.
         """
         return self._begin() or self._chunk()
+
+    def beside(self, chunk: Chunk) -> list[Chunk]:
+        """What is read in one call with a chunk that was given: others' beginnings, as long."""
+        least = self.chunks[-JOINED:][0]
+        alone = chunk.begin or chunk.job.anew or chunk.length < least
+        if alone or (self.going and chunk.length > self._most):
+            return []
+        found = list[Chunk]()
+        for job in self.reading:
+            mine = chunk_of(job, self.chunks, self.context)
+            begins = not (job.known or job.anew or job is chunk.job)
+            if begins and least <= mine.length <= chunk.length:
+                found.append(replace(mine, length=chunk.length))
+        room = max(0, self.allowance - self._spent)
+        fits = 1 + min(len(found), room / chunk.length)
+        count = max(count for count in self.together if count <= fits)
+        return [self._given(other) for other in found[: count - 1]]
 
     @property
     def allowance(self) -> float:
@@ -183,14 +205,18 @@ class Schedule:
                 continue
             if self._spent and self._spent + chunk.length > self.allowance:
                 return None
-            self.reading.remove(job)
-            self.reading.append(job)
-            if self.going:
-                self._spent += chunk.length
-                job.turned += chunk.length
-            job.known = chunk.end
-            return chunk
+            return self._given(chunk)
         return None
+
+    def _given(self, chunk: Chunk) -> Chunk:
+        job = chunk.job
+        self.reading.remove(job)
+        self.reading.append(job)
+        if self.going:
+            self._spent += chunk.length
+            job.turned += chunk.length
+        job.known = chunk.end
+        return chunk
 
 
 def chunks_of(longest: int, prompt_tokens: int, context: int) -> list[int]:
