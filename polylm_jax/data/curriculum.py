@@ -263,7 +263,7 @@ def _block(curriculum: Curriculum, block: int) -> np.ndarray:
     # Each unit, by deadline, has the first free row from its release on; a later source yields.
     # So no row goes to a unit while another that is released has an earlier deadline.
     earliest = np.argsort((deadline - first).astype(np.uint16), kind="stable")
-    taken, rows = bytearray(BLOCK), []
+    taken, rows = bytearray(BLOCK), list[int]()
     free, put = taken.find, rows.append  # looked up once: each row of a run comes by
     for release in (released[earliest] - first).tolist():
         row = free(0, release)

@@ -267,7 +267,7 @@ class DeviceEngine:
         begin = np.array([chunk.begin for chunk in chunks], np.int32)
         last = np.array([chunk.end - 1 for chunk in chunks], np.int32) - begin
         if first.job.anew:
-            hidden = [self._score(unders[0], first, tokens[0], int(last[0]))]
+            hidden: Sequence[jax.Array] = [self._score(unders[0], first, tokens[0], int(last[0]))]
         else:
             readers = [chunk.job.reader for chunk in chunks]
             hidden = self._device.read(readers, tokens, begin, last)

@@ -127,7 +127,8 @@ class Server(uvicorn.Server):
             try:
                 listening.listen(self.config.backlog)  # of a failure here uvloop says nothing
             except OSError as fault:
-                raise _not_ours(*listening.getsockname()[:2], fault) from None
+                host, port, *_ = listening.getsockname()
+                raise _not_ours(host, port, fault) from None
         await super().startup(sockets)
         if self._told:
             print(self._told, flush=True)

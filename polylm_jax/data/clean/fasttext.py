@@ -120,7 +120,9 @@ class Model:
         known = np.fromiter(map(self.words.get, words, repeat(-1)), np.int32, len(words))
         without = [at for at, word in enumerate(words) if not word or word == _END]
         if f"<{_LABEL}" in joined:
-            without += [at for at in np.flatnonzero(known < 0) if words[at].startswith(_LABEL)]
+            without += [
+                at for at in np.flatnonzero(known < 0).tolist() if words[at].startswith(_LABEL)
+            ]
         for at in without:
             left[first[at] : first[at + 1]] = 0
         sizes = np.diff(np.append(starts, len(text)))

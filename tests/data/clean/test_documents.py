@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import zlib
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -17,6 +18,8 @@ from tests.data.sentences import SENTENCES
 
 TEXTS = [f"{n}. {text}" for n, text in enumerate(SENTENCES["ru"][:5])]
 LINES = [json.dumps({"text": text, "url": f"http://x/{n}"}) for n, text in enumerate(TEXTS)]
+
+gzipped = partial(gzip.compress, mtime=0)  # of no second, for tests are named by what they get
 
 
 def warc(kind, body, content_type="text/plain", says=None, url="http://a.example/1"):
@@ -38,7 +41,7 @@ def http(body, headers="Content-Type: text/html", status="200 OK"):
 
 def packed(records):
     """As crawlers pack them: each record a member of its own."""
-    return b"".join(map(gzip.compress, records))
+    return b"".join(map(gzipped, records))
 
 
 def zst(content):
@@ -65,11 +68,11 @@ ALL = [wet(text) for text in TEXTS]
     [
         ("a.wet", b"".join(ALL)),
         ("a.warc.wet.gz", packed(ALL)),
-        ("a.warc.gz", gzip.compress(b"".join(ALL))),  # one member for all, as some have it
+        ("a.warc.gz", gzipped(b"".join(ALL))),  # one member for all, as some have it
         ("a.warc", b"\r\n".join(ALL).replace(b"\r\n", b"\n")),  # lengths are of the bodies alone
         ("a.jsonl", "\n".join(["\ufeff" + LINES[0], "", *LINES[1:]]).encode()),
-        ("a.jsonl.gz", gzip.compress("\n".join(LINES[:2]).encode() + b"\n")
-         + gzip.compress("\n".join(LINES[2:]).encode()) + b"\0" * 512),
+        ("a.jsonl.gz", gzipped("\n".join(LINES[:2]).encode() + b"\n")
+         + gzipped("\n".join(LINES[2:]).encode()) + b"\0" * 512),
         ("a.ndjson", "\r\n".join(LINES).encode()),
     ],
 )  # fmt: skip
@@ -143,7 +146,7 @@ def flipped(member):
 
 @pytest.mark.parametrize("harm", [torn, flipped, lambda member: b"\0junk" * 9])
 def test_a_damaged_member_costs_itself_alone(tmp_path, harm):
-    members = [gzip.compress(record) for record in ALL]
+    members = [gzipped(record) for record in ALL]
     content = b"".join([*members[:2], harm(members[2]), *members[3:]])
     items = found(tmp_path / "a.wet.gz", content)
     assert texts(items) == [*TEXTS[:2], None, *TEXTS[3:]]
@@ -153,7 +156,7 @@ def test_a_damaged_member_costs_itself_alone(tmp_path, harm):
 
 def test_a_cut_archive_is_told_and_what_came_before_is_read(tmp_path):
     whole = packed(ALL)
-    for left in (1, 9, 30, len(gzip.compress(ALL[4])) - 1):
+    for left in (1, 9, 30, len(gzipped(ALL[4])) - 1):
         items = found(tmp_path / "a.wet.gz", whole[:-left])
         assert texts(items) == [*TEXTS[:4], None]
         assert items[4].reason == f"is cut short at its byte {len(whole) - left:,}"
@@ -165,7 +168,7 @@ def test_large_members_are_left_at_any_byte(tmp_path):
     """The window of what is decompressed and searched lies anywhere in a member."""
     random_text = random.Random(1)
     big = ["".join(random_text.choices("абвгде ёжз", k=size)) for size in (50_000, 9, 110_000, 9)]
-    members = [gzip.compress(wet(text)) for text in big]
+    members = [gzipped(wet(text)) for text in big]
     for at in (100, 33_000, len(members[2]) - 4):
         harmed = bytearray(members[2])
         harmed[at] ^= 255
@@ -240,8 +243,8 @@ def test_what_json_can_spell_comes_as_it_is(tmp_path):
         ("a.warc", b"no archive\n at all"),
         ("a.txt", b"\xff\xfe"),
         ("a.jsonl", b""),
-        ("a.jsonl.gz", gzip.compress(b"")),
-        ("a.txt.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzipped(b"")),
+        ("a.txt.gz", gzipped(b"")),
         ("a.wet.gz", b""),
         ("a.parquet", b""),
     ],
@@ -289,7 +292,7 @@ def test_a_response_gives_its_main_text(tmp_path):
         warc("warcinfo", b"software: x", "application/warc-fields"),
         http(page, kind),
         http(chunks + b"0\r\n\r\n", f"{kind}\r\nTransfer-Encoding: chunked"),
-        http(gzip.compress(page), f"{kind}\r\nContent-Encoding: gzip"),
+        http(gzipped(page), f"{kind}\r\nContent-Encoding: gzip"),
         http(page, f"{kind}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked"),  # undone
         http(text.encode("koi8-r"), "Content-Type: text/plain; charset=koi8-r"),
         http(page, kind, "404 Not Found"),
@@ -312,9 +315,9 @@ PLAIN = "Content-Type: text/plain\r\n"
         ("Transfer-Encoding: chunked", b"Add this\r\nto the list", None),
         ("Transfer-Encoding: chunked", b"10 ;q\r\n0123456789", "0123456789"),  # cut
         ("Transfer-Encoding: chunked", b"1\r\nx\r\n2\r\nxxxx\r\n0\r\n\r\n", "chunks do not fit"),
-        ("Content-Encoding: gzip", gzip.compress(b"a") + gzip.compress(b"b"), "ab"),
-        ("Content-Encoding: gzip", gzip.compress(b"hello there")[:15] + b"\xff" * 30, "has a body"),
-        ("Content-Encoding: gzip", gzip.compress(bytes(range(250)))[:99], "body that is cut short"),
+        ("Content-Encoding: gzip", gzipped(b"a") + gzipped(b"b"), "ab"),
+        ("Content-Encoding: gzip", gzipped(b"hello there")[:15] + b"\xff" * 30, "has a body"),
+        ("Content-Encoding: gzip", gzipped(bytes(range(250)))[:99], "body that is cut short"),
         ("Content-Encoding: deflate", zlib.compress(b"hello"), "hello"),
         ("Content-Encoding: deflate", zlib.compress(b"hello" * 9)[2:-4], "hello" * 9),
         ("Content-Encoding: br", b"hello", "hello"),
@@ -508,5 +511,5 @@ def test_row_groups_are_read_apart_with_their_rows_numbers(tmp_path, monkeypatch
 
 def test_what_is_compressed_is_read_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART", 20)
-    items = found(tmp_path / "a.jsonl.gz", gzip.compress("\n".join(LINES).encode()))
+    items = found(tmp_path / "a.jsonl.gz", gzipped("\n".join(LINES).encode()))
     assert texts(items) == TEXTS
