@@ -130,7 +130,7 @@ class Play:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
 
     @property
@@ -679,7 +679,7 @@ def test_without_polylm_nothing_is_checked_and_that_is_refused(play):
     environment = play.environment | {"PATH": path}
     for flags, status in (([], 1), (["--unchecked"], 0)):
         done = subprocess.run(
-            [*command, *flags], env=environment, capture_output=True, text=True, timeout=30
+            [*command, *flags], env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == status, done.stderr
         assert ("run.sh: needs polylm here" in done.stderr) == (status == 1)
