@@ -29,18 +29,22 @@ def moved(one: Instruction, types: dict[str, str], program: Program) -> float:
     given = list(dict.fromkeys(operands(one)))
     if one.op == "fusion":
         return _of_fusion(one, types, program[target(one, "calls")])
-    if one.op in _SLICES:
-        return 2 * _size(one.type) + sum(_size(types[name]) for name in given[1:])
+    if one.op.removesuffix("-start") in _SLICES:
+        # of a start's ((operands), result, context) the result
+        result = _arrays(one.type)[len(operands(one)) if one.op.endswith("-start") else 0]
+        read = arrays(result)[0] if _size(types[given[0]]) else 0
+        return read + _size(result) + sum(_size(types[name]) for name in given[1:])
     if one.op in _IN_PLACE:
         return 2 * sum(_size(types[name]) for name in given[1:])
     if one.op == "custom-call" and "AllocateBuffer" in one.rest:
         return 0
-    result = _sizes(one.type)
-    if one.op == "custom-call" and len(result) > 1 and re.search(r"[su]8\[\d+\]\S* *\)$", one.type):
-        result = result[:-1]  # the last is a library's workspace
+    written = _sizes(one.type)
+    workspace = re.search(r"[su]8\[\d+\]\S* *\)$", one.type)
+    if one.op == "custom-call" and len(written) > 1 and workspace:
+        written = written[:-1]
     if one.op == "copy-start":
-        result = result[:1]
-    return sum(result) + sum(_size(types.get(name, "")) for name in given)
+        written = written[:1]
+    return sum(written) + sum(_size(types.get(name, "")) for name in given)
 
 
 def _of_fusion(one: Instruction, types: dict[str, str], body: list[Instruction]) -> float:
