@@ -65,8 +65,8 @@ def score(
     return found
 
 
-def _name(language: str) -> str:
-    return f"{language}.npz"
+def _name(what: str) -> str:
+    return f"{what}.npz" if what == QUALITY else f"{what}.ngrams"
 
 
 def _train(clean: Clean, tokenizer: str, folder: str, name: str) -> None:
@@ -97,11 +97,11 @@ def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(path)
 
 
-# a worker meets few languages at a time, and a model may be as large as a worker's memory allows
-@lru_cache(maxsize=2)
+# a batch meets many languages, and what is mapped takes no memory that others want
+@lru_cache(maxsize=64)
 def _model(folder: str, language: str) -> Model | None:
     path = f"{folder}/{_name(language)}"
-    return perplexity.load(products.read(path), path) if products.exists(path) else None
+    return perplexity.load(products.mapped(path), path) if products.exists(path) else None
 
 
 @lru_cache(maxsize=1)

@@ -9,17 +9,17 @@ first n-1 words and then by its last one. So a model is a few arrays, and scorin
 up at once.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from io import BytesIO
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
-from zipfile import BadZipFile
+from mmap import mmap
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from polylm_jax.data.clean.text import ALONE, Kind, among, kind_table, mix
+from polylm_jax.data.clean.text import ALONE, Kind, among, kind_table
 from polylm_jax.data.documents import stretches
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
@@ -29,6 +29,7 @@ _WORDS = 3
 _LINE = 4096  # characters; a longer line is several
 _FALLBACK = (0.5, 1.0, 1.5)  # discounts where text is too small to tell them, as KenLM's
 _NOWHERE = np.int64(-1)
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # multiplied by this, neighbours lie far apart
 
 
 class Sentences(NamedTuple):
@@ -49,12 +50,14 @@ class Model:
     keys: of each order from 2 on, (place of the first n-1 words) * words + last, uint64, ascending.
     logs: log10 of the probability of the last word after the others, float32, of each order.
     backoffs: log10 of what a longer context gives to it, float32, of each order but the last.
+    slots: of each order from 2 on, where its keys are; see `Table`.
     """
 
     vocabulary: np.ndarray
     keys: tuple[np.ndarray, ...]
     logs: tuple[np.ndarray, ...]
     backoffs: tuple[np.ndarray, ...]
+    slots: tuple[np.ndarray, ...]
 
     @property
     def order(self) -> int:
@@ -66,7 +69,7 @@ class Model:
 
     @cached_property
     def tables(self) -> tuple["Table", ...]:
-        return tuple(map(Table.of, self.keys))
+        return tuple(map(Table, self.slots, self.keys))
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,6 @@ class Table:
 
     slots: np.ndarray
     keys: np.ndarray
-
-    @classmethod
-    def of(cls, keys: np.ndarray) -> "Table":
-        bits = max(4, int(2 * len(keys)).bit_length())
-        slots = np.full(1 << bits, _NOWHERE, np.int32)
-        left = np.arange(len(keys), dtype=np.int32)
-        slot = _slots(keys, bits)
-        while len(left):
-            free = slots[slot] == _NOWHERE
-            slots[slot[free]] = left[free]  # of those that want one slot, the last gets it
-            lost = slots[slot] != left
-            left, slot = left[lost], (slot[lost] + 1) & ((1 << bits) - 1)
-        return cls(slots, keys)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Places of the keys, int64; -1 for those that are not there."""
@@ -114,7 +104,21 @@ class Table:
 
 
 def _slots(keys: np.ndarray, bits: int) -> np.ndarray:
-    return (mix(keys) >> np.uint64(64 - bits)).view(np.int64)
+    return (keys * _SPREAD >> np.uint64(64 - bits)).view(np.int64)
+
+
+def _placed(keys: np.ndarray) -> np.ndarray:
+    """The slots of a `Table` of keys."""
+    bits = max(4, int(2 * len(keys)).bit_length())
+    slots = np.full(1 << bits, _NOWHERE, np.int32)
+    left = np.arange(len(keys), dtype=np.int32)
+    slot = _slots(keys, bits)
+    while len(left):
+        free = slots[slot] == _NOWHERE
+        slots[slot[free]] = left[free]  # of those that want one slot, the last gets it
+        lost = slots[slot] != left
+        left, slot = left[lost], (slot[lost] + 1) & ((1 << bits) - 1)
+    return slots
 
 
 def train(sentences: Sentences, pieces: int, order: int = 5) -> Model:
@@ -163,7 +167,8 @@ def train(sentences: Sentences, pieces: int, order: int = 5) -> Model:
             chance[BEGIN] = 1
         logs.append(np.log10(chance).astype(np.float32))
         below = chance
-    return Model(number, tuple(keys), tuple(logs), tuple(backoffs))
+    slots = tuple(map(_placed, keys))
+    return Model(number, tuple(keys), tuple(logs), tuple(backoffs), slots)
 
 
 def _adjusted(
@@ -304,24 +309,32 @@ def _begins_word(tokenizer: Tokenizer) -> np.ndarray:
     return np.append([True] * _WORDS, among(kinds, (Kind.SPACE, *ALONE)))
 
 
+_SEVERAL = ("keys", "logs", "backoffs", "slots")
+_ALIGN = 64  # bytes; an array begins at a whole number of them
+
+
 def save(model: Model, file: BinaryIO) -> None:
-    """Writes the arrays of a model as one .npz."""
-    arrays: dict[str, Any] = {"vocabulary": model.vocabulary}
-    for name in ("keys", "logs", "backoffs"):
-        arrays |= {f"{name}{order}": some for order, some in enumerate(getattr(model, name))}
-    np.savez(file, **arrays)
+    """Writes a model: a line of JSON that names its arrays, then these, so that they can be mapped
+    into memory as they lie in the file."""
+    arrays = [("vocabulary", model.vocabulary)]
+    arrays += [(name, one) for name in _SEVERAL for one in getattr(model, name)]
+    about = [(name, one.dtype.str, len(one)) for name, one in arrays]
+    for part in (json.dumps(about).encode() + b"\n", *(one.tobytes() for _, one in arrays)):
+        file.write(part + bytes(-len(part) % _ALIGN))
 
 
-def load(content: bytes, name: str) -> Model:
-    """The model that `save` wrote. UserError naming the file if it is none."""
+def load(content: bytes | mmap, name: str) -> Model:
+    """The model that `save` wrote, as it lies in the content. UserError naming the file if it is
+    none."""
+    found: dict[str, list[np.ndarray]] = {one: [] for one in ("vocabulary", *_SEVERAL)}
     try:
-        with np.load(BytesIO(content), allow_pickle=False) as arrays:
-            orders = sum(key.startswith("logs") for key in arrays)
-            return Model(
-                arrays["vocabulary"],
-                tuple(arrays[f"keys{order}"] for order in range(orders - 1)),
-                tuple(arrays[f"logs{order}"] for order in range(orders)),
-                tuple(arrays[f"backoffs{order}"] for order in range(orders - 1)),
-            )
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        at = content.find(b"\n") + 1
+        about = json.loads(content[:at])
+        for key, kind, count in about:
+            at += -at % _ALIGN
+            found[key].append(np.frombuffer(content, kind, count, at))
+            at += found[key][-1].nbytes
+        (vocabulary,), *several = found.values()
+        return Model(vocabulary, *map(tuple, several))
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name} is no n-gram model; delete it and clean again.") from error

@@ -9,12 +9,17 @@ of its files. So what is there need not be made again, and what was made otherwi
 
 import io
 import json
+import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from mmap import ACCESS_READ, mmap
+from typing import IO, Any
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.data.clean.documents import Shard
 from polylm_jax.files import opened, put
@@ -69,6 +74,20 @@ def exists(path: str) -> bool:
 def read(path: str) -> bytes:
     files, root = opened(path)
     return files.cat_file(root)
+
+
+def mapped(path: str) -> bytes | mmap:
+    """A file's content, mapped and not read: all who use it on a machine share its memory."""
+    files, root = opened(path)
+    with ExitStack() as opening:
+        if isinstance(files, LocalFileSystem):
+            file: IO[bytes] = opening.enter_context(open(root, "rb"))
+        else:
+            file = opening.enter_context(tempfile.TemporaryFile())
+            file.write(files.cat_file(root))
+            file.flush()
+        empty = not os.fstat(file.fileno()).st_size
+        return b"" if empty else mmap(file.fileno(), 0, access=ACCESS_READ)
 
 
 def save(path: str, array: np.ndarray) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polylm_jax.data.clean import perplexity
+from polylm_jax.data.clean import perplexity, products
 from polylm_jax.data.clean.perplexity import BEGIN, END, UNKNOWN, Sentences
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.errors import UserError
+from polylm_jax.files import put
 from tests import scripted
 from tests.data.sentences import SENTENCES
 
@@ -182,15 +183,23 @@ def test_scores_are_those_of_backing_off_word_by_word():
             assert next(scores) == pytest.approx(slow_log10(known, words, at), abs=1e-4)
 
 
-def test_a_saved_model_is_the_same_and_another_file_is_refused():
+def test_a_saved_model_is_the_same_mapped_from_anywhere_and_another_file_is_refused(tmp_path):
     model = perplexity.train(as_sentences(made_up(50)), PIECES, 3)
     file = io.BytesIO()
     perplexity.save(model, file)
-    again = perplexity.load(file.getvalue(), "de.npz")
-    assert ngrams(again) == ngrams(model)
-    for content in (b"", b"no model", file.getvalue()[:900]):
-        with pytest.raises(UserError, match=r"de\.npz"):
-            perplexity.load(content, "de.npz")
+    some = as_sentences(made_up(20, seed=1))
+    scores = perplexity.log10s(model, some).tolist()
+    for path in (str(tmp_path / "de.ngrams"), "memory://models/de.ngrams"):
+        put(path, file.getvalue())
+        again = perplexity.load(products.mapped(path), path)
+        assert ngrams(again) == ngrams(model)
+        assert perplexity.log10s(again, some).tolist() == scores
+        assert all(one.flags.aligned for one in (*again.keys, *again.slots, *again.logs))
+    put(path, b"")
+    assert products.mapped(path) == b""
+    for content in (b"", b"no model", b"[]\n", b"[[1, 2, 3]]\n", file.getvalue()[:900]):
+        with pytest.raises(UserError, match=r"de\.ngrams"):
+            perplexity.load(content, "de.ngrams")
 
 
 def test_training_on_nothing_gives_a_model():
