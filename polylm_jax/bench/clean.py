@@ -35,7 +35,7 @@ from polylm_jax.data.clean import (
 )
 from polylm_jax.data.clean.duplicates import signatures
 from polylm_jax.data.clean.engine import Beam
-from polylm_jax.data.clean.language import Identification, code_of, identify
+from polylm_jax.data.clean.language import Identification, identify
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import Batch, fold, shingles
 from polylm_jax.data.clean.thresholds import Thresholds
@@ -141,9 +141,9 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
     with tempfile.TemporaryDirectory() as folder:
         size = _files(path, Path(folder, "text"), languages)
         inputs = {f"{folder}/text": ""}
-        warm = Clean({f"{folder}/text/{languages[0]}.jsonl": ""}, f"{folder}/warm")
+        # the first time memory is asked for, tables are built and the codes of languages are read
+        warm = Clean(inputs, f"{folder}/warm")
         _pass(pipeline.planned(warm, Identification(), tokenizer, Beam()))
-        code_of("ceb")  # the first code of three letters reads the tables of all
         models = f"{folder}/models"
         fluency.train(Clean(inputs, models, fluent=path), Beam(), tokenizer, models)
         for name, fluent in (("the whole", ""), ("the whole, perplexity", path)):
