@@ -9,10 +9,10 @@ from polylm_jax.data.clean.pipeline import Job
 RATES = {
     "text out of HTML": 16.0,
     "read, mend, mask, write": 12.0,
-    "language": 3.7,
-    "rules": 5.5,
-    "perplexity": 3.1,
-    "keys of duplicates": 13.0,
+    "language": 7.0,
+    "rules": 7.0,
+    "perplexity": 3.0,
+    "keys of duplicates": 40.0,
     "clusters": 50.0,
 }
 GROWTH = {".gz": 3.5, ".zst": 4.0, ".parquet": 2.5}  # what is in a byte of a file
