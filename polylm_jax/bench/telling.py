@@ -4,7 +4,6 @@ What is bad is made here of what is good, so that it is known which is which.
 """
 
 import random
-from functools import partial
 
 import numpy as np
 
@@ -91,15 +90,16 @@ def _misread(chance: random.Random, text: str) -> str:
     )
 
 
+# how a text is spoiled, and whether its disorder shall tell it, or its bits a byte
 SPOILED = {
-    "shuffled words": _shuffled,
-    "menus": _menus,
-    f"{_MISREAD:.0%} misread characters": _misread,
+    "shuffled words": (_shuffled, True),
+    "menus": (_menus, True),
+    f"{_MISREAD:.0%} misread characters": (_misread, False),
 }
 
 
 def fluency(path: str, source: str, tokenizer: Tokenizer) -> dict[str, float]:
-    """How often a held-out text has less disorder than one that is spoiled, so or so (AUC)."""
+    """How often a held-out text has a lower score than one that is SPOILED, so or so (AUC)."""
     train, left = [], _TRAIN_BYTES
     for text in corpus.documents(path, source, "train"):
         train.append(text)
@@ -116,11 +116,13 @@ def fluency(path: str, source: str, tokenizer: Tokenizer) -> dict[str, float]:
     held = ["\n".join(lines[at : at + 3]) for at in range(0, min(len(lines), 1800), 3)]
     if not held:
         return dict.fromkeys(SPOILED, float("nan"))
-    clean = perplexity.disorder(*perplexity.bits(model, tokenizer, held))
+    clean = perplexity.bits(model, tokenizer, held)
     found = {}
-    for what, spoil in SPOILED.items():
-        wrong = [*map(partial(spoil, random.Random(0)), held)]
-        found[what] = auc(clean, perplexity.disorder(*perplexity.bits(model, tokenizer, wrong)))
+    for what, (spoil, by_disorder) in SPOILED.items():
+        chance = random.Random(0)
+        wrong = perplexity.bits(model, tokenizer, [spoil(chance, text) for text in held])
+        score = perplexity.disorder if by_disorder else lambda bits, alone: bits
+        found[what] = auc(score(*clean), score(*wrong))
     return found
 
 
