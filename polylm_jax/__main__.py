@@ -17,7 +17,7 @@ from typing import Any, TextIO
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from polylm_jax import console
-from polylm_jax.errors import STORAGE, UserError, first_line, of_storage
+from polylm_jax.errors import STORAGE, UserError, first_line, of_storage, out_of_reach
 from polylm_jax.verbs.examples import EXAMPLES, FIRST
 
 # A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         if _without_reader(sys.stdout) or _without_reader(sys.stderr):
             return NO_READER
         if of_storage(error):
-            return _out_of_reach(verb, error)
+            return _unreached(verb, error)
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
         _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}.")
         return 1
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not of_storage(error):
             raise
-        return _out_of_reach(verb, error)
+        return _unreached(verb, error)
 
 
 def _run(verb: str, rest: list[str], alone: bool) -> int:
@@ -165,9 +165,8 @@ def _run(verb: str, rest: list[str], alone: bool) -> int:
     return module.run(given) or 0
 
 
-def _out_of_reach(verb: str, error: Exception) -> int:
-    reason = first_line(error).rstrip(".")
-    _say(f"polylm {verb}: what is not on this machine could not be reached: {reason}.")
+def _unreached(verb: str, error: Exception) -> int:
+    _say(f"polylm {verb}: {out_of_reach('what is not on this machine', first_line(error))}")
     return 1
 
 

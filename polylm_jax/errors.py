@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what others say."""
+"""The one exception that a user is meant to read, and what it says of others' exceptions."""
 
 import traceback
 
@@ -22,8 +22,16 @@ def first_line(error: BaseException | None) -> str:
 
 
 def of_storage(error: BaseException) -> bool:
-    """Whether the error came up inside a package that reaches storage elsewhere."""
+    """Whether it came up inside a package that reaches storage elsewhere."""
     modules = (
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
     )
     return any(name.startswith(STORAGE) and not name.endswith(".local") for name in modules)
+
+
+def out_of_reach(what: str, reason: str) -> str:
+    """The sentence on storage elsewhere that does not give what is asked of it."""
+    return (
+        f"{what} cannot be reached ({reason.rstrip('.')}); mend its name, or see to the network "
+        "and to what you may do there, and run the same command again."
+    )

@@ -25,7 +25,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from polylm_jax.errors import UserError, first_line
+from polylm_jax.errors import UserError, first_line, of_storage, out_of_reach
 
 MANIFEST = "manifest.json"
 
@@ -98,11 +98,10 @@ MaybeLocalPlace = Annotated[str, _if_given(local)]
 
 def existing(path: str, name: str, where: Callable[[str, str], str] = place) -> str:
     """As `where`, for a folder that must be there. UserError with the nearest name beside it."""
-    found = where(path, name)
-    files, root = opened(found)
-    if files.isdir(root):
-        return found
-    raise UserError(f"there is no folder {found}{nearest(found)}; mend {name}.")
+    meant = where(path, name)
+    if (info_of(meant) or {}).get("type") == "directory":
+        return meant
+    raise UserError(f"there is no folder {meant}{nearest(meant)}; mend {name}.")
 
 
 def new_place(path: str, name: str) -> str:
@@ -144,10 +143,40 @@ def opened(path: str) -> tuple[AbstractFileSystem, str]:
         return LocalFileSystem(), os.path.abspath(path)
     try:
         files, root = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None) or error.name or first_line(error)
+        raise UserError(f"{path} needs {package} to be opened: pip install {package}.") from error
     except Exception as error:  # each file system fails in its own way to start
         reason = first_line(error).rstrip(".")
         raise UserError(f"{path} cannot be opened: {reason}.") from error
     return files, root.rstrip("/")
+
+
+def info_of(path: str) -> dict[str, Any] | None:
+    """What fsspec tells of what is at a place; None where nothing is.
+
+    UserError where nobody can tell. (fsspec's own `exists` says no where a host does not answer.)
+    """
+    files, root = opened(path)
+    with reading(path):
+        try:
+            return files.info(root)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Whatever is raised inside where the place cannot be read becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if "://" in path and (isinstance(error, OSError) or of_storage(error)):
+            raise UserError(out_of_reach(path, reason)) from error
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be read ({reason}); make it readable.") from error
+        raise
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from polylm_jax.data.shards import COUNT, SHARD, SPLITS, Text, lines_of, texts
 from polylm_jax.data.sides import hashed
 from polylm_jax.data.writing import write
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST, MaybeLocalPlace, Place, local, opened
+from polylm_jax.files import MANIFEST, MaybeLocalPlace, Place, info_of, local
 from polylm_jax.jsonl import read_json
 from polylm_jax.ranges import OneOf, Range, check
 
@@ -164,8 +164,7 @@ def manifest(path: str) -> dict:
     "bytes", what became of all that was read (see `writing.write`).
     Raises UserError if there is no corpus at `path`.
     """
-    files, root = opened(path)
-    if not files.isfile(f"{root}/{MANIFEST}"):
+    if not info_of(f"{path}/{MANIFEST}"):
         raise UserError(f"no corpus at {path}; run polylm corpus --small")
     wanted = f"the manifest of a corpus; run polylm corpus again to make {path} anew"
     return read_json(f"{path}/{MANIFEST}", MANIFEST_FORM, wanted)

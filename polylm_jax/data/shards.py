@@ -26,8 +26,8 @@ from polylm_jax.data.compressed import Damaged, missing
 from polylm_jax.data.compressed import opened as decompressed
 from polylm_jax.data.documents import STRETCH, stretches
 from polylm_jax.data.sides import hashed
-from polylm_jax.errors import UserError, first_line
-from polylm_jax.files import MANIFEST, opened, output, put
+from polylm_jax.errors import UserError
+from polylm_jax.files import MANIFEST, opened, output, put, reading
 
 Wanted = TypeVar("Wanted")
 
@@ -180,22 +180,20 @@ def lines_of(text: Text, begin: int = 0) -> Iterator[BinaryIO]:
     UserError, also for reads inside the block, where it is missing, cut short or damaged.
     """
     files, path = opened(text.place)
-    try:
-        with files.open(path, "rb") as plain, decompressed(plain, text.place) as lines:
-            if lines is not plain:
-                _pass(lines, begin)
-                yield lines
-                return
-            lines.seek(begin)
-            # elsewhere a file gives lines slowly
-            yield lines if isinstance(files, LocalFileSystem) else BufferedReader(lines, 2**20)
-    except FileNotFoundError:
-        raise UserError(f"{text.place} is missing; make the corpus again.") from None
-    except Damaged as error:
-        raise UserError(f"{text.place} {error}; make the corpus again.") from None
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise UserError(f"{text.place} cannot be read ({reason}); make it readable.") from error
+    with reading(text.place):
+        try:
+            with files.open(path, "rb") as plain, decompressed(plain, text.place) as lines:
+                if lines is not plain:
+                    _pass(lines, begin)
+                    yield lines
+                    return
+                lines.seek(begin)
+                # elsewhere a file gives lines slowly
+                yield lines if isinstance(files, LocalFileSystem) else BufferedReader(lines, 2**20)
+        except FileNotFoundError:
+            raise UserError(f"{text.place} is missing; make the corpus again.") from None
+        except Damaged as error:
+            raise UserError(f"{text.place} {error}; make the corpus again.") from None
 
 
 def _pass(lines: BinaryIO, size: int) -> None:

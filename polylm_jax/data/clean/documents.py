@@ -28,8 +28,8 @@ from polylm_jax.data.clean import archives, parts
 from polylm_jax.data.compressed import Content, Damaged, missing
 from polylm_jax.data.documents import HELD_OUT, LONGEST_LINE, not_utf8
 from polylm_jax.data.languages import source_named
-from polylm_jax.errors import UserError, first_line
-from polylm_jax.files import nearest, opened
+from polylm_jax.errors import UserError, first_line, of_storage
+from polylm_jax.files import MANIFEST, info_of, nearest, opened, reading
 
 SHARD_BYTES = 2**26  # of text files that make one shard
 
@@ -174,16 +174,12 @@ def read(shard: Shard) -> Iterator[Document | Broken]:
     """
     for file in shard.files:
         files, path = opened(file.place)
-        try:
-            with files.open(path, "rb") as plain:
-                some: Document | Broken | None = None
-                for some in _READERS[shard.kind](plain, file, shard):
-                    yield some
-                if not some and (not file.bytes or shard.kind in ("txt", "jsonl")):
-                    yield Broken(file.name, 0, "is empty")
-        except OSError as error:
-            reason = error.strerror or first_line(error)
-            raise UserError(f"{file.place} cannot be read ({reason}); make it readable.") from error
+        with reading(file.place), files.open(path, "rb") as plain:
+            some: Document | Broken | None = None
+            for some in _READERS[shard.kind](plain, file, shard):
+                yield some
+            if not some and (not file.bytes or shard.kind in ("txt", "jsonl")):
+                yield Broken(file.name, 0, "is empty")
 
 
 # --- which files there are
@@ -193,13 +189,14 @@ def _found(
     path: str, language: str, passed: dict[str, list[int]]
 ) -> list[tuple[str, str, list[File]]]:
     """The files of an input, by language, and the folder with "/" at its end that all are below."""
-    if not language and not _WILD.search(path):
+    here = info_of(path)
+    if here and not language and info_of(f"{path}/{MANIFEST}"):
         with suppress(UserError):  # it is no corpus
             manifest = corpus.manifest(path)
             return [
                 (source, f"{path}/", _of_corpus(path, source)) for source in manifest["sources"]
             ]
-    return [(language, *_files(path, passed))]
+    return [(language, *_files(path, here, passed))]
 
 
 def _of_corpus(path: str, source: str) -> list[File]:
@@ -215,21 +212,24 @@ def _size(place: str) -> int:
         raise UserError(f"{place} is missing; make the corpus again.") from None
 
 
-def _files(path: str, passed: dict[str, list[int]]) -> tuple[str, list[File]]:
-    """As `_found`, of what is no corpus."""
+def _files(
+    path: str, here: dict[str, Any] | None, passed: dict[str, list[int]]
+) -> tuple[str, list[File]]:
+    """As `_found`, of what is no corpus. here: as of `info_of`."""
     files, root = opened(path)
-    if _WILD.search(root) and not files.exists(root):
-        found = files.glob(root, detail=True)
-        for place, info in [*found.items()] if "**" not in root else ():
-            found |= _below(files, place) if info["type"] == "directory" else {}
-        fixed = _WILD.split(root)[0]
-        folder = fixed[: fixed.rfind("/") + 1]
-    elif files.isdir(root):
-        found, folder = _below(files, root), f"{root}/"
-    elif files.exists(root):
-        found, folder = {root: files.info(root)}, root[: root.rfind("/") + 1]
-    else:
-        raise UserError(f"there is nothing at {path}{nearest(path)}.")
+    with reading(path):
+        if here and here["type"] == "directory":
+            found, folder = _below(files, root), f"{root}/"
+        elif here:
+            found, folder = {root: here}, root[: root.rfind("/") + 1]
+        elif _WILD.search(root):
+            found = files.glob(root, detail=True)
+            for place, info in [*found.items()] if "**" not in root else ():
+                found |= _below(files, place) if info["type"] == "directory" else {}
+            fixed = _WILD.split(root)[0]
+            folder = fixed[: fixed.rfind("/") + 1]
+        else:
+            raise UserError(f"there is nothing at {path}{nearest(path)}.")
     result = []
     for place, info in sorted(found.items()):
         # a name may hold bytes that are no text
@@ -316,7 +316,8 @@ def _parted(files: list[File], kind: str, key: str) -> Iterator[tuple[File, ...]
 def _parts(file: File, kind: str, key: str) -> list[parts.Part]:
     """The parts of a large file; none where it can only be read as a whole."""
     files, path = opened(file.place)
-    with suppress(Damaged, OSError), files.open(path, "rb") as plain:  # told when it is read
+    # damage is told when it is read
+    with suppress(Damaged), reading(file.place), files.open(path, "rb") as plain:
         if kind == "jsonl" and not file.name.lower().endswith((".gz", ".zst")):
             return [*parts.of_jsonl(plain, file.bytes, key, LONGEST_LINE)]
         if kind == "parquet":
@@ -420,7 +421,9 @@ def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document 
                 for text, url in zip(batch.column(shard.key), urls, strict=True):
                     yield _of_row(text, url, file, row, shard)
                     row += 1
-        except (pyarrow.ArrowException, OSError):  # OSError for bytes that make no sense
+        except (pyarrow.ArrowException, OSError) as error:
+            if not _of_bytes(error):
+                raise
             yield Broken(file.name, row, f"is damaged, and so are all up to row {end - 1:,}")
 
 
@@ -434,7 +437,15 @@ def _table(plain: BinaryIO, file: File) -> Any:
     try:
         return parquet.ParquetFile(plain, pre_buffer=False, buffer_size=2**20)
     except (pyarrow.ArrowException, OSError) as error:
+        if not _of_bytes(error):
+            raise
         raise Damaged(f"is damaged or no Parquet file ({first_line(error)})") from None
+
+
+def _of_bytes(error: Exception) -> bool:
+    """Whether it is of bytes that make no sense, which may be an OSError, not of reading them."""
+    ours = type(error) is OSError and error.errno is None and not of_storage(error)
+    return ours or not isinstance(error, OSError)
 
 
 def _of_row(text: Any, url: Any, file: File, row: int, shard: Shard) -> Document | Broken:
