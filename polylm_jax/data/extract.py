@@ -13,6 +13,7 @@ _PLACEHOLDER = re.compile(
 )
 _MARKUP = re.compile(r"</?\w[^>]*>|[~_]")  # tags, and the ~ and _ that mark keyboard shortcuts
 _WORD = re.compile(r"[^\W\d_]{2}")
+_DEAD_LINK = re.compile(r"\[\S+\.xhp#\S* not found\]")
 
 
 def is_prose(text: str) -> bool:
@@ -119,12 +120,15 @@ def paragraphs_of_help(html: str) -> dict[str, str]:
     """The headings and paragraphs of a LibreOffice Help page by their ids, in the page's order.
 
     The ids are the same in every language, which is what aligns a page with its translation.
+    What has the mark of a link that led nowhere when the page was made is left out.
     """
     reader = _HelpReader()
     reader.feed(html)
     reader.close()
     plain = {name: re.sub(r"[ \t\r\n]+", " ", text).strip() for name, text in reader.found.items()}
-    return {name: text for name, text in plain.items() if is_prose(text)}
+    return {
+        name: text for name, text in plain.items() if is_prose(text) and not _DEAD_LINK.search(text)
+    }
 
 
 class _HelpReader(HTMLParser):

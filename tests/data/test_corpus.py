@@ -192,6 +192,7 @@ class TestExtraction:
             '<p id="bm_module">Menu words</p><h1 id="hd_1"><a name="x"></a>Über\n Dialoge</h1>'
             '<p id="par_1" class="a">Wählen Sie <span>Datei&nbsp;– Neu</span>&hellip;</p>'
             '<p>No id here</p><p id="par_2">42</p>'
+            '<p id="par_3">Siehe auch [text/scalc/01/func_average.xhp#average not found]., SUM</p>'
         )
         assert extract.paragraphs_of_help(html) == {
             "hd_1": "Über Dialoge",

@@ -5,6 +5,7 @@ it is small: names of pieces, and bytes that pack thousands of numbers; text nev
 """
 
 import logging
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline
-                | b.Create(pieces, reshuffle=_spread(beam))
+                | b.Create(_dealt(pieces), reshuffle=_spread(beam))
                 | "each" >> b.Map(_Each(function))
             )
 
@@ -62,11 +63,20 @@ def grouped(
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline
-                | b.Create(pieces, reshuffle=_spread(beam))
+                | b.Create(_dealt(pieces), reshuffle=_spread(beam))
                 | "emit" >> b.FlatMap(_Emit(emit))
                 | b.GroupByKey()
                 | "reduce" >> b.MapTuple(_Reduce(reduce))
             )
+
+
+def _dealt(pieces: Sequence[Any]) -> list[Any]:
+    """The pieces in an order of chance, the same each time.
+
+    Beam deals them out to processes in turn, before it begins: where every second one is large,
+    as train and valid follow one another, one process would have all that are.
+    """
+    return random.Random(0).sample(pieces, len(pieces))
 
 
 def _spread(beam: Beam) -> bool:
@@ -139,6 +149,7 @@ class _pipeline:
                 flags += [
                     "--direct_running_mode=multi_processing",
                     f"--direct_num_workers={beam.workers}",
+                    "--default_sdk_harness_log_level=ERROR",
                 ]
         # what it logs with a trace it also raises
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.data import corpus
-from polylm_jax.data.clean import measuring, parts, pipeline, products, report
+from polylm_jax.data.clean import engine, measuring, parts, pipeline, products, report
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
@@ -574,3 +574,13 @@ def test_another_model_of_languages_at_the_same_place_measures_anew(tmp_path):
         settings = Identification(model=str(tmp_path / "lid.bin"))
         names.add(measuring.settings_of(Clean(), settings, "", ""))
     assert len(names) == 2
+
+
+def test_pieces_are_dealt_so_that_each_process_has_about_as_much():
+    pieces = [(number, size) for number in range(35) for size in (9, 1)]  # as train and valid are
+    dealt = engine._dealt(pieces)
+    assert dealt == engine._dealt(pieces)
+    assert sorted(dealt) == sorted(pieces)
+    for workers in (2, 3, 4):  # Beam deals them out in turn
+        shares = [sum(size for _, size in dealt[first::workers]) for first in range(workers)]
+        assert max(shares) < 1.2 * sum(shares) / workers
