@@ -175,6 +175,71 @@ def with_chromium(url, key, texts, folder):
     return seen
 
 
+def with_chromium_for_long(url, long, emoji):
+    """The page over time: two windows, a browser that keeps nothing, a talk that fills the context,
+    a run that goes on."""
+    from playwright.sync_api import sync_playwright
+
+    seen = {"faults": []}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+        )
+        context = browser.new_context()
+
+        def opened():
+            page = context.new_page()
+            page.on("pageerror", lambda error: seen["faults"].append(str(error)))
+            page.goto(url)
+            page.wait_for_selector("nav:not([hidden])")
+            return page
+
+        def ask(page, text):
+            page.fill("#question", text)
+            page.press("#question", "Enter")
+            page.wait_for_selector("#talk[aria-busy=false] .turn.assistant")
+
+        first, second = opened(), opened()
+        ask(first, emoji)
+        seen["title"] = first.locator("#conversations button").first.text_content()
+        ask(second, "«two»")
+        for page in (first, second):
+            page.wait_for_function("document.querySelectorAll('#conversations li').length === 2")
+        first.locator("#conversations li", has_text="two").locator("button").last.click()
+        second.wait_for_function("document.querySelectorAll('#conversations li').length === 1")
+        seen["focused"] = first.evaluate("document.activeElement.id")
+        seen["shown"] = second.locator(".turn.user .text").all_text_contents()
+        # what is wrong in a setting is said, and not taken for nothing
+        first.click("summary")
+        first.fill("#set-temperature", "0.72")
+        first.fill("#set-top_p", "7")
+        first.click("#question")
+        seen["settings"] = first.evaluate("localStorage.getItem('polylm.settings')")
+        seen["left"] = first.input_value("#set-top_p")
+        # the oldest turns go where the context is full
+        second.click("#new")
+        for _ in range(3):
+            ask(second, long)
+        seen["notes"] = second.locator(".turn .note").all_text_contents()
+        steps = second.text_content("#steps")
+        second.wait_for_function(
+            "(s) => document.querySelector('#steps').textContent !== s", arg=steps
+        )
+        # what is kept is damaged, then nothing is kept any more
+        first.evaluate("localStorage.setItem('polylm.settings', '5')")
+        first.evaluate("localStorage.setItem('polylm.talks', '[{\"turns\": 3}, null]')")
+        first.reload()
+        first.wait_for_selector("nav:not([hidden])")
+        seen["empty"] = first.locator(".turn").count()
+        full = "() => { Storage.prototype.setItem = () => { throw new Error('full') } }"
+        first.evaluate(full)
+        ask(first, "«three»")
+        seen["answer"] = first.locator(".turn.assistant .text").last.text_content()
+        seen["said"] = first.text_content("#kept")
+        browser.close()
+    return seen
+
+
 if __name__ == "__main__":
     _, name, question, answer = sys.argv
     arguments = json.loads(Path(question).read_text())

@@ -4,6 +4,7 @@ They live in an environment of their own, .venv-clients, and are asked only then
 where there is a Chromium: apt-get install chromium fonts-noto-cjk fonts-noto-core.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -122,3 +123,25 @@ def test_the_page_in_a_browser_in_18_languages(ask, open_site, tmp_path, monkeyp
     assert seen["faults"] == []
     assert seen["talks"] == seen["kept"] == len(texts)
     assert (seen["stopped"], seen["figures"], seen["run_on_a_phone"]) == ("Stopped.", 2, True)
+
+
+def test_the_page_over_time(ask, open_site):
+    if shutil.which("chromium") is None:
+        pytest.skip("apt-get install chromium fonts-noto-cjk fonts-noto-core")
+    steps = itertools.count(1)
+    story = {"state": "running", "healthy": True, "steps": 99, "tokens": 2}
+    with open_site(story=lambda: story | {"step": next(steps)}) as site:
+        long, emoji = "«" + "word " * 120 + "»", "x" * 59 + "👩‍👧👩‍👧"
+        seen = ask("chromium_for_long", url=site.url, long=long, emoji=emoji)
+        prompts = [len(call.prompt) for call in site.engine.calls]
+    assert seen["faults"] == []
+    assert seen["title"] == "x" * 59 + "👩"
+    assert (seen["focused"], seen["shown"]) == ("question", [emoji])
+    assert json.loads(seen["settings"]) == {"temperature": 0.72}
+    assert seen["left"] == "7"
+    left_out = "The oldest turns are left out: the context is full."
+    assert seen["notes"][1] == ""
+    assert any(note.startswith(left_out) for note in seen["notes"])
+    assert max(prompts) < 2048
+    assert (seen["empty"], seen["answer"]) == (0, "three")
+    assert "no room, or no leave" in seen["said"]
