@@ -102,7 +102,10 @@ def fit(value: Any, hint: Any, name: str) -> Any:
         return tuple(fit(item, one, f"{name}[{i}]") for i, (item, one) in parts)
     if origin is dict and isinstance(value, dict):
         key, item = arguments
-        return {fit(k, key, name): fit(v, item, f"{name}[{_shown(k)}]") for k, v in value.items()}
+        found = {fit(k, key, name): fit(v, item, f"{name}[{_shown(k)}]") for k, v in value.items()}
+        if len(found) < len(value):
+            raise UserError(f"{_given(name, value)} has one thing under two names; leave out one.")
+        return found
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
         if hint is float:
             return _float(value)

@@ -39,14 +39,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Runs the verb."""
     clean = config.get("clean")
+    manifest = f"{clean.output}/{MANIFEST}"
+    if given.action in ("explain", "verify") and not products.exists(manifest):
+        raise UserError(f"{clean.output} has no corpus, or none that is whole; run polylm clean.")
     if given.action == "explain":
         print(visible("\n".join(report.explain(clean.output, given.id))))
         return
     if given.action == "verify":
-        if not products.exists(f"{clean.output}/{MANIFEST}"):
-            raise UserError(
-                f"{clean.output} has no corpus, or none that is whole; run polylm clean."
-            )
         count = shards.verify(clean.output, corpus.manifest(clean.output))
         print(visible(f"All {count:,} files of {clean.output} are as they were written."))
         return

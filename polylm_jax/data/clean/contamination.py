@@ -58,7 +58,8 @@ def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         for name in names:
             text = files.cat_file(name).decode("utf-8-sig", "replace")
             # a name may hold bytes that are no text
-            shown = name.removeprefix(root).lstrip("/").encode("utf-8", "replace").decode()
+            shown = (name.removeprefix(root) or name.rpartition("/")[2]).lstrip("/")
+            shown = shown.encode("utf-8", "replace").decode()
             for number, item in enumerate(_items(name, text), 1):
                 if item.strip():
                     yield f"{shown}:{number}", item

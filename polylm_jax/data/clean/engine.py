@@ -7,6 +7,8 @@ it is small: names of pieces, and bytes that pack thousands of numbers; text nev
 import logging
 import random
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,16 @@ from polylm_jax.errors import UserError, first_line, of_storage
 from polylm_jax.ranges import Range, check
 
 LOCAL = "FnApiRunner"
+# Beam's own worker, which else logs every step of its life, and a UserError with all its traces
+_WORKER = shlex.join(
+    [
+        sys.executable,
+        "-c",
+        "import logging, os, sys; logging.disable(); "
+        "from apache_beam.runners.worker.sdk_worker_main import main; "
+        "sys.stderr = open(os.devnull, 'w'); main([])",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -143,14 +155,11 @@ class _pipeline:
         runner: Any = beam.runner
         if runner == LOCAL:
             from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+            from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-            runner = FnApiRunner()
-            if beam.workers > 1:
-                flags += [
-                    "--direct_running_mode=multi_processing",
-                    f"--direct_num_workers={beam.workers}",
-                    "--default_sdk_harness_log_level=ERROR",
-                ]
+            flags += [f"--direct_num_workers={beam.workers}"]
+            processes = SubprocessSDKEnvironment.from_command_string(_WORKER)
+            runner = FnApiRunner(processes if beam.workers > 1 else None)
         # what it logs with a trace it also raises
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         try:

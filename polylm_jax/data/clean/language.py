@@ -209,8 +209,12 @@ def _has_letters(text: str) -> bool:
 
 @lru_cache
 def code_of(label: str) -> str:
-    """The code of a model's label: "__label__zho_Hans" is zh, "als" is Swiss German as there."""
-    code = re.split("[_-]", label.removeprefix("__label__"))[0]
+    """The code of a model's label: "__label__zho_Hans" is zh. "als" alone is Swiss German, as
+    Wikipedia has it, and with a script it is ISO's, Albanian."""
+    name = label.removeprefix("__label__")
+    if name == "als":
+        return "gsw"
+    code = re.split("[_-]", name)[0]
     code = _CODES.get(code, code)
     if len(code) == 2:
         return code

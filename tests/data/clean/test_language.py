@@ -96,6 +96,7 @@ def test_a_document_is_in_the_same_language_in_every_batch():
 def test_labels_of_other_models_become_our_codes():
     labels = {"__label__zho_Hans": "zh", "cmn": "zh", "__label__arb_Arab": "ar", "iw": "he"}
     labels |= {"ind": "id", "nds": "nds", "zh-Hant": "zh", "heb": "he", "nonsense": "nonsense"}
+    labels |= {"__label__als": "gsw", "__label__als_Latn": "sq", "__label__sq": "sq"}
     assert {label: code_of(label) for label in labels} == labels
 
 

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -380,6 +382,25 @@ def test_what_hinders_a_worker_is_one_sentence(web, tmp_path, monkeypatch, caplo
     assert not caplog.records
 
 
+@pytest.mark.rare
+def test_processes_say_no_more_than_one_does(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.jsonl").write_text("no json\n")
+    flags = [
+        f"--gin.clean.inputs={{'{tmp_path}/in': 'de'}}",
+        f"--gin.clean.output={tmp_path}/out",
+        "--gin.clean.bad=refuse",
+        "--gin.beam.workers=2",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "polylm_jax", "clean", *flags], capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if not line.startswith("clean measure")]
+    assert done.returncode == 1
+    assert [line[:14] for line in said] == ["polylm clean: "], done.stderr
+
+
 def test_all_documents_the_same_leave_one(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -418,6 +439,8 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             job(web, tmp_path / "out", **settings)
+    with pytest.raises(UserError, match="one thing under two names"):
+        Clean(inputs={f"{web}/de": "de", f"{web}/de/": "en"})
     for output in (web / "de", web / "de" / "out", web):
         with pytest.raises(UserError, match="lies in what is cleaned"):
             job(web, output)
