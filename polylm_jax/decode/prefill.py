@@ -222,25 +222,31 @@ def _seen(
     return seen.at[jnp.arange(batch)[:, None], tokens].max(real)
 
 
-def pinned(decoder: Decoder, cache: Cache) -> Cache:
-    """The cache split over the mesh as the decoder splits it."""
+def pinned(decoder: Decoder, cache: Any) -> Any:
+    """The cache, or what was cut from one, split over the mesh as the decoder splits it."""
     return jax.tree.map(lambda x: decoder.constrain(x, "batch", "heads", None, None), cache)
 
 
 def merged(
-    slots: jax.Array, tail: jax.Array, places: jax.Array, lengths: jax.Array, written: jax.Array
+    slots: jax.Array,
+    tail: jax.Array,
+    places: jax.Array,
+    lengths: jax.Array,
+    written: jax.Array,
+    axis: int = 2,
 ) -> jax.Array:
     """Slots [all, heads, slots, head_size] with `written` of the tail behind each row's length.
 
     places: which of all the rows are. Nothing else changes, be it that the tail reaches beyond the
-    last slot.
+    last slot, or begins before the first. axis: 3 where head_size comes before the slots.
     """
     since, tail = jnp.arange(tail.shape[2]), tail.astype(slots.dtype)
-    nowhere = slots.shape[2]
-    at = jnp.where(since < written[:, None], lengths[:, None] + since, nowhere)
+    at, nowhere = lengths[:, None] + since, slots.shape[axis]
+    at = jnp.where((since < written[:, None]) & (at >= 0), at, nowhere)
+    rows = (places[:, None], *[slice(None)] * (axis - 1), at)
 
     def put(slots: jax.Array, tail: jax.Array) -> jax.Array:
-        return slots.at[places[:, None], :, at].set(tail.swapaxes(1, 2), mode="drop")
+        return slots.at[rows].set(tail.swapaxes(1, 2), mode="drop")
 
     def as_bits(slots: jax.Array, tail: jax.Array) -> jax.Array:
         """A CPU would make all slots float32 to scatter bfloat16 into them."""

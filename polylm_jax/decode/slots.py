@@ -9,15 +9,16 @@ All but `burst` are about one text, which the mesh's ways of a batch read alike.
 the other slots, a text's numbers are the same, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.decode.prefill import merged, pinned, turned
+from polylm_jax.decode.prefill import merged, pinned
 from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
 from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
@@ -31,6 +32,8 @@ from polylm_jax.model.decoder import (
 )
 
 HEAD_BLOCK = 32  # tokens whose logits are held at a time where all of a prompt are told
+
+Pieces = tuple[Cache, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -78,21 +81,62 @@ def held_as(compute: Compute) -> str:
 
     A CPU adds up in float32 and would make all that a burst looks at float32 each time.
     """
-    usual = "float32" if jax.default_backend() == "cpu" else compute.dtype
+    usual = "float32" if _on_cpu() else compute.dtype
     return compute.cache_dtype or usual
 
 
-def start(decoder: Decoder, slots: int, context: int, staged: int) -> tuple[Any, ...]:
+def cut(cache: Cache, widths: Sequence[int]) -> Pieces:
+    """A cache as bursts look at it: cut where they may end.
+
+    A CPU copies a part of an array before a loop that reads it, but not an array; and multiplies
+    with keys that lie there with the slots last.
+    """
+    places = [0, *widths] if _on_cpu() else [0, widths[-1]]
+    return tuple(
+        tuple(
+            {"key": _turned(layer["key"][:, :, a:b]), "value": layer["value"][:, :, a:b]}
+            for layer in cache
+        )
+        for a, b in pairwise(places)
+    )
+
+
+def joined(pieces: Pieces) -> Cache:
+    """What was cut, whole."""
+    return tuple(
+        {
+            "key": jnp.concatenate([_turned(part["key"]) for part in layer], axis=2),
+            "value": jnp.concatenate([part["value"] for part in layer], axis=2),
+        }
+        for layer in zip(*pieces, strict=True)
+    )
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _turned(key: jax.Array) -> jax.Array:
+    return key.swapaxes(2, 3) if _on_cpu() else key
+
+
+def _ends(pieces: Pieces) -> list[int]:
+    """Where each piece ends in the context."""
+    return [*accumulate(piece[0]["value"].shape[2] for piece in pieces)]
+
+
+def start(decoder: Decoder, slots: int, widths: Sequence[int], staged: int) -> tuple[Any, ...]:
     """All that lives on the devices, empty: (cache, held, staged rows, hidden, held_row).
 
-    held: int32 [slots, vocabulary], what the texts hold, see HEARD and SAID. The last two are like
-    what `read` and `first` return, where the others take it.
+    widths: see `cut`; the last is the context. held: int32 [slots, vocabulary], what the texts
+    hold, see HEARD and SAID. The last two are like what `read` and `first` return, where the others
+    take it.
     """
-    dtype = held_as(decoder.compute)
+    dtype, context = held_as(decoder.compute), widths[-1]
     one, size = for_one(decoder), decoder.size
     held = jnp.zeros((slots, size.vocabulary), jnp.int32)
     return (
-        pinned(decoder, empty_cache(size, slots, context, dtype)),
+        pinned(decoder, cut(empty_cache(size, slots, context, dtype), widths)),
         decoder.constrain(held, "batch", "vocabulary"),
         tuple(pinned(one, empty_cache(size, 1, context, dtype)) for _ in range(staged)),
         one.constrain(
@@ -185,28 +229,28 @@ def first(
 
 def insert(
     decoder: Decoder,
-    cache: Cache,
+    cache: Pieces,
     held: jax.Array,
     staged: Cache,
     held_row: jax.Array,
     slot: jax.Array,
     length: jax.Array,
-) -> tuple[Cache, jax.Array]:
+) -> tuple[Pieces, jax.Array]:
     """The cache with a staged row of `length` tokens in a slot, and what the texts hold."""
 
     def put(whole: jax.Array, row: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis=0)
 
-    cache = jax.tree.map(put, cache, _cut(staged, length))
+    cache = jax.tree.map(put, cache, cut(_cut(staged, length), _ends(cache)))
     return pinned(decoder, cache), decoder.constrain(put(held, held_row), "batch", "vocabulary")
 
 
 def take(
-    decoder: Decoder, staged: Cache, cache: Cache, slot: jax.Array, length: jax.Array
+    decoder: Decoder, staged: Cache, cache: Pieces, slot: jax.Array, length: jax.Array
 ) -> Cache:
     """A staged row with the first `length` tokens of a slot's text, and nothing else."""
     row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
-    return pinned(for_one(decoder), _cut(row, length))
+    return pinned(for_one(decoder), _cut(joined(row), length))
 
 
 def burst(
@@ -215,11 +259,11 @@ def burst(
     steps: int,
     most: int,
     params: Any,
-    cache: Cache,
+    cache: Pieces,
     held: jax.Array,
     rows: Rows,
     places: jax.Array | None = None,
-) -> tuple[Cache, jax.Array, jax.Array, Likely]:
+) -> tuple[Pieces, jax.Array, jax.Array, Likely]:
     """Adds up to `steps` tokens to the texts of all slots.
 
     width: slots of a text that are looked at; none is longer. places: int32 [fewer], the slots that
@@ -229,21 +273,23 @@ def burst(
     """
     slots = len(rows.last)
     mine = lambda x: x if places is None else x[places]  # noqa: E731
-    looked_at = jax.tree.map(lambda x: mine(x)[:, :, :width], cache)
-    dtype = cache[0]["key"].dtype.name
+    pieces = [*zip([0, *_ends(cache)], cache, strict=False)]
+    look = _looked_at(jax.tree.map(mine, [x for at, x in pieces if at < width]), width)
+    dtype = cache[0][0]["key"].dtype.name
     everyone = jnp.arange(slots)
 
     def unfinished(carry: dict[str, Any]) -> jax.Array:
         return (carry["step"] < steps) & carry["going"].any()
 
-    def one_token(look: Callable[[], Cache], carry: dict[str, Any]) -> dict[str, Any]:
+    def one_token(carry: dict[str, Any]) -> dict[str, Any]:
         step, going = carry["step"], carry["going"]
+        first, *more = look()
         outputs: Any = decoder.apply(
             {"params": params},
             carry["token"][:, None],
-            look(),
+            first,
             (rows.lengths + step)[:, None],
-            tail=Tail(carry["tail"], step),
+            tail=Tail(carry["tail"], step, tuple(more)),
         )
         hidden, tail = outputs
         scores = logits(hidden[:, 0], params["embedding"])
@@ -280,19 +326,41 @@ def burst(
         "likely": _unlikely((slots, steps), most),
     }
 
-    def as_it_is(carry: dict[str, Any]) -> Any:
-        return jax.lax.while_loop(unfinished, partial(one_token, lambda: looked_at), carry)
-
-    def by_turned(carry: dict[str, Any]) -> Any:
-        return jax.lax.while_loop(unfinished, partial(one_token, turned(looked_at)), carry)
-
-    carry = jax.lax.platform_dependent(carry, cpu=by_turned, default=as_it_is)
+    carry = jax.lax.while_loop(unfinished, one_token, carry)
     here = everyone if places is None else places
-    merge = partial(merged, places=here, lengths=rows.lengths, written=carry["written"])
-    cache = pinned(decoder, jax.tree.map(merge, cache, carry["tail"]))
+
+    def merge(at: int, name: str, slots: jax.Array, tail: jax.Array) -> jax.Array:
+        axis = 3 if name == "key" and _on_cpu() else 2
+        return merged(slots, tail, here, rows.lengths - at, carry["written"], axis)
+
+    cache = tuple(
+        tuple(
+            {name: merge(at, name, slots, tail[name]) for name, slots in layer.items()}
+            for layer, tail in zip(piece, carry["tail"], strict=True)
+        )
+        if at < width + steps
+        else piece
+        for at, piece in pieces
+    )
+    cache = pinned(decoder, cache)
     held = carry["held"] if places is None else held.at[places].set(carry["held"])
     held = decoder.constrain(held, "batch", "vocabulary")
     return cache, held, carry["new"], carry["likely"]
+
+
+def _looked_at(pieces: Sequence[Cache], width: int) -> Callable[[], Pieces]:
+    """The first `width` slots of a cache that was cut, for a loop that only reads it.
+
+    A CPU multiplies in float32; the barrier has that made before the loop. In it, to turn the keys
+    moves nothing.
+    """
+    if not _on_cpu():
+        narrow: Pieces = jax.tree.map(lambda x: x[:, :, :width], tuple(pieces))
+        return lambda: narrow
+    made = jax.lax.optimization_barrier(jax.tree.map(lambda x: x.astype(jnp.float32), pieces))
+    return lambda: tuple(
+        tuple(layer | {"key": _turned(layer["key"])} for layer in piece) for piece in made
+    )
 
 
 def _hidden(

@@ -175,19 +175,23 @@ def in_parts(
     """The plain formula on keys and values that lie in several arrays, which it does not join.
 
     query: [batch, queries, heads, head_size]; each key and value: [batch, heads, keys, head_size].
-    visible: boolean [batch, queries, keys of all parts]. Returns what `attention` does.
+    visible: boolean [batch, queries, keys of all parts]. Returns what `attention` does. All is made
+    of each part by itself, as its size has it: so one of which nothing is visible changes no bit.
     """
-    scores = [dot("bqhd,bhkd->bhqk", query, key, FLOAT32) for key, _ in parts]
-    joined = jnp.concatenate(scores, axis=-1) * query.shape[-1] ** -0.5
-    joined = jnp.where(visible[:, None], joined, MASKED)
-    weight = jnp.exp(joined - joined.max(axis=-1, keepdims=True)).astype(parts[0][1].dtype)
-    total = weight.astype(FLOAT32).sum(axis=-1, keepdims=True)
     ends = [0, *accumulate(key.shape[2] for key, _ in parts)]
+    scores = []
+    for (start, end), (key, _) in zip(pairwise(ends), parts, strict=True):
+        score = dot("bqhd,bhkd->bhqk", query, key, FLOAT32) * query.shape[-1] ** -0.5
+        scores.append(jnp.where(visible[:, None, :, start:end], score, MASKED))
+    most = reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - most).astype(parts[0][1].dtype) for score in scores]
+    total = [weight.astype(FLOAT32).sum(axis=-1, keepdims=True) for weight in weights]
     mixed = [
-        dot("bhqk,bhkd->bhqd", weight[..., start:end], value, FLOAT32)
-        for (start, end), (_, value) in zip(pairwise(ends), parts, strict=True)
+        dot("bhqk,bhkd->bhqd", weight, value, FLOAT32)
+        for weight, (_, value) in zip(weights, parts, strict=True)
     ]
-    return (reduce(jnp.add, mixed) / total).swapaxes(1, 2).astype(weight.dtype)
+    mean = reduce(jnp.add, mixed) / reduce(jnp.add, total)
+    return mean.swapaxes(1, 2).astype(weights[0].dtype)
 
 
 def splash(

@@ -7,7 +7,7 @@ the softmax are float32 whatever the compute dtype: that is what made the 13B ru
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -83,11 +83,13 @@ class Tail:
     """Keys and values of the tokens that came since a cache was last written.
 
     slots: of each layer, as a cache with few slots. place: int32, the slot of the next token.
+    more: what of the cache comes behind its first slots, in arrays of its own.
     A cache that is only read is not copied by a loop that adds tokens, whatever the compiler.
     """
 
     slots: Cache
     place: jax.Array
+    more: tuple[Cache, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,12 +244,12 @@ class Layer(nn.Module):
         slots: Slots | None,
         scope: Scope,
         first: jax.Array,
-        held: Slots | None = None,
+        held: Sequence[Slots] = (),
     ) -> tuple[jax.Array, Slots | None]:
         """x: float32 [batch, length, d_model]. Returns the same and the slots with new ones.
 
         scope: what the attention function takes as its last argument. first: where in the slots
-        the new ones begin, see `write`. held: other slots, which are looked at, too.
+        the new ones begin, see `write`. held: other slots, which are looked at, too, first.
         """
         dtype, sent = (
             COMPUTE_DTYPES[name] for name in (self.compute.dtype, self.compute.sum_dtype)
@@ -300,11 +302,11 @@ class Layer(nn.Module):
             key, value = (slots[name].swapaxes(1, 2).astype(wide) for name in ("key", "value"))
             query = query.astype(wide)
         with jax.named_scope("attention"):
-            if slots is None or held is None or not isinstance(scope, jax.Array):
+            if slots is None or not held or not isinstance(scope, jax.Array):
                 mixed = self.attend(query, key, value, scope).astype(dtype)
             else:
                 apart = [
-                    (one["key"].astype(wide), one["value"].astype(wide)) for one in (held, slots)
+                    (one["key"].astype(wide), one["value"].astype(wide)) for one in (*held, slots)
                 ]
                 mixed = in_parts(query, apart, scope).astype(dtype)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
@@ -403,7 +405,8 @@ class Decoder(nn.Module):
         if tail is not None and cache is not None:
             length = tail.slots[0]["key"].shape[2]
             since = causal(jnp.broadcast_to(tail.place, positions.shape), length)
-            visible = causal(positions - tail.place - 1, cache[0]["key"].shape[2])
+            width = sum(part[0]["key"].shape[2] for part in (cache, *tail.more))
+            visible = causal(positions - tail.place - 1, width)
             scope = jnp.concatenate([visible, since], axis=-1)
 
         how = (self.constrain, attend or attention, fresh, self.adapter_scale)
@@ -432,7 +435,8 @@ class Decoder(nn.Module):
                 if tail is None:
                     x, new = one(x, held, scope, positions[:, 0])
                 else:
-                    x, new = one(x, tail.slots[number], scope, tail.place, held)
+                    parts = (held, *(more[number] for more in tail.more))
+                    x, new = one(x, tail.slots[number], scope, tail.place, parts)
                 written.append(new)
             cache = tuple(written)
         with jax.named_scope("final_norm"):

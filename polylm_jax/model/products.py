@@ -40,12 +40,9 @@ class OutputsFirst:
     weights: jax.Array
 
     def __getitem__(self, rows: jax.Array) -> jax.Array:
-        """Rows of a table. As integers: a CPU makes float32 of all of it to look up bfloat16.
-
-        The barrier keeps that in a loop of tokens, or all of it would be copied before the loop.
-        """
-        weights, rows = jax.lax.optimization_barrier((self.weights, rows))
-        bits = jax.lax.bitcast_convert_type(weights, jnp.uint16)[rows]
+        """Rows of a table. As integers: a CPU makes float32 of all of it to look up bfloat16."""
+        table, rows = jax.lax.optimization_barrier((self.weights, rows))
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[rows]
         return jax.lax.bitcast_convert_type(bits, self.weights.dtype)
 
 

@@ -17,7 +17,7 @@ from polylm_jax.decode.slots import Likely, Rows
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.serve.schedule import JOINED
 
-FEWEST_LOOKED_AT = 128  # slots of a text that the narrowest burst looks at
+LOOKED_AT = (128, 192, 256, 384, 512)  # slots of a text that the narrowest bursts look at
 
 
 # By a program's name: the function, its arguments, and the places of those that it uses up.
@@ -45,9 +45,8 @@ class Shape:
 
     @property
     def widths(self) -> list[int]:
-        """Slots of a text that bursts look at: powers of two, half as many again, and all."""
-        powers = [FEWEST_LOOKED_AT << power for power in range(24)]
-        steps = sorted([*powers, *(power * 3 // 2 for power in powers)])
+        """Slots of a text that bursts look at, rising; the last is all."""
+        steps = [*LOOKED_AT, *(LOOKED_AT[-1] << power for power in range(1, 24))]
         return [*(width for width in steps if width < self.context), self.context]
 
     @property
@@ -70,7 +69,7 @@ class Device:
     def __init__(self, decoder: Decoder, params: Any, shape: Shape, ready: bool = True) -> None:
         """params: of `for_decoding`. ready: compiles all at once; else each when it is called."""
         self.shape, self._params = shape, params
-        start = partial(slots.start, decoder, shape.slots, shape.context, shape.readers)
+        start = partial(slots.start, decoder, shape.slots, shape.widths, shape.readers)
         self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
         self._staged = list(staged)
         at, row, most = np.int32(0), staged[0], shape.most

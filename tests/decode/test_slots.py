@@ -1,5 +1,7 @@
 """The programs of an engine by themselves: what a burst looks at, and what it writes."""
 
+import math
+import re
 from functools import partial
 
 import jax
@@ -12,16 +14,22 @@ from polylm_jax.decode.prefill import merged
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.model.parameters import Init
+from polylm_jax.plan.hlo import parse
 from polylm_jax.serve.programs import idle_rows
 from polylm_jax.sizes import Size
+from tests.conftest import AS_FOR_USERS
 
 SIZE = Size(vocabulary=96, context=512, layers=1, heads=4, d_model=64, d_ff=64)
-DECODER = Decoder(SIZE, Compute("float32"))
+WIDTHS = (128, 192, 256, 512)
 
 
 @pytest.fixture(scope="module")
 def params():
-    start = jax.jit(Decoder(SIZE, Compute("float32"), Init(std=0.3)).init)
+    return params_of(SIZE)
+
+
+def params_of(size):
+    start = jax.jit(Decoder(size, Compute("float32"), Init(std=0.3)).init)
     return start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
@@ -33,15 +41,50 @@ def texts(count):
     rows = idle_rows(count)
     rows.left[:], rows.asked[:], rows.last[:] = 3, True, 5
     rows.lengths[:] = [3, 77, 200, 250, 9, 12][:count]
-    return cache, held, rows
+    return slots.cut(cache, WIDTHS), held, rows
 
 
-def test_a_burst_that_looks_at_more_slots_changes_no_bit(params):
-    wide = for_decoding(params, SIZE, "float32")
-    found = [
-        jax.jit(partial(slots.burst, DECODER, width, 4, 4))(wide, *texts(4)) for width in (256, 512)
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *found)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_burst_that_looks_at_more_slots_changes_no_bit(params, dtype):
+    weights = for_decoding(params, SIZE, dtype, cpu=True)
+    decoder = Decoder(SIZE, Compute(dtype))
+    cache, held, rows = texts(4)
+    rows.lengths[:] = [3, 77, 190, 187]  # of which a burst writes beyond what it looks at
+    few, *more = (
+        jax.jit(partial(slots.burst, decoder, width, 4, 4))(weights, cache, held, rows)
+        for width in (192, 256, 512)
+    )
+    for found in more:
+        jax.tree.map(np.testing.assert_array_equal, few, found)
+    assert [n for n, (old, new) in enumerate(zip(cache, few[0], strict=True))
+            if (old[0]["value"] != new[0]["value"]).any()] == [0, 1, 2]  # fmt: skip
+
+
+def test_what_was_cut_is_whole_again():
+    cache, _, _ = texts(2)
+    whole = slots.joined(cache)
+    assert whole[0]["key"].shape == whole[0]["value"].shape == (2, SIZE.heads, 512, SIZE.head_size)
+    jax.tree.map(np.testing.assert_array_equal, slots.cut(whole, WIDTHS), cache)
+
+
+def test_a_cpus_burst_moves_nothing_of_the_cache():
+    """Neither before the loop nor in it is anything made as large as a layer's keys."""
+    cache, held, rows = texts(6)
+    weights = for_decoding(params_of(SIZE), SIZE, "bfloat16", cpu=True)
+    burst = partial(slots.burst, Decoder(SIZE, Compute("bfloat16")), 256, 4, 4)
+    lowered = jax.jit(burst, donate_argnums=(1, 2)).lower(weights, cache, held, rows)
+    program, _ = parse(lowered.compile(AS_FOR_USERS).as_text())
+    pieces = {piece[0]["key"].size for piece in cache}
+    made = [
+        one
+        for part in program.values()
+        for one in part
+        if one.op not in ("get-tuple-element", "bitcast", "parameter", "tuple", "while", "scatter")
+        and "scatter" not in one.rest
+        and any(math.prod(map(int, found.split(","))) in pieces
+                for found in re.findall(r"\[([\d,]+)\]", one.type))
+    ]  # fmt: skip
+    assert not made
 
 
 def test_in_bfloat16_a_burst_of_some_texts_is_theirs_among_all_bit_for_bit(params):
