@@ -120,8 +120,8 @@ def _turned(key: jax.Array) -> jax.Array:
     return key.swapaxes(2, 3) if _on_cpu() else key
 
 
-def _ends(pieces: Pieces) -> list[int]:
-    """Where each piece ends in the context."""
+def ends(pieces: Pieces) -> list[int]:
+    """Where each piece of a cache ends in the context."""
     return [*accumulate(piece[0]["value"].shape[2] for piece in pieces)]
 
 
@@ -229,6 +229,7 @@ def first(
 
 def insert(
     decoder: Decoder,
+    width: int,
     cache: Pieces,
     held: jax.Array,
     staged: Cache,
@@ -236,12 +237,19 @@ def insert(
     slot: jax.Array,
     length: jax.Array,
 ) -> tuple[Pieces, jax.Array]:
-    """The cache with a staged row of `length` tokens in a slot, and what the texts hold."""
+    """The cache with a staged row of `length` tokens in a slot, and what the texts hold.
+
+    width: in the pieces behind so many slots stays what there is; with a length of 0 all others are
+    cleared.
+    """
 
     def put(whole: jax.Array, row: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis=0)
 
-    cache = jax.tree.map(put, cache, cut(_cut(staged, length), _ends(cache)))
+    parts = zip([0, *ends(cache)], cache, cut(_cut(staged, length), ends(cache)), strict=False)
+    cache = tuple(
+        jax.tree.map(put, piece, part) if begin < width else piece for begin, piece, part in parts
+    )
     return pinned(decoder, cache), decoder.constrain(put(held, held_row), "batch", "vocabulary")
 
 
@@ -273,7 +281,7 @@ def burst(
     """
     slots = len(rows.last)
     mine = lambda x: x if places is None else x[places]  # noqa: E731
-    pieces = [*zip([0, *_ends(cache)], cache, strict=False)]
+    pieces = [*zip([0, *ends(cache)], cache, strict=False)]
     look = _looked_at(jax.tree.map(mine, [x for at, x in pieces if at < width]), width)
     dtype = cache[0][0]["key"].dtype.name
     everyone = jnp.arange(slots)

@@ -370,6 +370,8 @@ class DeviceEngine:
         """A call whose scores are no numbers; what was computed for it is of no use."""
         if under.job.reader >= 0:
             self._device.take(under.job.reader, 0, 0)
+        else:
+            self._device.clear(under.job.slot)
         self._end(under, "failed", replace(news, fault=NOT_FINITE))
 
     def _end(self, under: Under, why: str, news: News = NO_NEWS) -> None:

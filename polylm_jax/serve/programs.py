@@ -71,7 +71,8 @@ class Device:
         self.shape, self._params = shape, params
         start = partial(slots.start, decoder, shape.slots, shape.widths, shape.readers)
         self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
-        self._staged = list(staged)
+        self._staged, self._nothing_held = list(staged), held_row
+        self._ends = slots.ends(self._cache)
         at, row, most = np.int32(0), staged[0], shape.most
         longest = np.zeros((1, shape.chunks[-1]), np.int32)
         prompt = np.zeros(shape.context, np.int32)
@@ -87,13 +88,11 @@ class Device:
                 (params, hidden, prompt, at, one),
                 (),
             ),
-            "insert": (
-                partial(slots.insert, decoder),
-                (self._cache, self._held, row, held_row, at, at),
-                (0, 1),
-            ),
             "take": (partial(slots.take, decoder), (row, self._cache, at, at), (0,)),
         }
+        inserts = (self._cache, self._held, row, held_row, at, at)
+        for width in self._ends:
+            wanted["insert", width] = partial(slots.insert, decoder, width), inserts, (0, 1)
         for rows, length, width in shape.reads:
             tokens, each = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
             reads = (params, (row,) * rows, tokens, each, each)
@@ -149,10 +148,18 @@ class Device:
         return int(np.asarray(token)[0]), likely, held_row
 
     def insert(self, reader: int, held_row: jax.Array, slot: int, length: int) -> None:
-        """Puts what a reader has read, `length` tokens, into a slot."""
+        """Puts what a reader has read, `length` tokens, into a slot, and little behind them."""
+        width = next(width for width in self._ends if width >= length)
         places = np.int32(slot), np.int32(length)
-        self._cache, self._held = self._run["insert"](
+        self._cache, self._held = self._run["insert", width](
             self._cache, self._held, self._staged[reader], held_row, *places
+        )
+
+    def clear(self, slot: int) -> None:
+        """Leaves nothing in a slot: what is no number would reach the next text there."""
+        places = np.int32(slot), np.int32(0)
+        self._cache, self._held = self._run["insert", self.shape.context](
+            self._cache, self._held, self._staged[0], self._nothing_held, *places
         )
 
     def wait(self) -> None:

@@ -61,6 +61,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
         type=partial(local, name="--gguf"),
         help="a file of the same size: llama.cpp decodes with it beside ours (bench serve, too)",
     )
+    serve = parser.add_argument_group("for bench serve")
+    serve.add_argument(
+        "--at_once", type=int, choices=[*bench_serve.AT_ONCE], help="so many calls; each in turn"
+    )
     step = parser.add_argument_group("for bench train, bench tune, bench torch and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
@@ -274,13 +278,15 @@ def _rouge(given: argparse.Namespace) -> dict:
 
 def _serve(given: argparse.Namespace) -> dict:
     platform.keep("")
-    levels = " and ".join(map(str, bench_serve.AT_ONCE))
-    print(f"Answering {levels} calls at once, by the engine and by batches in turn; some minutes.")
+    levels = {n: calls for n, calls in bench_serve.AT_ONCE.items() if given.at_once in (None, n)}
+    said = " and ".join(map(str, levels))
+    print(f"Answering {said} calls at once, by the engine and by batches in turn; some minutes.")
     result = bench_serve.run(
         config.get("model"),
         config.get("init"),
         config.get("compute"),
         config.get("serve"),
+        levels,
         gguf=_gguf(given),
         python=given.peer_python or "",
     )

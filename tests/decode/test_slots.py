@@ -67,6 +67,26 @@ def test_what_was_cut_is_whole_again():
     jax.tree.map(np.testing.assert_array_equal, slots.cut(whole, WIDTHS), cache)
 
 
+def test_a_row_is_put_where_it_has_tokens_and_nothing_is_left_where_all_is_cleared():
+    cache, held, _ = texts(3)
+    [row] = jax.tree.map(lambda x: np.full_like(x[:1], np.nan), slots.joined(cache))
+    row["key"][:, :, :150] = row["value"][:, :, :150] = 7
+    insert = partial(slots.insert, Decoder(SIZE, Compute("float32")))
+
+    def put(width, length):
+        found, now = insert(width, cache, held, (row,), held[:1] + 5, 1, length)
+        assert now.sum() == 5 * SIZE.vocabulary
+        return slots.joined(found)[0], slots.joined(cache)[0]
+
+    for name in ("key", "value"):
+        new, old = (layer[name] for layer in put(192, 150))
+        assert (new[1, :, :150] == 7).all()
+        assert not new[1, :, 150:192].any()
+        np.testing.assert_array_equal(new[1, :, 192:], old[1, :, 192:])
+        np.testing.assert_array_equal(new[::2], old[::2])
+        assert not put(512, 0)[0][name][1].any()
+
+
 def test_a_cpus_burst_moves_nothing_of_the_cache():
     """Neither before the loop nor in it is anything made as large as a layer's keys."""
     cache, held, rows = texts(6)
@@ -108,11 +128,13 @@ def test_a_tail_is_written_behind_each_text_and_nothing_else(dtype, order):
     dice = np.random.default_rng(1)
     held = jnp.asarray(dice.normal(size=(5, 2, 12, 3)), dtype)
     tail = jnp.asarray(dice.normal(size=(5, 2, 4, 3)), dtype)
-    lengths, written = np.array([0, 5, 9, 11, 12]), np.array([4, 2, 3, 1, 0])
+    lengths, written = np.array([-2, 5, 9, 11, 12]), np.array([4, 2, 3, 1, 0])
     expected, order = np.array(held), np.array(order)
     for row in order:
-        end = lengths[row] + written[row]
-        expected[row, :, lengths[row] : end] = tail[row, :, : written[row]]
+        first, end = max(0, -lengths[row]), lengths[row] + written[row]
+        expected[row, :, lengths[row] + first : end] = tail[row, :, first : written[row]]
     some = tail[order], order, lengths[order], written[order]
     found = jax.jit(merged)(held, *some)
     np.testing.assert_array_equal(np.array(found), expected)
+    found = jax.jit(partial(merged, axis=3))(held.swapaxes(2, 3), *some)
+    np.testing.assert_array_equal(np.array(found).swapaxes(2, 3), expected)

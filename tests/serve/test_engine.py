@@ -185,6 +185,7 @@ def test_few_texts_in_many_slots_have_the_bits_that_they_have_among_many(trained
     assert [ask(two, [prompt], likeliest=2)[0].new for prompt in prompts] == together
     two.close(0)
     assert {name[1] for name in one._device._run if name[0] == "burst"} == {4, 16}
+    assert max(name[1] for name in one._device._run if name[0] == "read") == 4
 
 
 def test_a_second_turn_reads_what_is_new_in_it(engine, params):

@@ -25,7 +25,8 @@ class Run:
     """A schedule and what a device would hold: tokens by slots and readers."""
 
     def __init__(self, slots):
-        self.schedule = Schedule(slots, CONTEXT, chunks_of(32, PROMPT_TOKENS, CONTEXT), 32)
+        chunks = chunks_of(32, PROMPT_TOKENS, CONTEXT)
+        self.schedule = Schedule(slots, CONTEXT, chunks, PROMPT_TOKENS, (1, 2, 4))
         self.cache = [[] for _ in range(slots)]
         self.staged = [[] for _ in range(self.schedule.readers)]
         self.open, self.ends, self.begun, self.left = {}, [], [], {}
@@ -64,18 +65,20 @@ class Run:
                 self.staged[job.reader] = self.cache[job.source][: job.reused]
                 assert self.staged[job.reader] == list(job.prompt[: job.reused])
                 continue
-            chunks += 1
-            assert 0 <= step.begin <= len(self.staged[job.reader])
-            assert step.begin + step.length <= CONTEXT
-            if schedule.going:
-                spent += step.length
-                own[job.number] = own.get(job.number, 0) + step.length
-                assert spent <= schedule.allowance
-                assert own[job.number] <= PROMPT_TOKENS
-            self.staged[job.reader][step.begin :] = job.prompt[step.begin : step.end]
-            if step.end == len(job.prompt):
-                self.read(job)
-            self.check()
+            others_go_on = bool(schedule.going)
+            for part in [step, *schedule.beside(step)]:
+                job, chunks = part.job, chunks + 1
+                assert 0 <= part.begin <= len(self.staged[job.reader])
+                assert part.begin + part.length <= CONTEXT
+                if others_go_on:
+                    spent += part.length
+                    own[job.number] = own.get(job.number, 0) + part.length
+                    assert spent <= schedule.allowance
+                    assert own[job.number] <= PROMPT_TOKENS
+                self.staged[job.reader][part.begin :] = job.prompt[part.begin : part.end]
+                if part.end == len(job.prompt):
+                    self.read(job)
+                self.check()
         for slot, job in list(schedule.going.items()):
             wrote = [2] * min(steps, self.left[job.number])
             schedule.wrote(slot, wrote)
@@ -200,6 +203,33 @@ def test_idle_slots_let_more_be_read_but_of_one_prompt_no_more():
     while step := schedule.next():
         order.append((step.job.number, step.length))
     assert order == [(2, 128), (3, 128), (4, 128), (1, 128)]  # in turns
+
+
+def test_beginnings_are_read_together_as_far_as_they_are_of_one_length_and_there_is_room():
+    schedule = Schedule(8, 512, chunks_of(128, 512, 512), 512, (1, 2, 4))
+    lengths = [100, 30, 70, 200, 60, 300, 128]
+    schedule.waiting.extend(Job(n, [n] * length) for n, length in enumerate(lengths))
+    calls = []
+
+    def call():
+        while isinstance(step := schedule.next(), Begin):
+            pass
+        parts = [step, *schedule.beside(step)] if step else []
+        for part in parts:
+            if part.end == len(part.job.prompt):
+                schedule.inserted(part.job)
+        calls.append([(part.job.number, part.begin, part.end, part.length) for part in parts])
+
+    # four begin, of which one is too short; three would be one too many, and 70 takes 128 places
+    call()
+    assert calls.pop() == [(0, 0, 100, 128), (2, 0, 70, 128)]
+    schedule.turn(places=256)  # and half as many again, where one slot is idle
+    call()
+    assert calls.pop() == [(1, 0, 30, 32)]
+    call()
+    assert calls.pop() == [(3, 0, 128, 128), (4, 0, 60, 128)]
+    call()  # of those 384 places 288 are taken
+    assert calls == [[]]
 
 
 def test_chunks_are_the_same_whatever_else_is_read_and_fit_into_the_cache():
