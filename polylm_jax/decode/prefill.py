@@ -200,7 +200,7 @@ def _read_rest(
     def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
         cache, ends = state
         begin = number * chunk
-        positions = jnp.broadcast_to(begin + jnp.arange(chunk), (batch, chunk))
+        positions = (begin + jnp.arange(chunk))[None]
         part = jax.lax.dynamic_slice_in_dim(tokens, begin, chunk, axis=1)
         outputs: Any = decoder.apply({"params": params}, part, cache, positions)
         hidden, cache = outputs

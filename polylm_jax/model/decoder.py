@@ -429,11 +429,11 @@ class Decoder(nn.Module):
             x, _ = layers(*settings, name="layers")(x, None, scope, positions)
         else:
             # not a scan: it would copy every layer's weights and cache at every token
-            written: Any = []
+            first, written = jnp.int32(0) if fresh else positions[:, 0].squeeze(), list[Any]()
             for number, held in enumerate(cache):
                 one = Layer(*settings, name=f"layer_{number}")
                 if tail is None:
-                    x, new = one(x, held, scope, positions[:, 0])
+                    x, new = one(x, held, scope, first)
                 else:
                     parts = (held, *(more[number] for more in tail.more))
                     x, new = one(x, tail.slots[number], scope, tail.place, parts)
