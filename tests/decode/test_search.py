@@ -147,6 +147,20 @@ def test_a_cpus_token_only_reads_the_cache(cache):
     assert {one.name for one in kernels(text, loop=True)} <= names
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_cpu_reads_without_a_scatter_or_a_copy_of_the_table(prompts):
+    size, params, _ = golden.load("c")
+    decoder = Decoder(size, Compute("bfloat16", prefill_chunk=16))
+    params = for_decoding(params, size, "bfloat16", cpu=True)
+    whole, lengths = np.full((prompts, 64), 5, np.int32), np.full(prompts, 40, np.int32)
+    lowered = _read.lower(decoder, False, params, whole, lengths)
+    program, _ = parse(lowered.compile(AS_FOR_USERS).as_text())
+    made = [one for part in program.values() for one in part]
+    assert not [one.op for one in made if one.op == "scatter"]
+    apart = f"u16[{size.vocabulary},{size.d_model}]"  # not fused into what looks rows up
+    assert not [one.name for one in made if one.op == "fusion" and one.type.startswith(apart)]
+
+
 @pytest.mark.parametrize(("platform", "loops"), [("cpu", 2), ("cuda", 1), ("tpu", 1)])
 def test_other_devices_write_each_token_into_the_cache(platform, loops):
     size, params, _ = golden.load("c")
