@@ -56,7 +56,7 @@ def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline
-                | b.Create(_dealt(pieces), reshuffle=_spread(beam))
+                | b.Create(_dealt(beam, pieces), reshuffle=_spread(beam))
                 | "each" >> b.Map(_Each(function))
             )
 
@@ -75,20 +75,20 @@ def grouped(
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline
-                | b.Create(_dealt(pieces), reshuffle=_spread(beam))
+                | b.Create(_dealt(beam, pieces), reshuffle=_spread(beam))
                 | "emit" >> b.FlatMap(_Emit(emit))
                 | b.GroupByKey()
                 | "reduce" >> b.MapTuple(_Reduce(reduce))
             )
 
 
-def _dealt(pieces: Sequence[Any]) -> list[Any]:
-    """The pieces in an order of chance, the same each time.
+def _dealt(beam: Beam, pieces: Sequence[Any]) -> Sequence[Any]:
+    """The pieces, for several processes in an order of chance, the same each time.
 
     Beam deals them out to processes in turn, before it begins: where every second one is large,
     as train and valid follow one another, one process would have all that are.
     """
-    return random.Random(0).sample(pieces, len(pieces))
+    return random.Random(0).sample(pieces, len(pieces)) if _spread(beam) else pieces
 
 
 def _spread(beam: Beam) -> bool:
