@@ -601,9 +601,10 @@ def test_another_model_of_languages_at_the_same_place_measures_anew(tmp_path):
 
 def test_pieces_are_dealt_so_that_each_process_has_about_as_much():
     pieces = [(number, size) for number in range(35) for size in (9, 1)]  # as train and valid are
-    dealt = engine._dealt(pieces)
-    assert dealt == engine._dealt(pieces)
-    assert sorted(dealt) == sorted(pieces)
+    assert engine._dealt(Beam(), pieces) == pieces
     for workers in (2, 3, 4):  # Beam deals them out in turn
+        dealt = engine._dealt(Beam(workers=workers), pieces)
+        assert dealt == engine._dealt(Beam(workers=workers), pieces)
+        assert sorted(dealt) == sorted(pieces)
         shares = [sum(size for _, size in dealt[first::workers]) for first in range(workers)]
         assert max(shares) < 1.2 * sum(shares) / workers
