@@ -220,12 +220,9 @@ def _certify(given: argparse.Namespace) -> None:
         raise UserError(
             f"{min(other)} of --gin_file is no run of {RUNS} named after a slice; leave it out."
         )
-    for file in files:
+    for file in (file for file in files if file.stem in chosen):
         where = slice_of(slice_in(file.stem))
-        old = next((line for line in former.splitlines() if f"`{file.stem}`" in line), "")
-        if file.stem not in chosen:
-            rows |= {file.stem: old} if old else {}
-            continue
+        old = "".join(_line_of(file.stem, former))
         if old and missing_compiler(where):
             print(f"{file.stem}: as before. {missing_compiler(where)}", flush=True)
             rows[file.stem] = old + " |" * (len(COLUMNS) + 1 - old.count("|"))
@@ -236,9 +233,11 @@ def _certify(given: argparse.Namespace) -> None:
         print(rows[file.stem], "" if rows[file.stem] == old else "(new)", flush=True)
         failed += [] if plan.fits else [file.stem]
         costly += _costly(given, plan)
-    made = "\n".join([TABLE_HEAD, *rows.values()]) + "\n"
-    # again: it may have been edited meanwhile
-    before, _, after = certified.around_the_table(given.certify)
+    # again: it may have been edited meanwhile, and its other rows made by another process
+    before, latest, after = certified.around_the_table(given.certify)
+    kept = {file.stem: line for file in files for line in _line_of(file.stem, latest)}
+    rows = kept | rows
+    made = "\n".join([TABLE_HEAD, *(rows[name] for name in sorted(rows))]) + "\n"
     with output(given.certify) as out:
         out.write((before + made.join(certified.MARKS) + after).encode())
     print(f"The table is in {given.certify}.")
@@ -246,6 +245,11 @@ def _certify(given: argparse.Namespace) -> None:
         raise UserError(f"These no longer fit: {', '.join(failed)}; the table says which and how.")
     if costly:
         raise UserError(f"These compute more again than they must: {'; '.join(costly)}.")
+
+
+def _line_of(name: str, table: str) -> list[str]:
+    """The row of a run in a table of Markdown, if there is one."""
+    return [line for line in table.splitlines() if f"`{name}`" in line][:1]
 
 
 def _costly(given: argparse.Namespace, plan: Plan) -> list[str]:

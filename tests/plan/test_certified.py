@@ -79,6 +79,26 @@ def test_what_the_table_calls_too_large_is_refused(capsys, here):
     assert "is not certified" in known(capsys, THE_13B)[1]
 
 
+def test_a_row_that_another_process_made_meanwhile_stays(capsys, here, monkeypatch):
+    before = here.read_text()
+
+    def compiled(run, where, cache):
+        here.write_text(here.read_text().replace("| 23.6 of 32.0 |", "| 22.0 of 32.0 |"))
+
+    monkeypatch.setattr("polylm_jax.verbs.plan.compile_step", compiled)
+    assert main(["plan", f"--certify={here}", THE_13B]) == 0
+    assert "(new)" in capsys.readouterr().out
+    # whose compiler says nothing is by arithmetic; the other's row is as it was made
+    changed = {
+        new.split("`")[1]: new
+        for old, new in zip(before.splitlines(), here.read_text().splitlines(), strict=True)
+        if old != new
+    }
+    assert "| not tried |" in changed.pop("polylm_13b_v5p_128")
+    assert changed
+    assert all("| 22.0 of 32.0 |" in line for line in changed.values())
+
+
 @pytest.mark.parametrize(
     ("slice_name", "changes", "sentence"),
     [
