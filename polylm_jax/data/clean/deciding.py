@@ -124,7 +124,9 @@ def items_held(job: Deciding, piece: Piece) -> np.ndarray:
 
 def decide(job: Deciding, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Writes what fails in a shard; gives its best CANDIDATE of each cluster, by cluster."""
-    scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
+    limited = {name for limits in job.limits.values() for name in limits}
+    wanted = {"id", "language", "characters", BITS} | limited
+    scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet", *sorted(wanted))
     count = len(scores["language"])
     *_, scores[MISALIGNED] = pairs_of(job, piece, scores)
     contaminated = np.zeros(count, bool)

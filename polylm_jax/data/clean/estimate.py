@@ -11,7 +11,7 @@ RATES = {
     "read, mend, mask, write": 12.0,
     "language": 7.0,
     "rules": 7.0,
-    "perplexity": 3.0,
+    "perplexity": 3.1,
     "keys of duplicates": 40.0,
     "clusters": 50.0,
 }

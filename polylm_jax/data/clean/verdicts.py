@@ -4,6 +4,7 @@ A shard gives a file of verdicts, a row a document with every score, and the fil
 of the corpus. Counts and samples of what was dropped go to a note, which is written last.
 """
 
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _ABOUT = ("file", "record", "url", "language", "score", "language_share", "bytes
 SAMPLES = 10  # dropped documents of each language and reason that are shown
 SHOWN = 300  # characters of each
 
+_SIZES = struct.Struct("<3Q")  # bytes of a text and of where it is from, and its id
 _HELD_IN_MEMORY = 2**24  # bytes of a language's text, before it goes to a disk
 
 
@@ -93,7 +95,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             if wanted:
                 samples[_of(scores, at, reason)].append((verdicts["id"][at], text[:SHOWN]))
             else:
-                texts.add(scores["language"][at], text, document.origin, document.id)
+                texts.add(scores["language"][at], text, document.origin, int(scores["id"][at]))
         entries = {
             language: write_shard(
                 output, language, share.number, share.count, texts.of(language), share.held_out
@@ -219,12 +221,12 @@ class _Texts:
         if language not in self._files:
             self._files[language] = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY)  # noqa: SIM115
         content, name = text.encode(), origin.encode()
-        sizes = np.array([len(content), len(name), identity], np.uint64)
-        self._files[language].write(sizes.tobytes() + content + name)
+        sizes = _SIZES.pack(len(content), len(name), identity)
+        self._files[language].write(sizes + content + name)
 
     def of(self, language: str) -> Iterator[tuple[str, str, int]]:
         file = self._files[language]
         file.seek(0)
-        while sizes := file.read(24):
-            size, length, identity = np.frombuffer(sizes, np.uint64).tolist()
+        while sizes := file.read(_SIZES.size):
+            size, length, identity = _SIZES.unpack(sizes)
             yield file.read(size).decode(), file.read(length).decode(), identity
