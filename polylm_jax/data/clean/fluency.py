@@ -23,8 +23,8 @@ from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.files import put
 
 BITS, DISORDER, QUALITY = "bits_per_byte", "disorder", "quality"
-SCORES = (BITS, DISORDER, QUALITY)
 KEPT = {BITS: True, DISORDER: True, QUALITY: False}  # whether what is large is bad
+SCORES = tuple(KEPT)
 _ENGLISH = "en"
 
 

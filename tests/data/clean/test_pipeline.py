@@ -482,6 +482,8 @@ def test_text_that_is_not_fluent_is_told_by_models_of_clean_text(tiny, tmp_path)
     scores = products.load_table(f"{work.measured}/{work.pieces[0].key}.scores.parquet")
     bits = scores["bits_per_byte"]
     assert bits[:20].max() < bits[20:].min()
+    disorder = scores["disorder"]
+    assert disorder[:20].max() < 0.9 < disorder[20:].min()
     limits = {"de": {"bits_per_byte": (None, float(bits[:20].max()))}}
     run(work, limits)
     assert [row["reason"] for row in verdicts(tmp_path / "out")[20:]] == ["bits_per_byte"] * 4
