@@ -58,14 +58,19 @@ def check_host(host: str, key: str, settings: Serving) -> None:
 class Door:
     """An ASGI app that lets in whom it may and hands them on.
 
-    methods: function (path) -> what may be done there.
+    methods: function (path) -> what may be done there. count: is told the status of a refusal.
     """
 
     def __init__(
-        self, app: ASGIApp, key: str, origins: tuple[str, ...], methods: Callable[[str], set[str]]
+        self,
+        app: ASGIApp,
+        key: str,
+        origins: tuple[str, ...],
+        methods: Callable[[str], set[str]],
+        count: Callable[[int], None],
     ) -> None:
         self._app, self._key, self._origins = app, key.encode(), origins
-        self._methods = methods
+        self._methods, self._count = methods, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,6 +97,7 @@ class Door:
         try:
             self._let_in(scope["path"], headers, origin, known)
         except Refusal as refusal:
+            self._count(refusal.status)
             await refused(refusal, page=scope["path"] == PAGE)(scope, receive, told)
             return
         await self._app(scope, receive, told)

@@ -14,6 +14,8 @@ from polylm_jax.serve.requests import Asked, Choice, Piece
 JSON = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
+# those of Unicode that JSON leaves as they are; many a client splits lines there
+LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def _number(value: float) -> float | None:
 
 
 def event(content: JSON) -> bytes:
-    """A server-sent event."""
-    return b"data: " + dumps(content) + b"\n\n"
+    """A server-sent event, one line whatever a client takes for a line's end."""
+    return b"data: " + dumps(content).decode().translate(LINE_ENDS).encode() + b"\n\n"
 
 
 def dumps(content: Any) -> bytes:

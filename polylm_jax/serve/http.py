@@ -283,10 +283,13 @@ def make_app(
     if desk:
         routes += _api(desk)
 
+    def count(status: int) -> None:
+        if desk:
+            desk.metrics.refused(status)
+
     async def wrong(request: Request, fault: Exception) -> Response:
         assert isinstance(fault, Refusal)
-        if desk:
-            desk.metrics.refused(fault.status)
+        count(fault.status)
         return refused(fault)
 
     async def no_route(request: Request, fault: Exception) -> Response:
@@ -327,7 +330,7 @@ def make_app(
             name for route in routes if route.path_regex.match(path) for name in route.methods or ()
         }
 
-    return Door(app, key, tuple(origins), methods)
+    return Door(app, key, tuple(origins), methods, count)
 
 
 def _api(desk: Desk) -> list[Route]:

@@ -88,6 +88,14 @@ def test_a_stop_never_leaks_and_frees_the_slot(client, site, vocabulary):
     assert soon(lambda: site.engine.counts().running == 0)
 
 
+def test_an_event_is_one_line_whatever_ends_a_line(client):
+    text = "one\x85two\u2028three\u2029four\x0bfive\x1csix"
+    asked = {"prompt": f"«{text}»", "max_tokens": 200, "stream": True}
+    lines = client.post("/v1/completions", json=asked).text.splitlines()
+    told = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert "".join(one["choices"][0]["text"] for one in told) == text
+
+
 def test_log_probabilities_have_the_legacy_shape_and_the_chats(client, vocabulary):
     asked = {"prompt": "Bread «Tea»", "max_tokens": 9, "echo": True, "logprobs": 2}
     for stream in (False, True):
@@ -449,6 +457,18 @@ def test_all_but_the_health_is_behind_the_key(locked, method, path):
     for given in ("Bearer sesame", "bearer sesame", f"Basic {password}"):
         headers = {"Authorization": given}
         assert HTTP.request(method, locked.url + path, headers=headers).status_code != 401
+
+
+def test_who_is_not_let_in_is_counted(locked):
+    counted = 'polylm:requests_refused_total{model_name="tiny",status="401"}'
+    key = {"Authorization": "Bearer sesame"}
+    count = lambda: float(  # noqa: E731
+        HTTP.get(locked.url + "/metrics", headers=key).text.partition(counted)[2].split()[0]
+    )
+    assert HTTP.get(locked.url + "/v1/models").status_code == 401
+    before = count()
+    assert HTTP.get(locked.url + "/v1/models").status_code == 401
+    assert count() == before + 1
 
 
 def test_health_is_open_and_browsers_may_ask_before_they_bring_the_key(locked):
