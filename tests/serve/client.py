@@ -218,7 +218,7 @@ def with_chromium_for_long(url, long, emoji):
         seen["left"] = first.input_value("#set-top_p")
         # the oldest turns go where the context is full
         second.click("#new")
-        for _ in range(3):
+        for _ in range(4):
             ask(second, long)
         seen["notes"] = second.locator(".turn .note").all_text_contents()
         steps = second.text_content("#steps")
