@@ -24,7 +24,7 @@ from polylm_jax.decode.slots import Likely
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
 from polylm_jax.serve.calls import MOST_LIKELIEST, Busy, Call, Counts, News, Said
-from polylm_jax.serve.programs import Device, Shape, idle_rows
+from polylm_jax.serve.programs import Device, Shape, idle_rows, widths_of
 from polylm_jax.serve.schedule import READERS, Begin, Chunk, Job, Pace, Schedule, chunks_of
 from polylm_jax.serve.settings import Serving
 
@@ -98,6 +98,7 @@ class DeviceEngine:
             rows=[few, self.slots] if few >= FEW else [self.slots],
             context=self.context,
             burst=min(serving.burst, self.context),
+            widths=widths_of(self.context, few=not ready),
             readers=readers,
             together=[1 << power for power in range(readers.bit_length())] if alike else [1],
             chunks=chunks,

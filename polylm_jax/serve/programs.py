@@ -19,7 +19,6 @@ from polylm_jax.serve.schedule import JOINED
 
 LOOKED_AT = (128, 192, 256, 384, 512)  # slots of a text that the narrowest bursts look at
 
-
 # By a program's name: the function, its arguments, and the places of those that it uses up.
 Wanted = dict[Any, tuple[Callable, tuple, tuple[int, ...]]]
 
@@ -29,25 +28,21 @@ class Shape:
     """All sizes of an engine's programs.
 
     slots: texts at once; rows: of so many a burst is, the fewest that do, rising up to slots;
-    context: tokens of each; burst: tokens added at once; readers: prompts read in turns; together:
-    so many can be begun in one call, rising from 1; chunks: lengths in which they are read; most:
-    of the likeliest that are told.
+    context: tokens of each; burst: tokens added at once; widths: slots of a text that bursts look
+    at, rising up to the context; readers: prompts read in turns; together: so many can be begun in
+    one call, rising from 1; chunks: lengths in which they are read; most: of the likeliest that are
+    told.
     """
 
     slots: int
     rows: Sequence[int]
     context: int
     burst: int
+    widths: Sequence[int]
     readers: int
     together: Sequence[int]
     chunks: Sequence[int]
     most: int
-
-    @property
-    def widths(self) -> list[int]:
-        """Slots of a text that bursts look at, rising; the last is all."""
-        steps = [*LOOKED_AT, *(LOOKED_AT[-1] << power for power in range(1, 24))]
-        return [*(width for width in steps if width < self.context), self.context]
 
     @property
     def reads(self) -> list[tuple[int, int, int]]:
@@ -58,6 +53,13 @@ class Shape:
         alone = [(1, chunk, width) for chunk in self.chunks for width in {chunk, self.context}]
         joined = itertools.product(self.together[1:], self.chunks[-JOINED:])
         return [*alone, *((rows, chunk, chunk) for rows, chunk in joined)]
+
+
+def widths_of(context: int, few: bool = False) -> list[int]:
+    """Slots of a text that bursts look at. few: half as many, where each is compiled in a talk."""
+    short = LOOKED_AT[:: 2 if few else 1]
+    steps = [*short, *(LOOKED_AT[-1] << power for power in range(1, 24))]
+    return [*(width for width in steps if width < context), context]
 
 
 class Device:

@@ -26,6 +26,7 @@ from polylm_jax.parallel.sharding import constrainer, parameter_shardings
 from polylm_jax.serve import engine as engine_room
 from polylm_jax.serve.calls import Busy, Call
 from polylm_jax.serve.engine import DeviceEngine, programs_compiled
+from polylm_jax.serve.programs import widths_of
 from polylm_jax.serve.settings import Serving
 from polylm_jax.sizes import Size
 
@@ -422,6 +423,12 @@ def test_a_failure_of_the_thread_ends_every_call_and_is_seen(another, monkeypatc
 def test_a_call_that_cannot_be_is_an_error_of_who_calls(engine, call, words):
     with pytest.raises(ValueError, match=words):
         engine.submit(call, print)
+
+
+def test_bursts_look_at_few_numbers_of_slots_where_each_is_compiled_in_a_talk():
+    assert widths_of(2048) == [128, 192, 256, 384, 512, 1024, 2048]
+    assert widths_of(2048, few=True) == [128, 256, 512, 1024, 2048]
+    assert (widths_of(192), widths_of(64)) == ([128, 192], [64])
 
 
 def test_a_context_beyond_the_models_is_refused(params):
