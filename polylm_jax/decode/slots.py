@@ -88,7 +88,7 @@ def held_as(compute: Compute) -> str:
 def cut(cache: Cache, widths: Sequence[int]) -> Pieces:
     """A cache as bursts look at it: cut where they may end.
 
-    A CPU copies a part of an array before a loop that reads it, but not an array; and multiplies
+    A CPU copies a part of an array before a loop that reads it, but not a whole one; and multiplies
     with keys that lie there with the slots last.
     """
     places = [0, *widths] if _on_cpu() else [0, widths[-1]]
