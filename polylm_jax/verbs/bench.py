@@ -62,9 +62,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="a file of the same size: llama.cpp decodes with it beside ours (bench serve, too)",
     )
     serve = parser.add_argument_group("for bench serve")
-    serve.add_argument(
-        "--at_once", type=int, choices=[*bench_serve.AT_ONCE], help="so many calls; each in turn"
-    )
+    at_once = [*map(str, bench_serve.AT_ONCE)]
+    serve.add_argument("--at_once", choices=at_once, help="so many calls; each in turn")
     step = parser.add_argument_group("for bench train, bench tune, bench torch and bench choices")
     step.add_argument("--steps", type=number("--steps", Count), default=20, help="steps to time")
     train = parser.add_argument_group("for bench train")
@@ -278,7 +277,9 @@ def _rouge(given: argparse.Namespace) -> dict:
 
 def _serve(given: argparse.Namespace) -> dict:
     platform.keep("")
-    levels = {n: calls for n, calls in bench_serve.AT_ONCE.items() if given.at_once in (None, n)}
+    levels = {
+        n: calls for n, calls in bench_serve.AT_ONCE.items() if given.at_once in (None, str(n))
+    }
     said = " and ".join(map(str, levels))
     print(f"Answering {said} calls at once, by the engine and by batches in turn; some minutes.")
     result = bench_serve.run(
