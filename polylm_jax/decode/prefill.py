@@ -19,9 +19,11 @@ import numpy as np
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import (
+    COMPUTE_DTYPES,
     END_OF_DOCUMENT,
     Cache,
     Decoder,
+    Slots,
     empty_cache,
     logits,
 )
@@ -258,19 +260,23 @@ def merged(
     return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
 
 
-def turned(cache: Cache) -> Callable[[], Cache]:
-    """A cache for a loop that only reads it, as a CPU multiplies it: float32, a key's numbers
-    [..., head_size, slots].
+def turned(decoder: Decoder, cache: Cache) -> Callable[[], Cache]:
+    """A cache for a loop that only reads it, as a CPU multiplies it.
 
-    The barrier has it made before the loop. What is returned gives it in the loop the shapes of a
-    cache, which moves nothing there.
+    What was computed in bfloat16 is that: keys [batch, slots, heads, head_size], of which all heads
+    are multiplied at once, and values [..., head_size, slots]. Else float32, keys [..., head_size,
+    slots]. The barrier has it made before the loop. What is returned gives it in the loop the
+    shapes of a cache, which moves nothing there.
     """
-    found = tuple(
-        {
-            "key": layer["key"].swapaxes(2, 3).astype(jnp.float32),
-            "value": layer["value"].astype(jnp.float32),
-        }
-        for layer in cache
-    )
-    made: Cache = jax.lax.optimization_barrier(found)
-    return lambda: tuple(layer | {"key": layer["key"].swapaxes(2, 3)} for layer in made)
+    narrow = decoder.compute.dtype == "bfloat16"
+
+    def turn(slots: Slots) -> Slots:
+        key, value = slots["key"], slots["value"]
+        if narrow:
+            return {"key": key.swapaxes(1, 2), "value": value.swapaxes(2, 3)}
+        return {"key": key.swapaxes(2, 3), "value": value}
+
+    wanted = COMPUTE_DTYPES[decoder.compute.dtype]
+    cast: Cache = jax.tree.map(lambda x: x.astype(wanted), cache)
+    made = jax.lax.optimization_barrier(tuple(map(turn, cast)))
+    return lambda: tuple(map(turn, made))

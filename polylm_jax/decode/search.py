@@ -128,7 +128,7 @@ def _decode(
 
     def burst(carry: Carry) -> Carry:
         first, before, new = carry
-        steps, held = min(BURST, tokens), turned(before.cache)
+        steps, held = min(BURST, tokens), turned(decoder, before.cache)
 
         def add(token: jax.Array, count: jax.Array, state: State) -> Any:
             place = count - first

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
-from polylm_jax.model.products import FLOAT32, dot
+from polylm_jax.model.products import COLUMNS, FLOAT32, dot
 
 # Large and finite: a row that may see nothing stays finite, minus infinity would give NaN.
 MASKED = -1e30
@@ -174,24 +174,74 @@ def in_parts(
 ) -> jax.Array:
     """The plain formula on keys and values that lie in several arrays, which it does not join.
 
-    query: [batch, queries, heads, head_size]; each key and value: [batch, heads, keys, head_size].
-    visible: boolean [batch, queries, keys of all parts]. Returns what `attention` does. All is made
-    of each part by itself, as its size has it: so one of which nothing is visible changes no bit.
+    query: [batch, queries, heads, head_size], as wide as any part; each key and value: [batch,
+    heads, keys, head_size]. visible: boolean [batch, queries, keys of all parts]. Returns what
+    `attention` does, in the dtype of query. All is made of each part by itself, as its size has it:
+    so one of which nothing is visible changes no bit.
     """
     ends = [0, *accumulate(key.shape[2] for key, _ in parts)]
     scores = []
     for (start, end), (key, _) in zip(pairwise(ends), parts, strict=True):
-        score = dot("bqhd,bhkd->bhqk", query, key, FLOAT32) * query.shape[-1] ** -0.5
+        score = _scores(query, key) * query.shape[-1] ** -0.5
         scores.append(jnp.where(visible[:, None, :, start:end], score, MASKED))
     most = reduce(jnp.maximum, [score.max(axis=-1, keepdims=True) for score in scores])
-    weights = [jnp.exp(score - most).astype(parts[0][1].dtype) for score in scores]
+    weights = [jnp.exp(score - most).astype(query.dtype) for score in scores]
     total = [weight.astype(FLOAT32).sum(axis=-1, keepdims=True) for weight in weights]
-    mixed = [
-        dot("bhqk,bhkd->bhqd", weight, value, FLOAT32)
-        for weight, (_, value) in zip(weights, parts, strict=True)
-    ]
+    mixed = [_mixed(weight, value) for weight, (_, value) in zip(weights, parts, strict=True)]
     mean = reduce(jnp.add, mixed) / reduce(jnp.add, total)
-    return mean.swapaxes(1, 2).astype(weights[0].dtype)
+    return mean.swapaxes(1, 2).astype(query.dtype)
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Float32 [batch, heads, queries, keys]; arguments as of in_parts."""
+
+    def plain(query: jax.Array, key: jax.Array) -> jax.Array:
+        return dot("bqhd,bhkd->bhqk", query, key.astype(query.dtype), FLOAT32)
+
+    def of_all_heads(query: jax.Array, key: jax.Array) -> jax.Array:
+        batch, _, heads, size = query.shape
+        own = jnp.arange(_columns(heads))[:, None] == jnp.arange(heads)
+        apart = jnp.where(own[..., None], query.astype(key.dtype), 0)
+        key = key.swapaxes(1, 2).reshape(batch, -1, heads * size)
+        found = dot("bkd,bcd->bkc", key, apart.reshape(batch, -1, heads * size), FLOAT32)
+        return found[..., :heads].swapaxes(1, 2)[:, :, None]
+
+    if not _at_once(query.shape[1], query, key):
+        return plain(query, key)
+    return jax.lax.platform_dependent(query, key, cpu=of_all_heads, default=plain)
+
+
+def _mixed(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """Float32 [batch, heads, queries, head_size] of weights [batch, heads, queries, keys]."""
+
+    def plain(weight: jax.Array, value: jax.Array) -> jax.Array:
+        return dot("bhqk,bhkd->bhqd", weight, value.astype(weight.dtype), FLOAT32)
+
+    def of_all_heads(weight: jax.Array, value: jax.Array) -> jax.Array:
+        batch, heads, keys, size = value.shape
+        unused = ((0, 0), (0, _columns(heads) - heads), (0, 0))
+        columns = jnp.pad(weight[:, :, 0].astype(value.dtype), unused)
+        value = value.swapaxes(2, 3).reshape(batch, heads * size, keys)
+        found = dot("bdk,bck->bdc", value, columns, FLOAT32)
+        found, number = found.reshape(batch, heads, size, -1), jnp.arange(heads)
+        return found[:, number, :, number].swapaxes(0, 1)[:, :, None]
+
+    if not _at_once(weight.shape[2], weight, value):
+        return plain(weight, value)
+    return jax.lax.platform_dependent(weight, value, cpu=of_all_heads, default=plain)
+
+
+def _at_once(queries: int, right: jax.Array, slots: jax.Array) -> bool:
+    """Whether a CPU takes one product for all heads, each of which is a column of its right
+    operand, 0 in the others' rows: where slots are kept narrower than they would be multiplied.
+
+    Of a product with one column it makes all bfloat16 float32, and runs it on one core.
+    """
+    return queries == 1 and slots.dtype == jnp.bfloat16 and right.dtype == FLOAT32
+
+
+def _columns(heads: int) -> int:
+    return -(-heads // COLUMNS) * COLUMNS
 
 
 def splash(

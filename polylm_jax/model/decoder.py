@@ -305,9 +305,7 @@ class Layer(nn.Module):
             if slots is None or not held or not isinstance(scope, jax.Array):
                 mixed = self.attend(query, key, value, scope).astype(dtype)
             else:
-                apart = [
-                    (one["key"].astype(wide), one["value"].astype(wide)) for one in (*held, slots)
-                ]
+                apart = [(one["key"], one["value"]) for one in (*held, slots)]
                 mixed = in_parts(query, apart, scope).astype(dtype)
         x = x + apply("blhe,hed->bld", mixed, "attention_out")
         x = self.constrain(x, "batch", "length", None)

@@ -13,6 +13,7 @@ from polylm_jax.model.attention import (
     attention,
     causal,
     documents_of,
+    in_parts,
     same_document,
     splash,
     staircase,
@@ -145,3 +146,24 @@ def test_attention_that_does_not_exist_is_refused(settings, said):
 def test_a_document_includes_its_end():
     tokens = jnp.array([[9, 2, 2, 7, 8]])
     np.testing.assert_array_equal(documents_of(tokens, 2), [[0, 0, 1, 2, 2]])
+
+
+@pytest.mark.parametrize("heads", [2, 17])
+def test_what_all_heads_take_at_once_is_the_plain_formula(heads):
+    chance, (batch, size, lengths) = np.random.default_rng(0), (3, 8, (5, 2))
+    query = jnp.asarray(chance.standard_normal((batch, 1, heads, size)), jnp.bfloat16)
+    parts = [
+        tuple(
+            jnp.asarray(chance.standard_normal((batch, heads, length, size)), jnp.bfloat16)
+            for _ in range(2)
+        )
+        for length in lengths
+    ]
+    seen = jnp.asarray(chance.random((batch, 1, sum(lengths))) < 0.7).at[:, :, 0].set(True)
+    key, value = (jnp.concatenate(two, axis=2).swapaxes(1, 2) for two in zip(*parts, strict=True))
+    wide = [x.astype(jnp.float32) for x in (query, key, value)]
+    expected = attention(*wide, seen)
+    mixed = jax.jit(in_parts)(wide[0], parts, seen)
+    np.testing.assert_allclose(mixed, expected, atol=0.02)  # its weights are bfloat16
+    exact = in_parts(wide[0], jax.tree.map(lambda x: x.astype(jnp.float32), parts), seen)
+    np.testing.assert_allclose(exact, expected, atol=1e-5)
