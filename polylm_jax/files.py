@@ -163,6 +163,10 @@ def info_of(path: str) -> dict[str, Any] | None:
             return files.info(root)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # nothing can be there
+                return None
+            raise
 
 
 @contextmanager
