@@ -106,7 +106,7 @@ def test_the_13bs_table_is_scattered_as_it_lies_and_never_summed_whole_on_every_
         ("all-reduce", "data"): pytest.approx(1 / 32, rel=0.01),
         ("all-to-all", "fsdp"): pytest.approx(31 / 32**2, rel=0.01),
     }
-    assert compiled.memory_analysis().temp_size_in_bytes < table / 8
+    assert compiled.memory_analysis().temp_size_in_bytes < table / 4
 
 
 def test_on_a_tpu_trees_of_choices_go_through_the_kernel(devices):
