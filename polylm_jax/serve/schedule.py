@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 
 READERS = 4  # prompts that are read in turns
 FEWEST = 16  # tokens of the smallest chunk
-JOINED = (
-    2  # lengths, the longest, of chunks that are read together; several short ones cost as much
-)
+JOINED = 2  # lengths of chunks, the longest, that are read together; of short ones nothing is won
 WORTH = 8  # tokens of a beginning; fewer are read again sooner than copied
 IDLE = 2  # slots that, idle, let as many prompt tokens more be read in a turn
 LONGER = 2  # bursts' time in which prompts may be read between two bursts
+# Of the places read in that time, those of one prompt: where it is long, a chunk that is no
+# beginning takes twice as long, and so does the burst that follows, for they look at more.
+ALONE = 1 / 8
 SMOOTH = 4  # times that were seen of which a mean is mostly made
 
 
@@ -106,11 +107,13 @@ class Schedule:
         self.readers = min(READERS, self.slots)
         self.held: list[list[int]] = [[] for _ in range(self.slots)]
         self._left = list(range(self.slots))  # slots, the longest unused first
-        self._spent, self._most = 0, float(self.prompt_tokens)
+        self.turn()
 
     def turn(self, places: float = math.inf) -> None:
         """A new turn begins, between two bursts. places: see `Pace`; one chunk is always read."""
-        self._spent, self._most = 0, min(self.prompt_tokens, places)
+        self._spent = 0
+        self._most = min(self.prompt_tokens, places)
+        self._alone = min(self.prompt_tokens, places * ALONE)
         for job in self.reading:
             job.turned = 0
 
@@ -201,7 +204,7 @@ class Schedule:
         for job in self.reading:
             # what is told of each token of a prompt comes in one length
             chunk = chunk_of(job, self.chunks[-1:] if job.anew else self.chunks, self.context)
-            if job.turned and job.turned + chunk.length > self._most:
+            if job.turned and job.turned + chunk.length > self._alone:
                 continue
             if self._spent and self._spent + chunk.length > self.allowance:
                 return None

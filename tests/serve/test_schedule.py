@@ -249,14 +249,16 @@ def test_chunks_are_the_same_whatever_else_is_read_and_fit_into_the_cache():
 class Clocked:
     """A schedule with slots that are busy for long, on a device whose times are made up.
 
-    place, token: seconds of a place of a prompt, and of a token of all texts. gaps: from burst to
-    burst, of those in which something was read.
+    place, token: seconds of a place of a prompt's beginning, and of a token of all texts; wide: so
+    many times as long takes a token while a text of more than 512 goes on, and twice a place that
+    is no beginning. gaps: from burst to burst, of those in which more than one chunk was read.
     """
 
-    def __init__(self, slots, busy, place, token, burst=8):
+    def __init__(self, slots, busy, place, token, burst=8, wide=1.0):
         chunks = chunks_of(128, 512, 4096)
         self.schedule, self.pace = Schedule(slots, 4096, chunks, 512), Pace()
         self.place, self.token, self.burst, self.gaps = place, token, burst, []
+        self.wide = wide
         self.schedule.waiting.extend(Job(n, [n]) for n in range(busy))
         self.now, self.bursts, self.first = 0.0, 0, {}
         while len(self.schedule.going) < busy:
@@ -266,20 +268,23 @@ class Clocked:
     def turn(self):
         """As the engine does it."""
         self.schedule.turn(self.pace.places(self.burst))
-        places, least = 0, 128
+        places, chunks, reading = 0, 0, 0.0
         while step := self.schedule.next():
             if isinstance(step, Chunk):
-                places += step.length
+                places, chunks = places + step.length, chunks + 1
+                reading += step.length * self.place * (2 if step.begin else 1)
                 if step.end == len(step.job.prompt):
-                    self.first[step.job.number] = self.now + places * self.place, self.bursts
+                    self.first[step.job.number] = self.now + reading, self.bursts
                     self.schedule.inserted(step.job)
         if places:
-            self.pace.read(places, places * self.place)
-        self.pace.added(self.burst, self.burst * self.token)
-        self.now += places * self.place + self.burst * self.token
+            self.pace.read(places, reading)
+        long = any(len(job.prompt) > 512 for job in self.schedule.going.values())
+        burst = self.burst * self.token * (self.wide if long else 1)
+        self.pace.added(self.burst, burst)
+        self.now += reading + burst
         self.bursts += 1
-        if places > least:
-            self.gaps.append(places * self.place + self.burst * self.token)
+        if chunks > 1:
+            self.gaps.append(reading + burst)
 
 
 @pytest.mark.parametrize("slots", [2, 8, 32])
@@ -287,7 +292,7 @@ class Clocked:
 @pytest.mark.parametrize("place", [1e-5, 2e-4, 5e-3])
 def test_a_long_prompt_holds_others_up_for_two_bursts_at_most(slots, token, place):
     """2,000 tokens, at any pace of the device; more than one chunk is read only in that time."""
-    run = Clocked(slots, slots - 1, place, token)
+    run = Clocked(slots, slots - 1, place, token, wide=2.4)
     run.gaps.clear()
     run.schedule.waiting.append(Job(100, [5] * 2000))
     while 100 not in run.first:
