@@ -7,10 +7,11 @@ of a sure line of 20 letters it may be 0.2.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -102,28 +103,35 @@ def identify(texts: Sequence[str], settings: Identification | None = None) -> Id
         new = [line for line in dict.fromkeys(lines) if line not in told and _has_letters(line)]
         told.update(zip(new, predict(new), strict=True))
 
-    lines: list[str] = []
-    ask(one for text in texts for one in _stretches(text))
-    for text in texts:
-        if _in_doubt(text, [told[one] for one in _stretches(text) if one in told]):
-            lines += _lines(text)
-    ask(lines)
-    found = [_document(text, told.__getitem__, second) for text in texts]
+    stretches = [_stretches(text) for text in texts]
+    ask(chain.from_iterable(stretches))
+    lines = [
+        _lines(text) if _in_doubt(text, [told[one] for one in some if one in told]) else []
+        for text, some in zip(texts, stretches, strict=True)
+    ]
+    ask(chain.from_iterable(lines))
+    found = [_document(*one, told, second) for one in zip(stretches, lines, strict=True)]
     codes, scores, shares = zip(*found, strict=True) if found else ((), (), ())
     return Identified(list(codes), np.array(scores, np.float32), np.array(shares, np.float32))
 
 
 def _document(
-    text: str, predict: Callable[[str], Label], second: Callable[[str], str] | None
+    some: Sequence[str],
+    lines: Sequence[str],
+    told: Mapping[str, Label],
+    second: Callable[[str], str] | None,
 ) -> tuple[str, float, float]:
-    some = _stretches(text)
-    labels = [predict(one) for one in some if _has_letters(one)]
+    """As of `Identified`, of a text's stretches and, where it is in doubt, its lines.
+
+    told: what the model says of those with letters.
+    """
+    labels = [told[one] for one in some if one in told]
     if not labels:
         return UNKNOWN, 0.0, 1.0
     code, score = _vote(labels, [1] * len(labels))
     share = 1.0
-    if _in_doubt(text, labels):
-        code, score, share = _by_line(text, predict)
+    if lines:
+        code, score, share = _by_line(lines, [told[line] for line in lines])
     if second is not None:
         other = second(" ".join(some))
         near = _whole(other) == _whole(code)  # as Malay is to Indonesian
@@ -158,10 +166,8 @@ def _unwritten(code: str) -> re.Pattern[str]:
     return re.compile(f"(?![{written}])[{script}]" if written else f"[{script}]")
 
 
-def _by_line(text: str, predict: Callable[[str], Label]) -> tuple[str, float, float]:
+def _by_line(lines: Sequence[str], labels: Sequence[Label]) -> tuple[str, float, float]:
     """The language that most letters are in, line by line, its score, and its share of them."""
-    lines = _lines(text)
-    labels = [predict(line) for line in lines]
     weights = [len(line) for line in lines]
     code, score = _vote(labels, weights)
     own = sum(size for size, (label, _) in zip(weights, labels, strict=True) if label == code)

@@ -262,19 +262,19 @@ def _histograms(scores: dict[str, Any], languages: list[str], pairs: pairing.Pai
     number = {name: at for at, name in enumerate(languages)}
     of = np.array([number[name] for name in scores["language"]], np.int64)
     own = np.array([*map(is_language, languages)], bool)[of]
-    found, size = [np.zeros(0, np.int64)], len(HISTOGRAMS) * BINS
-    for name in _OF_DOCUMENTS if own.any() else ():
-        values = scores[name]
-        there = own & ~np.isnan(values)
-        found.append(of[there] * size + HISTOGRAMS.index(name) * BINS + bins(values[there]))
-    rows, names = pairs.rows(), np.array(scores["language"], object)
-    for language in filter(is_bilingual, languages):
-        some = rows[names[rows["document"]] == language]
-        by_chance = np.concatenate([np.zeros(0), *pairs.by_chance.get(language, [])])
-        for name in (*pairing.RULES, pairing.BY_CHANCE):
-            values = by_chance if name == pairing.BY_CHANCE else some[name]
-            begin = number[language] * size + HISTOGRAMS.index(name) * BINS
-            found.append(begin + bins(values[~np.isnan(values)]))
+    rows = pairs.rows()
+    values = [(name, of[own], scores[name][own]) for name in _OF_DOCUMENTS]
+    values += [(name, of[rows["document"]], rows[name]) for name in pairing.RULES]
+    values += [
+        (pairing.BY_CHANCE, np.full(len(some), number[language]), some)
+        for language, parts in pairs.by_chance.items()
+        for some in parts
+    ]
+    found = []
+    for name, language, some in values:
+        there = ~np.isnan(some)
+        feature = language[there] * len(HISTOGRAMS) + HISTOGRAMS.index(name)
+        found.append(feature * BINS + bins(some[there]))
     places, counts = np.unique(np.concatenate(found), return_counts=True)
     shape = (max(len(languages), 1), len(HISTOGRAMS), BINS)
     return np.column_stack([*np.unravel_index(places, shape), counts])

@@ -197,20 +197,11 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0, *(found if good else _FALLBACK)])
 
 
-def log10s(model: Model, sentences: Sentences) -> np.ndarray:
-    """log10 of the probability of each word after those before it, float32; 0 for BEGIN.
+def log10s(model: Model, sentences: Sentences, parted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log10 of the probability of each word after those before it, float32; 0 for BEGIN. And the
+    same where nothing is known of what stands before a word that is parted, bool of the words.
 
     A context that was not seen costs nothing; of one that was, without the word, the backoff.
-    """
-    return _log10s(model, sentences, sentences.begins)[0]
-
-
-def _log10s(
-    model: Model, sentences: Sentences, parted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`log10s`, and the same where nothing is known of what stands before a word that is parted.
-
-    parted: bool of the words.
     """
     words = model.vocabulary[sentences.words].astype(np.int64)
     score = model.logs[0][words]
@@ -293,7 +284,7 @@ def bits(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.n
     with np.errstate(invalid="ignore"):
         with_model, alone = (
             (-np.bincount(text, logs, len(texts)) * np.log2(10) / sizes).astype(np.float32)
-            for logs in _log10s(model, some, parted)
+            for logs in log10s(model, some, parted)
         )
     return with_model, alone
 

@@ -80,14 +80,6 @@ _FIRST = int(_bin(np.array([_LEAST]))[0])
 BINS = int(_bin(np.array([_MOST]))[0]) - _FIRST
 
 
-def histogram(values: np.ndarray) -> np.ndarray:
-    """How many of the values, none of them negative, lie in each bin, int64 [BINS].
-
-    What is no number is in none.
-    """
-    return np.bincount(bins(values[~np.isnan(values)]), minlength=BINS)
-
-
 def bins(values: np.ndarray) -> np.ndarray:
     """The bin that each value lies in, int64; the values are numbers, none of them negative."""
     return np.minimum(_bin(values) - _FIRST, BINS - 1)
@@ -102,7 +94,7 @@ def lower_edges() -> np.ndarray:
 
 def tail(counts: np.ndarray, edge: float, above: bool) -> float:
     """The share of the values that lies above an edge, or below, to the width of a bin."""
-    at = int(np.minimum(_bin(np.array([edge])) - _FIRST, BINS - 1)[0])
+    at = int(bins(np.array([edge]))[0])
     beyond = counts[at + 1 :] if above else counts[:at]
     return float(beyond.sum() / max(counts.sum(), 1))
 
@@ -175,7 +167,7 @@ def derive(
         limits: dict[str, Limit] = {}
         if settings.method != "given":
             limits = _limits(source, clean.get("en", {}), english, kept, settings)
-        limits |= settings.limits.get(EVERY, {}) | settings.limits.get(language, {})
+        limits |= of(settings.limits, language)
         found[language] = Derived(
             limits, documents, "" if enough else script or "all", _shares(limits, own)
         )

@@ -38,9 +38,9 @@ def test_a_near_language_halves_less_than_a_far_one():
     assert language._whole("nb") == language._whole("nn") == "nor"
     assert language._whole("de") != language._whole("nl")
     assert language._whole("xx-nonsense") == "xx-nonsense"
-    predict = lambda line: ("id", 0.8)  # noqa: E731
     text = "Setiap orang berhak atas penghidupan"
-    scores = {other: language._document(text, predict, lambda line, other=other: other)[1]
+    told = {text: ("id", 0.8)}
+    scores = {other: language._document([text], [], told, lambda line, other=other: other)[1]
               for other in ("id", "ms", "sw")}  # fmt: skip
     assert scores == pytest.approx({"id": 0.8**0.5, "ms": 0.8 * 0.56**0.5, "sw": 0.8 * 0.56})
 
@@ -60,9 +60,8 @@ def test_letters_that_a_language_does_not_write_lower_its_score():
     ):  # fmt: skip
         assert (language._strange(code, text) > language._STRANGE) == strange, (code, text)
     assert language._strange("vi", walloon) == 0
-    predict = lambda line: ("fr", 0.8)  # noqa: E731
-    assert language._document(walloon, predict, None)[:2] == ("fr", 0.8 * 0.56)
-    assert language._document(walloon.replace("å", "a"), predict, None)[:2] == ("fr", 0.8)
+    for text, score in ((walloon, 0.8 * 0.56), (walloon.replace("å", "a"), 0.8)):
+        assert language._document([text], [], {text: ("fr", 0.8)}, None)[:2] == ("fr", score)
 
 
 @pytest.mark.parametrize("agree", [False, True])

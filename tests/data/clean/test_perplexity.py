@@ -29,6 +29,10 @@ def as_sentences(lists):
     return Sentences(np.array(words, np.int64), np.array(begins, bool))
 
 
+def log10s(model, some):
+    return perplexity.log10s(model, some, some.begins)[0]
+
+
 def made_up(count=400, seed=0):
     """Sentences of numbers below PIECES, of which few are frequent and some follow others."""
     chance = random.Random(seed)
@@ -140,11 +144,11 @@ def test_the_chances_of_what_may_follow_sum_to_one():
         next_words = [*seen, unseen]
         lists = [[*context, word] for word in next_words]
         some = as_sentences(lists)
-        scores = perplexity.log10s(model, some)
+        scores = log10s(model, some)
         last = np.flatnonzero(some.words == END)
         total = (10.0 ** scores[last - 1]).sum()
         end = as_sentences([context])
-        total += 10.0 ** perplexity.log10s(model, end)[-1]
+        total += 10.0 ** log10s(model, end)[-1]
         assert total == pytest.approx(1, abs=1e-4)
 
 
@@ -174,7 +178,7 @@ def test_scores_are_those_of_backing_off_word_by_word():
     known = ngrams(model)
     lists = [*made_up(30, seed=1), [PIECES - 1, 1, 8], [], [5] * 20]
     some = as_sentences(lists)
-    scores = iter(perplexity.log10s(model, some).tolist())
+    scores = iter(log10s(model, some).tolist())
     for one in lists:
         words = [BEGIN, *(w + 3 for w in one), END]
         words = [w if (w,) in known else UNKNOWN for w in words]
@@ -188,12 +192,12 @@ def test_a_saved_model_is_the_same_mapped_from_anywhere_and_another_file_is_refu
     file = io.BytesIO()
     perplexity.save(model, file)
     some = as_sentences(made_up(20, seed=1))
-    scores = perplexity.log10s(model, some).tolist()
+    scores = log10s(model, some).tolist()
     for path in (str(tmp_path / "de.ngrams"), "memory://models/de.ngrams"):
         put(path, file.getvalue())
         again = perplexity.load(products.mapped(path), path)
         assert ngrams(again) == ngrams(model)
-        assert perplexity.log10s(again, some).tolist() == scores
+        assert log10s(again, some).tolist() == scores
         assert all(one.flags.aligned for one in (*again.keys, *again.slots, *again.logs))
     put(path, b"")
     assert products.mapped(path) == b""
@@ -204,7 +208,7 @@ def test_a_saved_model_is_the_same_mapped_from_anywhere_and_another_file_is_refu
 
 def test_training_on_nothing_gives_a_model():
     model = perplexity.train(as_sentences([]), 10, 5)
-    assert np.isfinite(perplexity.log10s(model, as_sentences([[1, 2]]))).all()
+    assert np.isfinite(log10s(model, as_sentences([[1, 2]]))).all()
 
 
 @pytest.fixture(scope="module")

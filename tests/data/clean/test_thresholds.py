@@ -6,9 +6,13 @@ import pytest
 
 from polylm_jax import config
 from polylm_jax.data.clean import thresholds
-from polylm_jax.data.clean.thresholds import Thresholds, histogram
+from polylm_jax.data.clean.thresholds import BINS, Thresholds, bins
 
 SETTINGS = Thresholds(documents=1000)
+
+
+def histogram(values):
+    return np.bincount(bins(values[~np.isnan(values)]), minlength=BINS)
 
 
 def test_bins_keep_quantiles_and_tails_to_their_width():
