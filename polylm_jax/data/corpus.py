@@ -29,7 +29,7 @@ from polylm_jax.data.documents import Reading, Stretch
 from polylm_jax.data.languages import CODE, LANGUAGES, NON_ENGLISH, in_order, is_bilingual, name_of
 from polylm_jax.data.packages import Package, Piece
 from polylm_jax.data.replacing import BUILDING, only_writer, refuse_to_replace, replace
-from polylm_jax.data.shards import COUNT, SHARD, SPLITS, Text, lines_of, texts
+from polylm_jax.data.shards import COUNT, SHARD, SPLITS, Text, lines_of, record_of, texts
 from polylm_jax.data.sides import hashed
 from polylm_jax.data.writing import write
 from polylm_jax.errors import UserError
@@ -190,15 +190,12 @@ def texts_in(files: Iterable[Text]) -> Iterator[str]:
         begin = 0
         with lines_of(file) as lines:
             for line in lines:
-                try:
-                    text = json.loads(line.decode())["text"]
-                except (ValueError, LookupError, TypeError):
-                    text = None
-                if not isinstance(text, str):
+                record = record_of(line)
+                if record is None:
                     raise UserError(
                         f"{file.place} is damaged at its byte {begin:,}; make the corpus again."
                     )
-                yield text
+                yield record["text"]
                 begin += len(line)
 
 

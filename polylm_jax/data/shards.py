@@ -196,6 +196,15 @@ def lines_of(text: Text, begin: int = 0) -> Iterator[BinaryIO]:
             raise UserError(f"{text.place} {error}; make the corpus again.") from None
 
 
+def record_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of a corpus's file says, with a "text"; None where it is damaged."""
+    try:
+        record = json.loads(line.decode())
+        return record if isinstance(record["text"], str) else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def _pass(lines: BinaryIO, size: int) -> None:
     while size and (passed := lines.read(min(size, 2**20))):
         size -= len(passed)

@@ -6,7 +6,6 @@
 What is in it depends on the text and the tokenizer alone, not on what other parts hold.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from struct import pack
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from polylm_jax.data.documents import batches, stretches
 from polylm_jax.data.making import written
 from polylm_jax.data.rows import LINE
-from polylm_jax.data.shards import Text, lines_of
+from polylm_jax.data.shards import Text, lines_of, record_of
 from polylm_jax.data.tokenizer import AT_ONCE, BATCH_CHARACTERS, EOS, Tokenizer
 from polylm_jax.errors import UserError
 from polylm_jax.files import opened
@@ -128,14 +127,13 @@ def _lines(part: Part) -> Iterator[_Stretch]:
         for line in lines:
             if place >= part.end:
                 return
-            try:
-                record = json.loads(line.decode())
-                text, number, more = record["text"], record.get("part", 1), record.get("more")
-            except (ValueError, LookupError, TypeError):
+            record = record_of(line)
+            if record is None:
                 raise UserError(
                     f"{part.text.place} is damaged at its byte {place:,}; run polylm corpus again."
-                ) from None
-            yield _Stretch(text, part.first + place, begins=number == 1, ends=not more)
+                )
+            begins, ends = record.get("part", 1) == 1, not record.get("more")
+            yield _Stretch(record["text"], part.first + place, begins, ends)
             place += len(line)
     if place < part.end:
         raise UserError(f"{part.text.place} is cut short; make the corpus again.")

@@ -370,9 +370,10 @@ def test_progress_is_one_line_in_a_log(corpus, tokenizer, settings, capsys, smal
 def test_damaged_text_is_named(tokenizer, settings, tmp_path):
     path = write_corpus(tmp_path / "corpus", {"de": TEXTS["de"]})
     file = Path(path, "de", "train.jsonl")
-    file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"de/train.jsonl is damaged at its byte [\d,]+; run"):
-        build(settings, path, tokenizer)
+    for damaged in (file.read_bytes()[:-20], b'{"text": 5}\n', b"[]\n"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"de/train.jsonl is damaged at its byte [\d,]+; run"):
+            build(settings, path, tokenizer)
     file.unlink()
     with pytest.raises(UserError, match=r"de/train.jsonl is missing; run polylm corpus"):
         build(settings, path, tokenizer)
