@@ -28,6 +28,7 @@ from polylm_jax.data.clean import archives, parts
 from polylm_jax.data.compressed import Content, Damaged, missing
 from polylm_jax.data.documents import HELD_OUT, LONGEST_LINE, not_utf8
 from polylm_jax.data.languages import source_named
+from polylm_jax.data.shards import SPLITS, texts
 from polylm_jax.errors import UserError, first_line, of_storage
 from polylm_jax.files import MANIFEST, info_of, nearest, opened, reading
 
@@ -158,9 +159,8 @@ def holds(path: str, folder: str) -> bool:
     if type(files) is not type(others):
         return False
     if isinstance(files, LocalFileSystem):
-        inside = os.path.realpath(inside)
+        root, inside = os.path.realpath(root), os.path.realpath(inside)
     if not _WILD.search(root) or files.exists(root):
-        root = os.path.realpath(root) if isinstance(files, LocalFileSystem) else root
         return f"{inside}/".startswith(f"{root}/")
     matches = re.compile(glob_translate(root)).match
     parents = [inside[:at] for at, sign in enumerate(f"{inside}/") if sign == "/" and at]
@@ -190,26 +190,24 @@ def _found(
 ) -> list[tuple[str, str, list[File]]]:
     """The files of an input, by language, and the folder with "/" at its end that all are below."""
     here = info_of(path)
+    sources: dict[str, Any] = {}
     if here and not language and info_of(f"{path}/{MANIFEST}"):
         with suppress(UserError):  # it is no corpus
-            manifest = corpus.manifest(path)
-            return [
-                (source, f"{path}/", _of_corpus(path, source)) for source in manifest["sources"]
-            ]
+            sources = corpus.manifest(path)["sources"]
+    if sources:
+        return [(name, f"{path}/", _of_corpus(path, name, of)) for name, of in sources.items()]
     return [(language, *_files(path, here, passed))]
 
 
-def _of_corpus(path: str, source: str) -> list[File]:
-    texts = [text for split in corpus.SPLITS for text in corpus.files_of(path, source, split)]
-    return [File(one.place.removeprefix(f"{path}/"), one.place, _size(one.place)) for one in texts]
+def _of_corpus(path: str, source: str, entry: dict[str, Any]) -> list[File]:
+    found = [text for split in SPLITS for text in texts(path, source, split, entry[split])]
+    return [File(one.place.removeprefix(f"{path}/"), one.place, _size(one.place)) for one in found]
 
 
 def _size(place: str) -> int:
-    files, path = opened(place)
-    try:
-        return files.size(path) or 0
-    except FileNotFoundError:
-        raise UserError(f"{place} is missing; make the corpus again.") from None
+    if info := info_of(place):
+        return info.get("size") or 0
+    raise UserError(f"{place} is missing; make the corpus again.")
 
 
 def _files(

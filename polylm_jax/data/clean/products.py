@@ -22,7 +22,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.data.clean.documents import Shard
-from polylm_jax.files import opened, put
+from polylm_jax.files import info_of, opened, put
 
 WORK = ".clean"
 
@@ -66,9 +66,8 @@ def names(folder: str) -> list[str]:
 
 
 def exists(path: str) -> bool:
-    files, root = opened(path)
-    files.invalidate_cache()
-    return files.exists(root)
+    opened(path)[0].invalidate_cache()
+    return info_of(path) is not None
 
 
 def read(path: str) -> bytes:

@@ -391,6 +391,7 @@ def test_a_pattern_finds_folders_too_and_a_folder_may_hold_anything(tmp_path):
         ("{}/in", "{}/in", True),
         ("{}/in", "{}/in2", False),
         ("{}/link", "{}/in/out", True),
+        ("{}/link/*", "{}/in/out", True),
         ("{}/*.jsonl", "{}/out", False),
         ("{}/*", "{}/out", True),
         ("{}/**/*.zst", "{}/out", True),
@@ -440,6 +441,9 @@ def test_a_corpus_knows_its_languages_and_its_documents(tmp_path, monkeypatch):
         (f"{code}/train-00000-of-00001.jsonl.gz", code) for code in ("de", "ru")
     ]
     assert [texts(read(one)) for one in found] == [[SENTENCES["de"][0] * 5], [TEXTS[0]]]
+    (tmp_path / "corpus" / found[0].name).unlink()
+    with pytest.raises(UserError, match=r"jsonl\.gz is missing; make the corpus again\."):
+        shards({path: ""})
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,20 @@ from fsspec.spec import AbstractBufferedFile
 
 from polylm_jax.__main__ import main
 from polylm_jax.data import corpus, shards
-from polylm_jax.data.clean import documents
+from polylm_jax.data.clean import documents, products
 from polylm_jax.data.clean.documents import Document
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
+from tests.conftest import gin_flags
 from tests.data.sentences import SENTENCES
 
 DATASET = "hf://datasets/me/wiki"
 GROUP, GROUPS = 300, 8  # rows of a group, and how many
+
+
+def dry_run(path, language="", **more):
+    settings = {"clean.inputs": {path: language}} | more
+    return main(["clean", "--dry_run", *gin_flags(settings)])
 
 
 class File(AbstractBufferedFile):
@@ -104,11 +110,7 @@ def test_a_large_table_is_shared_by_what_its_end_says(hub, monkeypatch):
 
 
 def test_the_verb_takes_what_is_on_the_hub(hub, tmp_path, capsys):
-    gin = tmp_path / "a.gin"
-    gin.write_text(
-        f'clean.inputs = {{"{DATASET}/*/*.parquet": "de"}}\nclean.output = "{tmp_path}/o"'
-    )
-    assert main(["clean", f"--gin_file={gin}", "--dry_run"]) == 0
+    assert dry_run(f"{DATASET}/*/*.parquet", "de", **{"clean.output": tmp_path / "o"}) == 0
     text = 2.5 * hub.stat().st_size / 1e9  # of a table
     assert f"1 shards, about {text:.3g} GB of text" in capsys.readouterr().out
 
@@ -117,12 +119,10 @@ MEND = "cannot be reached (Name or service not known); mend its name, or see to 
 
 
 @pytest.mark.parametrize("path", ["", "/de", "/de/*.parquet", "/**"])
-def test_a_host_that_does_not_answer_is_one_sentence(hub, path, tmp_path, monkeypatch, capsys):
+def test_a_host_that_does_not_answer_is_one_sentence(hub, path, monkeypatch, capsys):
     monkeypatch.setattr(Hub, "down", ConnectionError("Name or service not known"))
-    gin = tmp_path / "a.gin"
     for language in ("", "de"):
-        gin.write_text(f'clean.inputs = {{"{DATASET}{path}": "{language}"}}')
-        assert main(["clean", f"--gin_file={gin}", "--dry_run"]) == 1
+        assert dry_run(f"{DATASET}{path}", language) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"polylm clean: {DATASET}{path} {MEND}")
         assert said.count("\n") == 1
@@ -138,7 +138,11 @@ def test_a_host_that_answers_no_more_damages_nothing(hub, monkeypatch):
         list(reading)
     with pytest.raises(UserError, match=r"train-0.parquet cannot be reached"):
         next(documents.read(shard))
-    for ask in (lambda: corpus.manifest(DATASET), lambda: existing(DATASET, "--run")):
+    for ask in (
+        lambda: corpus.manifest(DATASET),
+        lambda: existing(DATASET, "--run"),
+        lambda: products.exists(f"{DATASET}/manifest.json"),
+    ):
         with pytest.raises(UserError, match=r"me/wiki\S* cannot be reached \(Name or service"):
             ask()
     text = shards.Text(f"{DATASET}/de/train.jsonl", 5)
@@ -152,12 +156,10 @@ def test_a_host_that_answers_no_more_damages_nothing(hub, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "package"), [(DATASET, "huggingface_hub"), ("gs://b/a", "gcsfs"), ("s3://b/a", "s3fs")]
 )
-def test_a_missing_package_is_named(path, package, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_named(path, package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(REGISTRY, path.partition(":")[0], raising=False)
-    gin = tmp_path / "a.gin"
-    gin.write_text(f'clean.inputs = {{"{path}/*.parquet": ""}}')
-    assert main(["clean", f"--gin_file={gin}", "--dry_run"]) == 1
+    assert dry_run(f"{path}/*.parquet") == 1
     said = capsys.readouterr().err
     assert (
         said
@@ -165,13 +167,11 @@ def test_a_missing_package_is_named(path, package, tmp_path, monkeypatch, capsys
     )
 
 
-def test_the_hubs_own_package_where_no_host_answers(tmp_path, monkeypatch, capsys):
+def test_the_hubs_own_package_where_no_host_answers(monkeypatch, capsys):
     """Its errors are no OSError; nobody listens at port 9."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    gin = tmp_path / "a.gin"
-    gin.write_text(f'clean.inputs = {{"{DATASET}/de/*.parquet": ""}}')
-    assert main(["clean", f"--gin_file={gin}", "--dry_run"]) == 1
+    assert dry_run(f"{DATASET}/de/*.parquet") == 1
     said = capsys.readouterr().err
     assert said.startswith(f"polylm clean: {DATASET}/de/*.parquet cannot be reached ([Errno 111]")
     assert said.count("\n") == 1
