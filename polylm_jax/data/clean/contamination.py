@@ -30,7 +30,7 @@ class Index:
 
     names: of the items, FILE:LINE. hashes: the different windows, sorted, uint64 [windows].
     widths: letters of each window, int64 [windows]. starts, items: the items that window w is in
-    are items[starts[w]:starts[w + 1]]. short: items that are shorter than a window.
+    are items[starts[w]:starts[w + 1]].
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,11 @@ class Index:
     widths: np.ndarray
     starts: np.ndarray
     items: np.ndarray
-    short: int = 0
+
+    @property
+    def short(self) -> int:
+        """Items without a window, too short to be looked for."""
+        return len(self.names) - len(np.unique(self.items))
 
 
 def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -105,7 +109,6 @@ def index(items: Iterable[tuple[str, str]]) -> Index:
     names, texts = zip(*items, strict=True) if items else ((), ())
     folded = fold(Batch.of(texts))
     widths = np.where(shingle_sizes(folded) < SHINGLE, WIDTHS[1], WIDTHS[0])
-    short = (folded.lengths < widths) & (folded.lengths > 0)
     found, owners = [], []
     for width in WIDTHS:
         hashes, documents = _windows(folded, width)
@@ -122,7 +125,6 @@ def index(items: Iterable[tuple[str, str]]) -> Index:
         widths[items_of[starts]],
         np.append(starts, len(rows)),
         items_of,
-        int(short.sum()),
     )
 
 

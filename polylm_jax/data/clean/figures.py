@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polylm_jax.data.clean.thresholds import BINS, Histograms, Limits, lower_edges
+from polylm_jax.data.clean.thresholds import BINS, Histograms, Limits, lower_edges, of
 
 _COLOURS = ("#1f6f9f", "#d1495b", "#8a6fb3", "#22303c", "#bccfdc")
 _PANELS = 12  # rules whose histograms are drawn
@@ -68,7 +68,7 @@ def _panel(ax: Any, name: str, shown: list[str], limits: Limits, histograms: His
         span = slice(there[0], there[-1] + 2)
         colour = f"C{number}"
         ax.step(edges[span], some[span] / some.sum(), color=colour, lw=0.8, label=language)
-        for edge in limits.get(language, {}).get(name, ()):
+        for edge in of(limits, language).get(name, ()):
             if edge is not None:
                 ax.axvline(max(edge, 1e-4), color=colour, lw=0.8, ls=":")
     ax.set_xscale("log")

@@ -225,7 +225,7 @@ def unsought(job: Job) -> tuple[int, int]:
     if not job.index:
         return 0, 0
     index = measuring.opened_index(job.index)
-    return len(index.names) - len(np.unique(index.items)), len(index.names)
+    return index.short, len(index.names)
 
 
 def _folder(path: str) -> None:

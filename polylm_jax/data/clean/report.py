@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import isnan
 from typing import Any
 
-from polylm_jax.data.clean import figures, products, rules
+from polylm_jax.data.clean import figures, products, rules, thresholds
 from polylm_jax.data.clean.deciding import CONTAMINATED, DUPLICATE, LANGUAGE, ORDERS
 from polylm_jax.data.clean.fluency import SCORES
 from polylm_jax.data.clean.pairing import MISALIGNED, RULES
@@ -85,10 +85,10 @@ def beside_paper(counts: Counts) -> dict[str, float]:
 
 def marked(counts: Counts, limits: Limits) -> Iterator[str]:
     """What looks wrong: rules that drop nothing anywhere, or over half of a language."""
-    ruled = [language for language in counts if limits.get(language)]
-    for name in sorted({rule for language in ruled for rule in limits[language]} - {*RULES}):
+    ruled = {language: own for language in counts if (own := thresholds.of(limits, language))}
+    for name in sorted({rule for own in ruled.values() for rule in own} - {*RULES}):
         reason = LANGUAGE if name in OF_LANGUAGE else name
-        if ruled and not any(counts[language]["any"].get(reason) for language in ruled):
+        if not any(counts[language]["any"].get(reason) for language in ruled):
             yield f"{name} drops nothing"
     for language, some in counts.items():
         for reason, number in some["any"].items():

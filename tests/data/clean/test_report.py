@@ -8,7 +8,7 @@ import pytest
 
 from polylm_jax.__main__ import main
 from polylm_jax.data.clean import report
-from polylm_jax.data.clean.thresholds import histogram
+from polylm_jax.data.clean.thresholds import BINS, bins
 from tests.data.clean.test_pipeline import verdicts, write
 
 NOTES = [
@@ -57,6 +57,9 @@ def test_counts_add_up_and_shares_are_the_papers():
 def test_rules_that_drop_nothing_or_most_are_marked():
     marks = list(report.marked(report.counted(NOTES), LIMITS))
     assert marks == ["digits drops nothing", "language drops 75% of German (de)"]
+    of_all = LIMITS | {"*": {"hashes": (None, 0.1)}}
+    marks = list(report.marked(report.counted(NOTES), of_all))
+    assert marks[:2] == ["digits drops nothing", "hashes drops nothing"]
 
 
 def test_samples_are_those_of_the_lowest_ids():
@@ -65,7 +68,10 @@ def test_samples_are_those_of_the_lowest_ids():
 
 
 def test_the_report_is_written_the_same_twice(tmp_path):
-    histograms = {code: {"words": histogram(np.arange(1.0, 99))} for code in ("en", "de")}
+    histograms = {
+        code: {"words": np.bincount(bins(np.arange(1.0, 99)), minlength=BINS)}
+        for code in ("en", "de")
+    }
     for name in "ab":
         report.write(str(tmp_path / name), NOTES, LIMITS, histograms)
     for file in ("report.md", "languages.png", "histograms.png", "samples.jsonl"):
