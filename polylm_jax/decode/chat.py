@@ -121,9 +121,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]) -> list[lis
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Sequence[Segment]) -> list[int]:
-    """The ids that are sent for a conversation whose last answer is awaited."""
+    """The ids that are sent for a conversation whose last answer is awaited; never none."""
     [parts] = encode(tokenizer, [prompt])
-    return list(itertools.chain(*parts))
+    return list(itertools.chain(*parts)) or [EOS]  # some tokenizers leave nothing of a character
 
 
 def template(form: Format, keep_ends: bool) -> str:

@@ -153,11 +153,12 @@ def _number(value: float) -> float | None:
 
 def event(content: JSON) -> bytes:
     """A server-sent event, one line whatever a client takes for a line's end."""
-    return b"data: " + dumps(content).decode().translate(LINE_ENDS).encode() + b"\n\n"
+    return b"data: " + dumps(content) + b"\n\n"
 
 
 def dumps(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    told = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return told.translate(LINE_ENDS).encode()
 
 
 KINDS = {

@@ -90,9 +90,9 @@ class DeviceEngine:
         self.broken, self.fault = threading.Event(), ""
         chunks = chunks_of(decoder.compute.prefill_chunk, serving.prompt_tokens, self.context)
         # only there has a row of a product the same bits among fewer
-        alike = jax.default_backend() == "cpu" and decoder.compute.dtype == "bfloat16"
-        alike, readers = alike and rows == 1, min(READERS, self.slots)
-        few = self.slots // 4 if alike else 0
+        cpu = jax.default_backend() == "cpu"
+        alike = cpu and decoder.compute.dtype == "bfloat16" and rows == 1
+        few, readers = self.slots // 4 if alike else 0, min(READERS, self.slots)
         shape = Shape(
             slots=self.slots,
             rows=[few, self.slots] if few >= FEW else [self.slots],

@@ -114,7 +114,7 @@ def understand(said: Completion | Chat, served: Served, memory: Memory) -> Asked
         _check_choices(said.n, served)
         talk = conversation(said.messages, served.form, served.chat.keep_ends)
         _check_size("".join(segment.text for segment in talk), served, "messages")
-        prompts: Iterable[tuple[int, ...]] = [tuple(memory.ids(talk)) or (EOS,)]
+        prompts: Iterable[tuple[int, ...]] = [tuple(memory.ids(talk))]
         stop = (*(said.stop or served.chat.stop), *served.form.marks)
         likeliest = (said.top_logprobs or 0) if said.logprobs or said.top_logprobs else None
         echo = False

@@ -62,8 +62,8 @@ class Connection(H11Protocol):
             self._watch.cancel()
 
     def on_response_complete(self) -> None:
+        self._await_a_request()  # before the next one, which may have come already, is begun
         super().on_response_complete()
-        self._await_a_request()
 
     def send_400_response(self, msg: str) -> None:
         body = dumps(error(Refusal(400, "What came is no HTTP/1.1; send a request of it.")))

@@ -12,7 +12,7 @@ import numpy as np
 from polylm_jax.data import curriculum
 from polylm_jax.data.languages import in_order, is_bilingual, is_language, name_of
 from polylm_jax.errors import UserError
-from polylm_jax.files import opened
+from polylm_jax.files import opened, reading
 from polylm_jax.runs.figures import groups
 from polylm_jax.runs.log import Metrics, history, of_kind, read_metrics, rows_read
 from polylm_jax.runs.status import checkpoints, status_of
@@ -29,10 +29,10 @@ JSON = dict[str, Any]
 def story(folder: str) -> JSON:
     """All of it, in numbers and names that a page can draw. folder: local, or as fsspec knows."""
     try:
-        return _story(folder)
-    except OSError as fault:
-        note = f"{folder} cannot be read: {fault.strerror or fault}; see to it."
-        return {"state": "out of reach", "healthy": False, "note": note}
+        with reading(folder):
+            return _story(folder)
+    except UserError as fault:
+        return {"state": "out of reach", "healthy": False, "note": str(fault)}
 
 
 def _story(folder: str) -> JSON:

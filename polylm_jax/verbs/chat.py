@@ -8,7 +8,7 @@ from functools import partial
 
 from polylm_jax import config
 from polylm_jax.console import visible
-from polylm_jax.data.tokenizer import EOS, Tokenizer
+from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import (
     FORMATS,
     ChatSettings,
@@ -135,7 +135,7 @@ def stream(
 
     memory: of the talk, so that the engine reads no more than what is new in it.
     """
-    ids = memory.ids(prompt) or [EOS]  # some tokenizers leave nothing of a character
+    ids = memory.ids(prompt)
     said: list[int] = []
     text, told = TextStream(tokenizer, ids), queue.SimpleQueue[News]()
     call = Call(

@@ -25,6 +25,10 @@ MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 PYTHON = os.environ.get("CLIENTS_PYTHON")
 
 pytestmark = pytest.mark.skipif(not PYTHON, reason="`make clients` installs and asks the clients")
+browser = pytest.mark.skipif(
+    shutil.which("chromium") is None,
+    reason="apt-get install chromium fonts-noto-cjk fonts-noto-core",
+)
 
 
 @pytest.fixture
@@ -98,9 +102,8 @@ def test_lm_eval_reads_our_log_probabilities(ask, locked, vocabulary, tmp_path):
         assert chances == pytest.approx([sum(map(chance, ids[head:])) for ids in wholes])
 
 
+@browser
 def test_the_page_in_a_browser_in_18_languages(ask, open_site, tmp_path, monkeypatch):
-    if shutil.which("chromium") is None:
-        pytest.skip("apt-get install chromium fonts-noto-cjk fonts-noto-core")
     story = {"state": "running", "healthy": True, "lines": ["", MARKUP], "step": 3, "steps": 9}
     story |= {"loss": {"train": [(1, 9.0), (2, 8.0)], "valid": [(1, 9.0)]}, "tokens": 2}
     band = {"name": MARKUP, "colour": "#98a4af", "shares": [1.0, 1.0]}
@@ -125,9 +128,8 @@ def test_the_page_in_a_browser_in_18_languages(ask, open_site, tmp_path, monkeyp
     assert (seen["stopped"], seen["figures"], seen["run_on_a_phone"]) == ("Stopped.", 2, True)
 
 
+@browser
 def test_the_page_over_time(ask, open_site):
-    if shutil.which("chromium") is None:
-        pytest.skip("apt-get install chromium fonts-noto-cjk fonts-noto-core")
     steps = itertools.count(1)
     story = {"state": "running", "healthy": True, "steps": 99, "tokens": 2}
     with open_site(story=lambda: story | {"step": next(steps)}) as site:

@@ -102,7 +102,7 @@ def test_a_log_that_is_damaged_or_out_of_reach_is_said(run):
     log.mkdir()
     told = story(str(run))
     assert (told["state"], told["healthy"]) == ("out of reach", False)
-    assert "cannot be read: Is a directory" in told["note"]
+    assert "cannot be read (Is a directory); make it readable." in told["note"]
 
 
 def test_a_story_is_not_read_anew_at_every_call(run):
