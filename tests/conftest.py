@@ -5,7 +5,9 @@ What is compiled is kept in .pytest_cache, for the other tests, workers and chil
 
 import functools
 import gc
+import math
 import os
+import re
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,6 +31,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # options of `compile` for a test that reads the program
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+
+
+def as_large(instructions, sizes):
+    """Those of a program's instructions that make an array of so many elements."""
+    passed = ("get-tuple-element", "bitcast", "parameter", "tuple")
+    return [
+        one for one in instructions
+        if one.op not in passed
+        and any(math.prod(map(int, found.split(","))) in sizes
+                for found in re.findall(r"\[([\d,]+)\]", one.type))
+    ]  # fmt: skip
+
 
 TINY = {
     "model.vocabulary": 1024,

@@ -7,7 +7,7 @@ chunks by one compiled loop, so that prompts of other lengths need no other prog
 """
 
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,9 @@ import numpy as np
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import (
-    COMPUTE_DTYPES,
     END_OF_DOCUMENT,
     Cache,
     Decoder,
-    Slots,
     empty_cache,
     logits,
 )
@@ -260,23 +258,11 @@ def merged(
     return jax.lax.platform_dependent(slots, tail, cpu=as_bits, default=put)
 
 
-def turned(decoder: Decoder, cache: Cache) -> Callable[[], Cache]:
-    """A cache for a loop that only reads it, as a CPU multiplies it.
+def turned(cache: Cache, at_once: bool = False) -> Cache:
+    """A cache as a CPU multiplies it, keys [batch, heads, head_size, slots]; or that back again.
 
-    What was computed in bfloat16 is that: keys [batch, slots, heads, head_size], of which all heads
-    are multiplied at once, and values [..., head_size, slots]. Else float32, keys [..., head_size,
-    slots]. The barrier has it made before the loop. What is returned gives it in the loop the
-    shapes of a cache, which moves nothing there.
+    at_once: all heads in one product, in bfloat16: keys [batch, slots, heads, head_size], values
+    [batch, heads, head_size, slots]. To turn back in a loop what was made before it moves nothing.
     """
-    narrow = decoder.compute.dtype == "bfloat16"
-
-    def turn(slots: Slots) -> Slots:
-        key, value = slots["key"], slots["value"]
-        if narrow:
-            return {"key": key.swapaxes(1, 2), "value": value.swapaxes(2, 3)}
-        return {"key": key.swapaxes(2, 3), "value": value}
-
-    wanted = COMPUTE_DTYPES[decoder.compute.dtype]
-    cast: Cache = jax.tree.map(lambda x: x.astype(wanted), cache)
-    made = jax.lax.optimization_barrier(tuple(map(turn, cast)))
-    return lambda: tuple(map(turn, made))
+    axes = {"key": (1, 2), "value": (2, 3)} if at_once else {"key": (2, 3), "value": (2, 2)}
+    return tuple({name: x.swapaxes(*axes[name]) for name, x in layer.items()} for layer in cache)

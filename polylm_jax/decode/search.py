@@ -12,7 +12,7 @@ import numpy as np
 from polylm_jax.decode.beam import beam_search
 from polylm_jax.decode.prefill import State, merged, pinned, power_of_two, prefill, turned
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
-from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder, Tail, empty_cache, logits
+from polylm_jax.model.decoder import END_OF_DOCUMENT, Cache, Decoder, Tail, empty_cache, logits
 
 Carry = tuple[jax.Array, State, jax.Array]  # tokens that were added, the texts, the new ids
 
@@ -128,13 +128,16 @@ def _decode(
 
     def burst(carry: Carry) -> Carry:
         first, before, new = carry
-        steps, held = min(BURST, tokens), turned(decoder, before.cache)
+        steps, at_once = min(BURST, tokens), decoder.compute.dtype == "bfloat16"
+        cast = jax.tree.map(lambda x: x.astype(decoder.compute.dtype), before.cache)
+        # the barrier has it made before the loop that reads it, not at every token
+        held: Cache = jax.lax.optimization_barrier(turned(cast, at_once))
 
         def add(token: jax.Array, count: jax.Array, state: State) -> Any:
             place = count - first
             positions = (before.lengths + place)[:, None]
-            tail = Tail(state.cache, place)
-            return decoder.apply({"params": params}, token, held(), positions, tail=tail)
+            tail, cache = Tail(state.cache, place), turned(held, at_once)
+            return decoder.apply({"params": params}, token, cache, positions, tail=tail)
 
         # as wide as the attention, or all of it would be cast at every token
         tail = pinned(decoder, empty_cache(decoder.size, len(rows), steps, "float32"))

@@ -12,13 +12,13 @@ the other slots, a text's numbers are the same, bit for bit.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, starmap
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from polylm_jax.decode.prefill import merged, pinned
+from polylm_jax.decode.prefill import merged, pinned, turned
 from polylm_jax.decode.sampling import HEARD, NO_TOKEN, SAID, Wishes, choosable, choose_each
 from polylm_jax.model.decoder import (
     COMPUTE_DTYPES,
@@ -92,32 +92,27 @@ def cut(cache: Cache, widths: Sequence[int]) -> Pieces:
     with keys that lie there with the slots last.
     """
     places = [0, *widths] if _on_cpu() else [0, widths[-1]]
-    return tuple(
-        tuple(
-            {"key": _turned(layer["key"][:, :, a:b]), "value": layer["value"][:, :, a:b]}
-            for layer in cache
-        )
-        for a, b in pairwise(places)
-    )
+
+    def part(begin: int, end: int) -> Cache:
+        return _turned(jax.tree.map(lambda x: x[:, :, begin:end], cache))
+
+    return tuple(starmap(part, pairwise(places)))
 
 
 def joined(pieces: Pieces) -> Cache:
     """What was cut, whole."""
-    return tuple(
-        {
-            "key": jnp.concatenate([_turned(part["key"]) for part in layer], axis=2),
-            "value": jnp.concatenate([part["value"] for part in layer], axis=2),
-        }
-        for layer in zip(*pieces, strict=True)
+    whole: Cache = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts, axis=2), *map(_turned, pieces)
     )
+    return whole
 
 
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _turned(key: jax.Array) -> jax.Array:
-    return key.swapaxes(2, 3) if _on_cpu() else key
+def _turned(cache: Cache) -> Cache:
+    return turned(cache) if _on_cpu() else cache
 
 
 def ends(pieces: Pieces) -> list[int]:
@@ -175,8 +170,8 @@ def read(
         )
 
     rows = range(len(staged))
-    ends = tuple(_at(decoder, hidden[row], last[row]) for row in rows)
-    return tuple(pinned(for_one(decoder), put(row)) for row in rows), ends
+    found_at = tuple(_at(decoder, hidden[row], last[row]) for row in rows)
+    return tuple(pinned(for_one(decoder), put(row)) for row in rows), found_at
 
 
 def score(
@@ -246,7 +241,7 @@ def insert(
     def put(whole: jax.Array, row: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(whole, row, slot, axis=0)
 
-    parts = zip([0, *ends(cache)], cache, cut(_cut(staged, length), ends(cache)), strict=False)
+    parts = zip([0, *ends(cache)], cache, cut(_kept(staged, length), ends(cache)), strict=False)
     cache = tuple(
         jax.tree.map(put, piece, part) if begin < width else piece for begin, piece, part in parts
     )
@@ -258,7 +253,7 @@ def take(
 ) -> Cache:
     """A staged row with the first `length` tokens of a slot's text, and nothing else."""
     row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), cache)
-    return pinned(for_one(decoder), _cut(joined(row), length))
+    return pinned(for_one(decoder), _kept(joined(row), length))
 
 
 def burst(
@@ -283,7 +278,8 @@ def burst(
     mine = lambda x: x if places is None else x[places]  # noqa: E731
     pieces = [*zip([0, *ends(cache)], cache, strict=False)]
     look = _looked_at(jax.tree.map(mine, [x for at, x in pieces if at < width]), width)
-    dtype = cache[0][0]["key"].dtype.name
+    # on a CPU as wide as what is looked at, or all of that would be cast at every token
+    dtype = "float32" if _on_cpu() else cache[0][0]["key"].dtype.name
     everyone = jnp.arange(slots)
 
     def unfinished(carry: dict[str, Any]) -> jax.Array:
@@ -366,9 +362,7 @@ def _looked_at(pieces: Sequence[Cache], width: int) -> Callable[[], Pieces]:
         narrow: Pieces = jax.tree.map(lambda x: x[:, :, :width], tuple(pieces))
         return lambda: narrow
     made = jax.lax.optimization_barrier(jax.tree.map(lambda x: x.astype(jnp.float32), pieces))
-    return lambda: tuple(
-        tuple(layer | {"key": _turned(layer["key"])} for layer in piece) for piece in made
-    )
+    return lambda: tuple(map(_turned, made))
 
 
 def _hidden(
@@ -389,13 +383,13 @@ def _at(decoder: Decoder, hidden: jax.Array, place: jax.Array) -> jax.Array:
     return decoder.constrain(jax.lax.dynamic_slice_in_dim(hidden, place, 1), None, None)
 
 
-def _cut(row: Cache, length: jax.Array) -> Cache:
+def _kept(row: Cache, length: jax.Array) -> Cache:
     """A row with zeros behind its first `length` tokens: no NaN, which times 0 is NaN, stays."""
 
-    def cut(x: jax.Array) -> jax.Array:
+    def kept(x: jax.Array) -> jax.Array:
         return jnp.where((jnp.arange(x.shape[2]) < length)[:, None], x, 0)
 
-    return jax.tree.map(cut, row)
+    return jax.tree.map(kept, row)
 
 
 def _likely(decoder: Decoder, most: int, scores: jax.Array, tokens: jax.Array) -> Likely:

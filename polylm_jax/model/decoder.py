@@ -396,16 +396,15 @@ class Decoder(nn.Module):
 
         if documents is None and cache is None and not self.compute.attend_across_documents:
             scope = documents_of(tokens, END_OF_DOCUMENT)
-        if attend is None:
-            width = tokens.shape[1] if fresh or cache is None else cache[0]["key"].shape[2]
-            visible = causal(slots if fresh else positions, width)
-            scope = visible if scope is None else visible & within(scope)
         if tail is not None and cache is not None:
             length = tail.slots[0]["key"].shape[2]
             since = causal(jnp.broadcast_to(tail.place, positions.shape), length)
             width = sum(part[0]["key"].shape[2] for part in (cache, *tail.more))
             visible = causal(positions - tail.place - 1, width)
             scope = jnp.concatenate([visible, since], axis=-1)
+        elif attend is None:
+            visible = causal(slots, tokens.shape[1]) if fresh else causal(positions, room)
+            scope = visible if scope is None else visible & within(scope)
 
         how = (self.constrain, attend or attention, fresh, self.adapter_scale)
         settings = (self.size, self.compute, self.initial, *how)
