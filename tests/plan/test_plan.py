@@ -75,7 +75,8 @@ def test_the_1b7_run_of_each_tpu_family_compiles_at_small_size(
         for kind in ("all-gather", "reduce-scatter")
     }
     assert beside["all-gather"] > 1 / 5
-    assert beside["reduce-scatter"] > 0.9 if ending.startswith(SPARSE) else True
+    if ending.startswith(SPARSE):
+        assert beside["reduce-scatter"] > 0.9
     assert (tmp_path / f"{file.stem}_{slice_name}.png").stat().st_size > 10_000
     # the products in the program's text are those of arithmetic, but for what is masked or padded
     counted = sum(part["flops"] for part in plan["compiled"]["parts"])
