@@ -206,6 +206,19 @@ def test_who_sends_no_request_is_let_go(open_site, monkeypatch, begun):
         assert soon(lambda: not site.server.server_state.connections)
 
 
+def test_a_request_that_came_with_the_one_before_has_as_long_as_it_takes(open_site, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    body = b'{"prompt": "\xc2\xababcdefghijklmnop\xc2\xbb", "max_tokens": 40}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    with open_site(pause=0.1) as site, socket.create_connection(("127.0.0.1", site.port)) as one:
+        one.sendall(HEAD + b"\r\n" + head + body)
+        answer = closed(one)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert b"abcdefghijklmnop" in answer
+
+
 def test_an_answer_that_nobody_takes_is_dropped_and_one_that_is_taken_slowly_is_whole(
     open_site, monkeypatch
 ):
