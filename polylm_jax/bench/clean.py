@@ -27,6 +27,7 @@ from polylm_jax.data import tokenizer as tokenizers
 from polylm_jax.data.clean import (
     clusters,
     fluency,
+    jobs,
     perplexity,
     pipeline,
     private,
@@ -143,7 +144,7 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
         inputs = {f"{folder}/text": ""}
         # the first time memory is asked for, tables are built and the codes of languages are read
         warm = Clean(inputs, f"{folder}/warm")
-        _pass(pipeline.planned(warm, Identification(), tokenizer, Beam()))
+        _pass(jobs.planned(warm, Identification(), tokenizer, Beam()))
         models = f"{folder}/models"
         fluency.train(Clean(inputs, models, fluent=path), Beam(), tokenizer, models)
         for name, fluent in (("the whole", ""), ("the whole, perplexity", path)):
@@ -151,7 +152,7 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
             for turn in range(2 * ROUNDS):
                 who = ("polylm_jax", "plain loops")[turn % 2]
                 clean = Clean(inputs, f"{folder}/{len(found)}-{turn}", fluent=fluent)
-                job = pipeline.planned(clean, Identification(), tokenizer, Beam())
+                job = jobs.planned(clean, Identification(), tokenizer, Beam())
                 if fluent:
                     shutil.copytree(models, job.models)
                 with _looped() if who == "plain loops" else nullcontext():
@@ -188,7 +189,7 @@ def _files(path: str, folder: Path, languages: list[str]) -> float:
     return size / 1e6
 
 
-def _pass(job: pipeline.Job) -> None:
+def _pass(job: jobs.Job) -> None:
     notes = pipeline.measure(job)
     pipeline.derive(job, Thresholds(), notes)
     pipeline.duplicates(job, notes)

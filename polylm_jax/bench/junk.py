@@ -16,7 +16,7 @@ from rich.table import Table
 
 from polylm_jax.data import corpus
 from polylm_jax.data.clean import products, verdicts
-from polylm_jax.data.clean.pipeline import Job
+from polylm_jax.data.clean.jobs import Job
 from polylm_jax.data.languages import is_language
 from polylm_jax.data.shards import write_manifest, write_shard
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from polylm_jax import config
 from polylm_jax.console import visible
 from polylm_jax.data import corpus, shards
-from polylm_jax.data.clean import estimate, pipeline, products, report
+from polylm_jax.data.clean import estimate, jobs, pipeline, products, report
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Limits
 from polylm_jax.errors import UserError
@@ -68,20 +68,20 @@ def run(given: argparse.Namespace) -> None:
     passes(job, given.action)
 
 
-def planned(clean: Clean, runner: str = "") -> pipeline.Job:
+def planned(clean: Clean, runner: str = "") -> jobs.Job:
     """The job that settings ask for, by the others in force."""
     beam = config.get("beam")
     beam = replace(beam, runner=runner) if runner else beam
-    return pipeline.planned(clean, config.get("language"), config.get("tokenizer").path, beam)
+    return jobs.planned(clean, config.get("language"), config.get("tokenizer").path, beam)
 
 
-def passes(job: pipeline.Job, until: str = PASSES[-1]) -> None:
+def passes(job: jobs.Job, until: str = PASSES[-1]) -> None:
     """Runs the passes, the last of them `until`, and tells what came of them."""
-    with pipeline.alone(job.clean.output):
+    with jobs.alone(job.clean.output):
         _passes(job, PASSES.index(until))
 
 
-def _passes(job: pipeline.Job, last: int) -> None:
+def _passes(job: jobs.Job, last: int) -> None:
     notes = pipeline.measure(job)
     read, broken = (sum(note[name] for note in notes) for name in ("documents", "broken"))
     print(f"{read:,} documents are measured; {broken:,} records are broken.")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from polylm_jax.console import format_duration
-from polylm_jax.data.clean.pipeline import Job
+from polylm_jax.data.clean.jobs import Job
 
 # MB a second that one core of a server does: of text, and of HTML before
 RATES = {

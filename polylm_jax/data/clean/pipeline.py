@@ -5,16 +5,13 @@ was. All that is made is a function of the inputs and settings alone: not of the
 number of workers, or of the order in which shards are done.
 """
 
-import difflib
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +19,6 @@ from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data.clean import (
     clusters,
     contamination,
-    documents,
     fluency,
     measuring,
     pairing,
@@ -33,16 +29,15 @@ from polylm_jax.data.clean import (
 )
 from polylm_jax.data.clean import deciding as decisions
 from polylm_jax.data.clean.deciding import Deciding
-from polylm_jax.data.clean.engine import Beam, each, grouped
-from polylm_jax.data.clean.language import Identification
-from polylm_jax.data.clean.products import WORK, Piece, digest, pieces
-from polylm_jax.data.clean.settings import Clean
+from polylm_jax.data.clean.engine import each, grouped
+from polylm_jax.data.clean.jobs import Job, check_limits, name_of, planned
+from polylm_jax.data.clean.products import WORK, digest
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
-from polylm_jax.data.languages import in_order, is_bilingual, languages_of, source_named
+from polylm_jax.data.languages import in_order, is_bilingual
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST, held, opened, put
+from polylm_jax.files import MANIFEST, opened, put
 
 GIN = "thresholds.gin"
 _SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl.*")  # or what a kill left of one
@@ -50,130 +45,6 @@ _PART = 2**26 // 50  # clusters of which one worker finds the best copies
 # of a document's letters, in lines of its language: what HPLT v2 keeps (arXiv 2503.10267)
 _SHARE = {"language_share": (0.2, None)}
 _LOOK = 1.0  # seconds between two looks at what is made
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be done.
-
-    tokenizer: folder of the tokenizer that n-gram models are made of pieces of.
-    passed: what of the inputs is passed over, kind: [files, bytes].
-    """
-
-    clean: Clean
-    language: Identification
-    tokenizer: str
-    beam: Beam
-    pieces: tuple[Piece, ...]
-    passed: dict[str, list[int]]
-
-    def folder(self, stage: str, *settings: Any) -> str:
-        return f"{self.clean.output}/{WORK}/{stage}-{digest(*settings)}"
-
-    @property
-    def inputs(self) -> list[str]:
-        return [piece.key for piece in self.pieces]
-
-    @cached_property
-    def index(self) -> str:
-        """Where the index of the benchmarks is, "" where there are none to look for."""
-        if not self.clean.evaluation:
-            return ""
-        files = []
-        for folder in self.clean.evaluation:
-            system, root = opened(folder)
-            files += [(name, system.ukey(name)) for name in sorted(system.find(root))]
-        return self.folder("index", files)
-
-    @cached_property
-    def models(self) -> str:
-        """Where the n-gram models are, "" where there are none."""
-        settings = fluency.settings_of(self.clean, self.tokenizer)
-        return self.folder("models", settings) if settings else ""
-
-    @cached_property
-    def measured(self) -> str:
-        settings = measuring.settings_of(
-            self.clean, self.language, _name(self.models), _name(self.index)
-        )
-        return self.folder("measured", settings)
-
-    @cached_property
-    def clusters(self) -> str:
-        return self.folder("duplicates", _name(self.measured), self.inputs)
-
-
-def _check_rules(named: Iterable[str], where: str) -> None:
-    """UserError where a setting names a rule that there is not."""
-    known = {*decisions.ORDERS["rules"], *thresholds.OF_LANGUAGE, *pairing.RULES}
-    for name in named:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 1, 0)[0]
-            raise UserError(f'{where} names "{name}", which is no rule; the nearest is "{near}".')
-
-
-def _check_limits(limits: Limits) -> None:
-    """UserError where limits are of no rule or language, or let nothing pass."""
-    for language, some in limits.items():
-        where = f'thresholds.limits["{language}"]'
-        if not (languages_of(language) or language == thresholds.EVERY):
-            raise UserError(f'{where} is of no language; write its code, or "*" for every one.')
-        _check_rules(some, where)
-        for name, (least, most) in some.items():
-            if least is not None and most is not None and least > most:
-                raise UserError(
-                    f'{where}["{name}"] = {(least, most)} lets nothing pass; write (least, most).'
-                )
-
-
-def _name(path: str) -> str:
-    """What a product is called, wherever the output is."""
-    return path.rpartition("/")[2]
-
-
-def planned(clean: Clean, language: Identification, tokenizer: str, beam: Beam) -> Job:
-    """The job that settings ask for. UserError for inputs that are none, or hold the output,
-    and for an output that holds what is not ours."""
-    if not clean.inputs:
-        raise UserError(
-            "clean.inputs is empty; name what to clean in a gin file: "
-            'clean.inputs = {"data/web/*.warc.gz": "", "data/wiki/de": "de"}.'
-        )
-    _check_rules(clean.off, "clean.off")
-    for code in clean.languages:
-        if source_named(code) != code:
-            raise UserError(f'clean.languages has "{code}", which is no language\'s code; mend it.')
-    passed: dict[str, list[int]] = {}
-    shards = documents.shards(clean.inputs, clean.key, passed)
-    for path in clean.inputs:
-        if documents.holds(path, clean.output) or documents.holds(clean.output, path):
-            raise UserError(
-                f"clean.output={clean.output} lies in what is cleaned, or that in it ({path}); "
-                "name a folder elsewhere."
-            )
-    there = products.names(clean.output)
-    if there and WORK not in there:
-        raise UserError(
-            f"{clean.output} holds what polylm clean did not make ({there[0]}); name another "
-            "folder with --gin.clean.output=FOLDER."
-        )
-    return Job(clean, language, tokenizer, beam, tuple(pieces(shards)), passed)
-
-
-@contextmanager
-def alone(output: str) -> Iterator[None]:
-    """Holds an output on this machine against other processes."""
-    if "://" in output:
-        yield
-        return
-
-    def busy(process: str, host: str) -> UserError:
-        return UserError(
-            f"Process {process} on {host} is cleaning into {output}; wait for it or stop it."
-        )
-
-    with held(Path(output, WORK), busy):
-        yield
 
 
 @contextmanager
@@ -247,7 +118,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
 
     UserError where it was edited and is of other scores than there are now.
     """
-    _check_limits(settings.limits)
+    check_limits(settings.limits)
     other = _reference(job, settings)
     copy = _derived(job, settings, other)
     if not products.exists(copy):
@@ -277,7 +148,7 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
 
 def _derived(job: Job, settings: Thresholds, other: Job | None) -> str:
     """Where the thresholds are kept as they were derived, with those of `other` as reference."""
-    made_from = (_name(job.measured), job.inputs, asdict(settings), other and other.inputs)
+    made_from = (name_of(job.measured), job.inputs, asdict(settings), other and other.inputs)
     return f"{job.folder('thresholds', *made_from)}.gin"
 
 
@@ -314,7 +185,7 @@ def duplicates(job: Job, notes: list[dict]) -> None:
 
 def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     """The fourth pass; returns the notes of all shards: counts, entries and samples."""
-    _check_limits(limits)
+    check_limits(limits)
     settings, made_from = _decided_by(job, limits)
     _stand_aside(job, made_from)
     deciding = Deciding(
@@ -344,7 +215,7 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
 
 def _decided_by(job: Job, limits: Limits) -> tuple[str, str]:
     """The hash of all that decides on documents, and of all that decides what is written."""
-    settings = decisions.settings_of(job.clean, limits, _name(job.clusters), _name(job.index))
+    settings = decisions.settings_of(job.clean, limits, name_of(job.clusters), name_of(job.index))
     more = (job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
     return settings, digest(settings, *more)
 
@@ -353,7 +224,7 @@ def _stock(job: Job, notes: list[dict]) -> str:
     """How many documents have each window of the benchmarks, a cluster being one; in a file."""
     if not job.index:
         return ""
-    path = job.folder("stock", _name(job.clusters), _name(job.index)) + ".npy"
+    path = job.folder("stock", name_of(job.clusters), name_of(job.index)) + ".npy"
     if not products.exists(path):
         total = np.zeros(len(measuring.opened_index(job.index).hashes), np.int64)
         for piece, note in zip(job.pieces, notes, strict=True):

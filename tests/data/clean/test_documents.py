@@ -11,8 +11,9 @@ import fsspec
 import pytest
 
 from polylm_jax.data import shards as written
-from polylm_jax.data.clean import archives, documents, parts
-from polylm_jax.data.clean.documents import Broken, Document, identity, read, shards
+from polylm_jax.data.clean import archives, documents, inputs, parts
+from polylm_jax.data.clean.documents import Broken, Document, identity, read
+from polylm_jax.data.clean.inputs import holds, shards
 from polylm_jax.errors import UserError
 from tests.data.sentences import SENTENCES
 
@@ -378,8 +379,8 @@ def test_a_pattern_finds_folders_too_and_a_folder_may_hold_anything(tmp_path):
     (tmp_path / "d/en/gone.jsonl").symlink_to(tmp_path / "nowhere")
     passed = {}
     every = ["c d\n.jsonl", "de/a.jsonl", "en/x/b.jsonl", "漢/e.jsonl"]
-    for inputs in (f"{tmp_path}/d", f"{tmp_path}/d/**", f"{tmp_path}/d/**/*.jsonl"):
-        assert [one.name for one in shards({inputs: ""}, passed=passed)] == every
+    for path in (f"{tmp_path}/d", f"{tmp_path}/d/**", f"{tmp_path}/d/**/*.jsonl"):
+        assert [one.name for one in shards({path: ""}, passed=passed)] == every
     assert passed["no file, or a link to none"][0] >= 1
     assert [one.name for one in shards({f"{tmp_path}/d/d*": ""})] == ["de/a.jsonl"]
 
@@ -402,7 +403,7 @@ def test_a_pattern_finds_folders_too_and_a_folder_may_hold_anything(tmp_path):
 def test_what_would_read_what_is_written(tmp_path, path, folder, expected):
     put(tmp_path, "in/a.jsonl")
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    assert documents.holds(path.format(tmp_path), folder.format(tmp_path)) == expected
+    assert holds(path.format(tmp_path), folder.format(tmp_path)) == expected
 
 
 def test_ids_are_of_the_name_and_the_place_wherever_the_input_lies(tmp_path):
@@ -418,7 +419,7 @@ def test_ids_are_of_the_name_and_the_place_wherever_the_input_lies(tmp_path):
 
 
 def test_small_text_files_are_read_as_one_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "SHARD_BYTES", 3 * 2**10)
+    monkeypatch.setattr(inputs, "SHARD_BYTES", 3 * 2**10)
     put(tmp_path, *(f"{n}.txt" for n in range(7)))
     found = shards({str(tmp_path): ""})
     assert [[file.name for file in one.files] for one in found] == [
@@ -480,7 +481,8 @@ def awkward_lines(chance):
 
 
 def test_a_part_of_a_file_gives_what_it_gives_in_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LONGEST_LINE", 400)
+    for module in (documents, inputs):
+        monkeypatch.setattr(module, "LONGEST_LINE", 400)
     file, chance, most = tmp_path / "a.jsonl", random.Random(5), 0
     for _ in range(60):
         ending = chance.choice(["", "\n", "\r\n"])

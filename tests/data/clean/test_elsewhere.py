@@ -10,7 +10,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from polylm_jax.__main__ import main
 from polylm_jax.data import corpus, shards
-from polylm_jax.data.clean import documents, products
+from polylm_jax.data.clean import documents, inputs, products
 from polylm_jax.data.clean.documents import Document
 from polylm_jax.errors import UserError
 from polylm_jax.files import existing
@@ -87,7 +87,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["de", "de/*.parquet", "**/*.parquet", "de/train-0.parquet"])
 def test_a_table_on_the_hub_is_read_as_far_as_it_is_wanted(hub, path):
-    [shard] = documents.shards({f"{DATASET}/{path}": "de"})
+    [shard] = inputs.shards({f"{DATASET}/{path}": "de"})
     assert (shard.kind, shard.bytes) == ("parquet", hub.stat().st_size)
     assert shard.files[0].place == f"{DATASET}/de/train-0.parquet"
     assert not Hub.fetched  # to say what there is takes none of it
@@ -99,8 +99,8 @@ def test_a_table_on_the_hub_is_read_as_far_as_it_is_wanted(hub, path):
 
 
 def test_a_large_table_is_shared_by_what_its_end_says(hub, monkeypatch):
-    monkeypatch.setattr(documents.parts, "PART", hub.stat().st_size // 4)
-    found = documents.shards({DATASET: "de"})
+    monkeypatch.setattr(inputs.parts, "PART", hub.stat().st_size // 4)
+    found = inputs.shards({DATASET: "de"})
     assert sum(Hub.fetched) < hub.stat().st_size / 4
     ends = [(shard.files[0].begin, shard.files[0].end) for shard in found]
     assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
@@ -130,7 +130,7 @@ def test_a_host_that_does_not_answer_is_one_sentence(hub, path, monkeypatch, cap
 
 def test_a_host_that_answers_no_more_damages_nothing(hub, monkeypatch):
     """What it would have given is not taken for broken, nor for missing."""
-    [shard] = documents.shards({DATASET: "de"})
+    [shard] = inputs.shards({DATASET: "de"})
     reading = documents.read(shard)
     next(reading)
     monkeypatch.setattr(Hub, "down", ConnectionError("Name or service not known"))

@@ -3,7 +3,7 @@
 import pytest
 
 from polylm_jax.data import shards
-from polylm_jax.data.clean import estimate, pipeline
+from polylm_jax.data.clean import estimate, jobs
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
@@ -13,7 +13,7 @@ GB = 10**9
 
 def told(tmp_path, inputs, **settings):
     clean = Clean(inputs=inputs, output=str(tmp_path / "out"), **settings)
-    work = pipeline.planned(clean, Identification(), "", Beam(workers=2))
+    work = jobs.planned(clean, Identification(), "", Beam(workers=2))
     lines = [*estimate.told(work)]
     hours = {line[2:28].strip(): float(line[28:40]) for line in lines if "core-hours" in line}
     return lines, hours
@@ -52,7 +52,7 @@ def test_a_corpus_in_packed_shards_counts_as_what_lies_on_the_disk(tmp_path):
     path, text = str(tmp_path / "corpus"), "so many words " * 3000
     entries = {"de": [shards.write_shard(path, "de", 0, 1, [(text, "x", 1)])]}
     shards.write_manifest(path, entries)
-    [piece] = pipeline.planned(
+    [piece] = jobs.planned(
         Clean(inputs={path: ""}, output=str(tmp_path / "out")), Identification(), "", Beam()
     ).pieces
     [file] = (tmp_path / "corpus" / "de").iterdir()

@@ -21,6 +21,7 @@ import pytest
 from polylm_jax.data import corpus
 from polylm_jax.data.clean import engine, measuring, parts, pipeline, products, report
 from polylm_jax.data.clean.engine import Beam
+from polylm_jax.data.clean.jobs import alone, planned
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Thresholds
@@ -57,7 +58,7 @@ def job(folder, output, beam=None, **settings):
     named = {f"{folder}/{code}": code for code in settings.pop("order", ("de", "en", "zh"))}
     tokenizer = settings.pop("tokenizer", "")
     clean = Clean(inputs=settings.pop("inputs", named), output=str(output), **settings)
-    return pipeline.planned(clean, Identification(), tokenizer, beam or Beam())
+    return planned(clean, Identification(), tokenizer, beam or Beam())
 
 
 def run(work, limits=LIMITS):
@@ -574,9 +575,9 @@ def test_single_wrong_pairs_are_left_out_and_told(tmp_path, monkeypatch):
 def test_a_second_process_is_refused_and_the_first_leaves_no_lock(tmp_path):
     output = str(tmp_path / "out")
     told = rf"Process {os.getpid()} on .* is cleaning into .*out; wait"
-    with pipeline.alone(output), pytest.raises(UserError, match=told):
-        pipeline.alone(output).__enter__()
-    with pipeline.alone(output):
+    with alone(output), pytest.raises(UserError, match=told):
+        alone(output).__enter__()
+    with alone(output):
         pass
 
 
