@@ -85,8 +85,15 @@ def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
         named = {word.lstrip("-").partition("=")[0] for word in given.split()}
         added = _text({name: value for name, value in flags.items() if name not in named})
         environment[variable] = f"{given} {added}".strip()
-        if platform == "gpu" and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:
-            environment.setdefault(MEMORY, MEMORY_SHARE)
+
+
+def take_memory(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Gives a GPU's memory to JAX; to be called before it starts its backend.
+
+    A share that the environment already gives stays as it is.
+    """
+    if "gpu" in _installed(environment) and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment:
+        environment.setdefault(MEMORY, MEMORY_SHARE)
 
 
 def compiler_options(platform: str) -> dict[str, str | bool]:

@@ -154,11 +154,11 @@ def _compile(run: Run, where: Slice) -> Compiled:
     shape = dict(zip(AXES, mesh.devices.shape, strict=True))
     return Compiled(
         # a GPU's compiler does not refuse what is too large
-        fits=memory.peak_memory_in_bytes <= where.chip.memory,
+        fits=memory.peak_memory_in_bytes <= where.room,
         peak=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,
         needed=memory.peak_memory_in_bytes,
-        available=where.chip.memory,
+        available=where.room,
         seconds=time.monotonic() - start,
         collectives=tuple(collectives(text, shape, where.slices)),
         parts=tuple(parts(kernels(text), RATES[where.family])),

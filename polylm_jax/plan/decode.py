@@ -82,7 +82,7 @@ def plan_decode(
         cache=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.cache)),
         reading=reading,
         adding=adding,
-        available=memory or where.chip.memory,
+        available=memory or where.room,
         seconds=time.monotonic() - started,
         token=tuple(parts(kernels(text, loop=True), RATES[where.family])),
     )

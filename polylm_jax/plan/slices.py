@@ -13,6 +13,7 @@ from jax.experimental import topologies
 
 from polylm_jax.chips import Chip, chip_of
 from polylm_jax.errors import UserError
+from polylm_jax.parallel.platform import MEMORY_SHARE
 
 GPUS_PER_HOST = 8
 
@@ -26,19 +27,23 @@ FAMILIES = {
     "h100": ("NVIDIA H100 80GB HBM3", 1, 0, 4096),
 }
 
-# What the GPU compiler wants to know of an H100 SXM (NVIDIA's data sheet, CUDA's device query).
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
+# Bytes of an H100's memory that JAX takes, of those that CUDA tells.
+TAKEN = float(MEMORY_SHARE) * 84_978_434_048
+# What the GPU compiler wants to know of an H100 SXM (NVIDIA's data sheet, CUDA's device query). On
+# a machine it asks JAX's allocator for its memory. Here, where there is none to ask, it takes four
+# fifths of what it is told; with less than the run will have, it sends nothing beside work.
+H100 = f"""
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
   shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84978434048
+  device_memory_size: {round(TAKEN / 0.8)}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 }
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 }}
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
@@ -75,6 +80,11 @@ class Slice:
     @property
     def gpu(self) -> bool:
         return self.family == "h100"
+
+    @property
+    def room(self) -> float:
+        """Bytes of a chip's memory that programs can have, so far as that is known."""
+        return TAKEN if self.gpu else self.chip.memory
 
     @property
     def wired(self) -> int:

@@ -109,6 +109,7 @@ def _data(given: argparse.Namespace) -> dict:
 def _work() -> Work:
     """The run's step, with the platform made ready for it; it compiles anew, to be timed."""
     platform.set_flags()
+    platform.take_memory()
     platform.keep("")
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)

@@ -50,6 +50,7 @@ class Model:
 @contextlib.contextmanager
 def model_of(given: argparse.Namespace) -> Iterator[Model]:
     """The newest sound checkpoint of given.run, with its mesh in context and its gin in force."""
+    platform.take_memory()
     platform.keep(config.get("compute").compile_cache)
     run = open_run(given.run)
     config.parse(given.gin_file, given.overrides, run.meta["gin"])

@@ -48,6 +48,7 @@ def run(given: argparse.Namespace) -> None:
 def train_as(given: argparse.Namespace, prepare: Callable[[], None]) -> None:
     """Trains what gin says. prepare: called in each process first, and may change what it says."""
     platform.set_flags()
+    platform.take_memory()
     platform.keep(config.get("compute").compile_cache)
     if config.get("mesh").cpu_devices:
         jax.config.update("jax_num_cpu_devices", config.get("mesh").cpu_devices)

@@ -1,5 +1,6 @@
 """Flags are added, never replaced; what was compiled is found again, and freed memory is kept."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 
 from polylm_jax.__main__ import main
 from polylm_jax.parallel import platform
+from polylm_jax.plan import slices
 
 PROGRAM = """
 import sys
@@ -25,6 +27,7 @@ FAULTS = """
 import resource, sys
 import numpy as np
 from polylm_jax.parallel import platform
+from polylm_jax.plan import slices
 if sys.argv[1] == "kept":
     platform.keep("", {"JAX_PLATFORMS": "cpu"})
 for _ in range(3):
@@ -57,19 +60,30 @@ def test_what_the_user_set_stays(plugins):
     assert words[:2] == ["--xla_gpu_enable_triton_gemm=true", "--xla_dump_to=here"]
     assert sum("triton_gemm" in word for word in words) == 1
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in words
-    assert set(environment) == {"XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION"}
+    assert set(environment) == {"XLA_FLAGS"}
 
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
 def test_the_share_of_memory_that_the_user_set_stays(name, plugins):
     environment = {name: "0.5"}
-    platform.set_flags(environment)
-    assert {name: "0.5", "XLA_FLAGS": environment["XLA_FLAGS"]} == environment
+    platform.take_memory(environment)
+    assert environment == {name: "0.5"}
+
+
+def test_most_of_a_gpus_memory_is_jaxs(plugins):
+    """The compiler for a GPU that is not here plans with as much: of four fifths it knows."""
+    environment = {}
+    platform.take_memory(environment)
+    assert environment == {"XLA_CLIENT_MEM_FRACTION": "0.92"}
+    [told] = re.findall(r"device_memory_size: (\d+)", slices.H100)
+    assert 0.8 * int(told) == pytest.approx(slices.slice_of("h100-8").room)
+    assert slices.slice_of("h100-8").room / 2**30 == pytest.approx(0.92 * 79.14, abs=0.01)
 
 
 def test_a_run_on_the_cpu_keeps_memory_and_nothing_compiled(plugins, called):
     environment = {"JAX_PLATFORMS": "cpu"}
     platform.set_flags(environment)
+    platform.take_memory(environment)
     platform.keep("somewhere", environment)
     assert environment == {"JAX_PLATFORMS": "cpu"}
     assert called == ["keep_memory"]
