@@ -1,6 +1,7 @@
 """What one instruction of a compiled program costs: bytes that it moves, FLOPs of its products."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
@@ -28,7 +29,7 @@ def moved(one: Instruction, types: dict[str, str], program: Program) -> float:
     """Bytes that one run of an instruction reads and writes: each operand once."""
     given = list(dict.fromkeys(operands(one)))
     if one.op == "fusion":
-        return _of_fusion(one, types, program[target(one, "calls")])
+        return _of_fusion(one, types, program)
     if one.op.removesuffix("-start") in _SLICES:
         # of a start's ((operands), result, context) the result
         result = _arrays(one.type)[len(operands(one)) if one.op.endswith("-start") else 0]
@@ -47,17 +48,60 @@ def moved(one: Instruction, types: dict[str, str], program: Program) -> float:
     return sum(written) + sum(_size(types.get(name, "")) for name in given)
 
 
-def _of_fusion(one: Instruction, types: dict[str, str], body: list[Instruction]) -> float:
+def _of_fusion(one: Instruction, types: dict[str, str], program: Program) -> float:
     """Bytes of a fusion: of an operand of which it needs a slice, or that it updates, just that."""
-    users: dict[str, list[Instruction]] = {}
+    body = program[target(one, "calls")]
+    root = next(inner for inner in body if inner.root)
+    outputs = operands(root) if root.op == "tuple" else [root.name]
+    total = 0.0
+    for kind, name in zip(_arrays(one.type), outputs, strict=False):
+        total += min(_size(kind), _written(name, body, program))
+    counted = set()
+    needed = _needed(body, program, True)
+    for inner in body:
+        if inner.op != "parameter":
+            continue
+        given = operands(one)[_place(inner)]
+        size, elements = _size(types[given]), _elements(inner.type)
+        if given not in counted and elements:
+            total += size * needed(inner) / elements
+        counted.add(given)
+    return total
+
+
+def _place(parameter: Instruction) -> int:
+    return int(parameter.rest.split(")")[0])
+
+
+def _written(name: str, body: list[Instruction], program: Program) -> float:
+    """Bytes that are written of a result of a fusion's body: of one updated in place the update."""
     by_name = {inner.name: inner for inner in body}
+    inner = by_name[name]
+    while inner.op == "bitcast":
+        inner = by_name[operands(inner)[0]]
+    if inner.op == "fusion":  # a TPU's compiler puts fusions into fusions
+        within = program[target(inner, "calls")]
+        root = next(one.name for one in within if one.root)
+        return _written(root, within, program)
+    if inner.op in _IN_PLACE:
+        # (array, update, places…) or (array, places, updates)
+        return _size(by_name[operands(inner)[1 if "dynamic" in inner.op else 2]].type)
+    return _size(inner.type)
+
+
+def _needed(
+    body: list[Instruction], program: Program, whole: bool
+) -> Callable[[Instruction], float]:
+    """A function of an instruction of a fusion's body: elements of its result that are needed.
+
+    whole: whether what the body gives is the kernel's result, and may lie where an operand lay.
+    """
+    users: dict[str, list[Instruction]] = {}
     for inner in body:
         for name in dict.fromkeys(operands(inner)):
             users.setdefault(name, []).append(inner)
-    root = next(inner for inner in body if inner.root)
 
     def needed(inner: Instruction) -> float:
-        """Elements of an instruction's result that the fusion needs."""
         total = _elements(inner.type) if inner.root else 0.0
         for user in users.get(inner.name, []):
             first = operands(user)[0] == inner.name
@@ -67,6 +111,8 @@ def _of_fusion(one: Instruction, types: dict[str, str], body: list[Instruction])
                 total += 0 if kept(user) else _elements(inner.type)
             elif user.op in _ELEMENT:
                 total += needed(user)
+            elif user.op == "fusion":
+                total += _needed_within(user, inner.name, program, kept(user))
             else:
                 total += _elements(inner.type)
         return min(total, _elements(inner.type))
@@ -74,33 +120,22 @@ def _of_fusion(one: Instruction, types: dict[str, str], body: list[Instruction])
     def kept(inner: Instruction) -> bool:
         """Whether an update is a result, which then lies where its operand lay."""
         later = users.get(inner.name, [])
-        return inner.root or (
+        return (whole and inner.root) or (
             bool(later) and all(user.op in ("bitcast", "tuple") and kept(user) for user in later)
         )
 
-    def written(name: str) -> float:
-        inner = by_name[name]
-        while inner.op == "bitcast":
-            inner = by_name[operands(inner)[0]]
-        if inner.op in _IN_PLACE:
-            # (array, update, places…) or (array, places, updates)
-            return _size(by_name[operands(inner)[1 if "dynamic" in inner.op else 2]].type)
-        return _size(inner.type)
+    return needed
 
-    outputs = operands(root) if root.op == "tuple" else [root.name]
-    total = 0.0
-    for kind, name in zip(_arrays(one.type), outputs, strict=False):
-        total += min(_size(kind), written(name))
-    counted = set()
-    for inner in body:
-        if inner.op != "parameter":
-            continue
-        given = operands(one)[int(inner.rest.split(")")[0])]
-        size, elements = _size(types[given]), _elements(inner.type)
-        if given not in counted and elements:
-            total += size * needed(inner) / elements
-        counted.add(given)
-    return total
+
+def _needed_within(fusion: Instruction, name: str, program: Program, whole: bool) -> float:
+    """Elements of an operand that a fusion within a fusion needs; whole as above."""
+    body = program[target(fusion, "calls")]
+    needed = _needed(body, program, whole)
+    return sum(
+        needed(inner)
+        for inner in body
+        if inner.op == "parameter" and operands(fusion)[_place(inner)] == name
+    )
 
 
 def _arrays(kind: str) -> list[str]:

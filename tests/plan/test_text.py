@@ -87,6 +87,73 @@ ENTRY %main (a: bf16[512,128], b: bf16[128,256], c: bf16[16,64,32], d: bf16[16,3
 }
 """  # noqa: E501
 
+# Fusions within fusions, as a TPU's compiler makes them: a product takes one layer of all, a row
+# is put into an array where it lies, and another into one that a sum then reads.
+WITHIN = """HloModule jit_step, is_scheduled=true
+
+%of_layer (a: f32[8,512,128], i: s32[]) -> bf16[512,128] {
+  %a = f32[8,512,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %c = s32[] constant(0)
+  %slice = f32[1,512,128]{2,1,0} dynamic-slice(%a, %i, %c, %c), dynamic_slice_sizes={1,512,128}
+  %flat = f32[512,128]{1,0} bitcast(%slice)
+  ROOT %narrow = bf16[512,128]{1,0} convert(%flat)
+}
+
+%product (a: f32[8,512,128], i: s32[], b: bf16[128,256]) -> f32[512,256] {
+  %a = f32[8,512,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = bf16[128,256]{1,0} parameter(2)
+  %layer = bf16[512,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%of_layer
+  ROOT %dot = f32[512,256]{1,0} convolution(%layer, %b), dim_labels=bf_io->bf
+}
+
+%of_row (a: f32[64,128], i: s32[], r: f32[1,128]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %r = f32[1,128]{1,0} parameter(2)
+  %c = s32[] constant(0)
+  ROOT %put = f32[64,128]{1,0} dynamic-update-slice(%a, %r, %i, %c)
+}
+
+%put (a: f32[64,128], i: s32[], r: f32[1,128]) -> f32[64,128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %r = f32[1,128]{1,0} parameter(2)
+  ROOT %row = f32[64,128]{1,0} fusion(%a, %i, %r), kind=kLoop, calls=%of_row
+}
+
+%sum (a: f32[64,128], i: s32[], r: f32[1,128], z: f32[]) -> f32[128] {
+  %a = f32[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %r = f32[1,128]{1,0} parameter(2)
+  %z = f32[] parameter(3)
+  %row = f32[64,128]{1,0} fusion(%a, %i, %r), kind=kLoop, calls=%of_row
+  ROOT %all = f32[128]{0} reduce(%row, %z), dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (a: f32[8,512,128], i: s32[], b: bf16[128,256], d: f32[64,128], r: f32[1,128], z: f32[]) -> f32[512,256] {
+  %a = f32[8,512,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %b = bf16[128,256]{1,0} parameter(2)
+  %d = f32[64,128]{1,0} parameter(3)
+  %r = f32[1,128]{1,0} parameter(4)
+  %z = f32[] parameter(5)
+  %placed = f32[64,128]{1,0} fusion(%d, %i, %r), kind=kLoop, calls=%put
+  %summed = f32[128]{0} fusion(%d, %i, %r, %z), kind=kLoop, calls=%sum
+  ROOT %layer = f32[512,256]{1,0} fusion(%a, %i, %b), kind=kOutput, calls=%product
+}
+"""  # noqa: E501
+
+
+def test_fusions_within_fusions_count_as_what_they_move():
+    found = {one.name: one for one in kernels(WITHIN)}
+    one_layer, other, result = 512 * 128 * 4, 128 * 256 * 2, 512 * 256 * 4
+    assert found["layer"].bytes == one_layer + 4 + other + result
+    assert found["layer"].flops == 2 * 512 * 128 * 256
+    assert found["placed"].bytes == 2 * 128 * 4 + 4
+    assert found["summed"].bytes == 64 * 128 * 4 + 4 + 128 * 4 + 4 + 128 * 4
+
 
 def test_slices_updates_and_trips_count_as_what_they_move():
     found = {one.name: one for one in kernels(GPU)}
