@@ -127,12 +127,14 @@ def keep(path: str, junk: str, job: Job, out: str) -> dict[str, dict[str, int]]:
         table = products.load_table(
             f"{job.clean.output}/{verdicts.FOLDER}/{verdicts.name_of(piece.number)}"
         )
-        source = Path(piece.shard.files[0].place).parent.name
-        lines = Path(junk, source, _TRAIN).read_text("utf-8").split("\n")
-        for line, language, reason in zip(lines, table["language"], table["reason"], strict=False):
-            counts = found.setdefault(json.loads(line)["from"], Counter())
-            counts["documents"] += 1
-            counts[reason or ("kept" if language == source else "moved")] += 1
+        rows = zip(table["language"], table["reason"], strict=True)
+        for file in piece.shard.files:
+            source = Path(file.place).parent.name
+            lines = Path(junk, source, _TRAIN).read_text("utf-8").split("\n")[:-1]
+            for line, (language, reason) in zip(lines, rows, strict=False):
+                counts = found.setdefault(json.loads(line)["from"], Counter())
+                counts["documents"] += 1
+                counts[reason or ("kept" if language == source else "moved")] += 1
     return {kind: dict(found[kind]) for kind in (ORIGINAL, *KINDS) if kind in found}
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, info_of, nearest, opened, reading
 
 SHARD_BYTES = 2**26  # of text files that make one shard
+JOINED = 2**22  # bytes of other files that do: two seconds' work, and what a shard costs is 0.03
 
 _KIND = re.compile(
     r".+\.(warc|wet|jsonl|ndjson|json|txt)(?:\.gz|\.zst)?|.+\.(parquet)", re.IGNORECASE | re.DOTALL
@@ -63,7 +65,8 @@ def shards(
             name = f"{before}{file.name}"
             by_kind.setdefault(_kind(file.name) or "", []).append(file._replace(name=name))
         for kind, some in by_kind.items():
-            groups = _groups(some) if kind == "txt" else _parted(some, kind, key)
+            text = kind == "txt"
+            groups = _groups(some, SHARD_BYTES) if text else _parted(some, kind, key)
             result += [Shard(_named(group[0]), kind, language, group, key) for group in groups]
     return sorted(result, key=lambda shard: (shard.files[0].name, shard.files[0].begin))
 
@@ -191,9 +194,9 @@ def _last(folder: str, count: int) -> list[str]:
     return names[len(names) - count :] if count else []
 
 
-def _groups(files: list[File]) -> Iterator[tuple[File, ...]]:
-    """Files in groups that come to SHARD_BYTES; a file counts a kilobyte more, to be opened."""
-    return map(tuple, users.batches(files, lambda file: file.bytes + 2**10, SHARD_BYTES))
+def _groups(files: list[File], most: int) -> Iterator[tuple[File, ...]]:
+    """Files in groups that come to `most` bytes; a file counts a kilobyte more, to be opened."""
+    return map(tuple, users.batches(files, lambda file: file.bytes + 2**10, most))
 
 
 def _named(file: File) -> str:
@@ -201,11 +204,16 @@ def _named(file: File) -> str:
 
 
 def _parted(files: list[File], kind: str, key: str) -> Iterator[tuple[File, ...]]:
-    """Each file alone, or each part of a large one."""
-    for file in files:
-        found = _parts(file, kind, key) if file.bytes > parts.PART else []
-        for begin, end, size in found or [parts.Part(0, None, file.bytes)]:
-            yield (file._replace(begin=begin, end=end, bytes=size),)
+    """Small files in groups, another alone, or each part of a large one."""
+    for small, run in groupby(files, lambda file: file.bytes < JOINED):
+        some = [*run]
+        if small:
+            yield from _groups(some, JOINED)
+            continue
+        for file in some:
+            found = _parts(file, kind, key) if file.bytes > parts.PART else []
+            for begin, end, size in found or [parts.Part(0, None, file.bytes)]:
+                yield (file._replace(begin=begin, end=end, bytes=size),)
 
 
 def _parts(file: File, kind: str, key: str) -> list[parts.Part]:

@@ -20,6 +20,13 @@ from tests.data.sentences import SENTENCES
 TEXTS = [f"{n}. {text}" for n, text in enumerate(SENTENCES["ru"][:5])]
 LINES = [json.dumps({"text": text, "url": f"http://x/{n}"}) for n, text in enumerate(TEXTS)]
 
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch):
+    """Each file is a shard, however small."""
+    monkeypatch.setattr(inputs, "JOINED", 0)
+
+
 gzipped = partial(gzip.compress, mtime=0)  # of no second, for tests are named by what they get
 
 
@@ -426,6 +433,22 @@ def test_small_text_files_are_read_as_one_shard(tmp_path, monkeypatch):
         ["0.txt", "1.txt", "2.txt"], ["3.txt", "4.txt", "5.txt"], ["6.txt"]
     ]  # fmt: skip
     assert [one.name for one in found] == ["0.txt", "3.txt", "6.txt"]
+
+
+def test_small_files_of_other_kinds_are_read_as_one_shard_and_give_the_same(tmp_path, monkeypatch):
+    put(tmp_path, *(f"in/{n}.jsonl" for n in range(8)))
+    for n in range(8):
+        (tmp_path / f"in/{n}.jsonl").write_text(f"{LINES[n % 5]}\n" * (50 if n == 3 else 1))
+    apart = [one for shard in shards({f"{tmp_path}/in": ""}) for one in read(shard)]
+    monkeypatch.setattr(inputs, "JOINED", 3 * 2**10)
+    joined = shards({f"{tmp_path}/in": ""})
+    assert [[file.name[0] for file in one.files] for one in joined] == [
+        [*"012"], ["3"], [*"456"], ["7"]
+    ]  # fmt: skip
+    assert [one for shard in joined for one in read(shard)] == apart
+    # another language is another shard
+    named = {f"{tmp_path}/in/{n}.jsonl": code for n, code in ((0, "ru"), (1, "de"), (2, "ru"))}
+    assert sorted(one.language for one in shards(named)) == ["de", "ru", "ru"]
 
 
 def test_a_corpus_knows_its_languages_and_its_documents(tmp_path, monkeypatch):
