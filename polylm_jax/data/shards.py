@@ -38,6 +38,7 @@ COUNT = range(2**53)
 SHARD = {"file": str, "documents": COUNT, "bytes": COUNT, "content": COUNT, "sha256": str}
 
 _LEVEL = 3  # of zstd; gzip's 6 is as small and takes ten times as long
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Text(NamedTuple):
@@ -45,6 +46,14 @@ class Text(NamedTuple):
 
     place: str
     content: int
+
+
+class Lined(NamedTuple):
+    """A document as a shard has it. bytes, hash: of its text, the second by `sides.hashed`."""
+
+    lines: bytes
+    bytes: int
+    hash: int
 
 
 def name_of(split: str, number: int, count: int, ending: str = ".jsonl.zst") -> str:
@@ -70,18 +79,45 @@ def write_shard(
 
     Each file is whole or not there. The same documents give the same bytes.
     """
+    lined = (Lined(as_lines(*one), len(one[0].encode()), hashed(one[0])) for one in documents)
+    return write_lines(path, source, number, count, lined, held_out, ending)
+
+
+def write_lines(
+    path: str,
+    source: str,
+    number: int,
+    count: int,
+    documents: Iterable[Lined],
+    held_out: int,
+    ending: str = ".jsonl.zst",
+) -> dict[str, dict]:
+    """As `write_shard`, of documents in lines."""
     if "://" not in path:  # elsewhere a folder is there when a file is
         Path(path, source).mkdir(parents=True, exist_ok=True)
     written: dict[str, _Writing] = {}
     with ExitStack() as files:
-        for text, origin, identity in documents:
-            split = SPLITS[hashed(text) < held_out]
+        for document in documents:
+            split = SPLITS[document.hash < held_out]
             if split not in written:
                 name = name_of(split, number, count, ending)
                 file = files.enter_context(_new(f"{path}/{source}/{name}"))
                 written[split] = _Writing(name, file)
-            written[split].add(text, {"from": origin, "id": f"{identity:016x}"})
+            written[split].add(document)
     return {split: writing.entry() for split, writing in written.items()}
+
+
+def as_lines(text: str, origin: str, identity: int) -> bytes:
+    """The lines of a document: one, or of a long text several."""
+    about = {"from": origin, "id": f"{identity:016x}"}
+    *first, last = stretches(text, STRETCH)
+    if not first:
+        return _json({"text": text} | about).encode() + b"\n"
+    lines = [
+        {"text": some} | about | {"part": part, "more": True} for part, some in enumerate(first, 1)
+    ]
+    lines.append({"text": last} | about | {"part": len(first) + 1})
+    return "".join(f"{_json(line)}\n" for line in lines).encode()
 
 
 def write_manifest(
@@ -217,17 +253,11 @@ class _Writing:
         self._name, self._file, self._digest = name, file, hashlib.sha256()
         self._documents = self._bytes = self._content = 0
 
-    def add(self, text: str, about: dict) -> None:
-        *first, last = stretches(text, STRETCH)
-        for part, some in enumerate([*first, last], 1):
-            parts = ({"part": part} if first else {}) | (
-                {"more": True} if part <= len(first) else {}
-            )
-            line = json.dumps({"text": some} | about | parts, ensure_ascii=False).encode() + b"\n"
-            self._file.write(line)
-            self._digest.update(line)
-            self._content += len(line)
-            self._bytes += len(some.encode())
+    def add(self, document: Lined) -> None:
+        self._file.write(document.lines)
+        self._digest.update(document.lines)
+        self._content += len(document.lines)
+        self._bytes += document.bytes
         self._documents += 1
 
     def entry(self) -> dict:

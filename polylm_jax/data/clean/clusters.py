@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from polylm_jax.data.clean import duplicates, products
-from polylm_jax.data.clean.engine import Beam, grouped, packed, runs
+from polylm_jax.data.clean.engine import Beam, grouped, looped, packed, runs
 from polylm_jax.data.clean.text import mix
 from polylm_jax.files import put
 
@@ -41,11 +41,13 @@ def find(beam: Beam, keys: Sequence[Keys], documents: int, most: float, folder: 
     slices = int(max(1, -(-size // most)))
     # told by how many there are: of another number, each slice has other keys
     stage = f"edges{slices}"
+    # where one worker would have them all, this one can be it
+    share = looped if parts == slices == 1 else partial(grouped, beam)
     for number in range(slices):
         done = f"{folder}/{stage}-{number:05}.done"
         if not products.exists(done):
             emit = partial(_pairs, parts, slices, number)
-            grouped(beam, emit, keys, partial(_edges, f"{folder}/{stage}"))
+            share(emit, keys, partial(_edges, f"{folder}/{stage}"))
             put(done, b"")
     edges = _files(folder, stage)
     count = sum(len(products.load(path)) for path in edges)

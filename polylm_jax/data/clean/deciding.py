@@ -110,7 +110,9 @@ def pairs_of(
         failed[own] = pairing.failures(pairs[own], limits, job.clean.off)
     counts = np.bincount(pairs["document"], minlength=len(languages))
     wrong = np.bincount(pairs["document"], failed.any(1), len(languages))
-    without = np.array([1.0 if is_bilingual(language) else np.nan for language in languages])
+    without = np.full(len(languages), np.nan)
+    for language in filter(is_bilingual, set(languages)):
+        without[languages == language] = 1.0
     return pairs, failed, np.where(counts, wrong / np.maximum(counts, 1), without)
 
 
@@ -126,7 +128,7 @@ def decide(job: Deciding, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """Writes what fails in a shard; gives its best CANDIDATE of each cluster, by cluster."""
     limited = {name for limits in job.limits.values() for name in limits}
     wanted = {"id", "language", "characters", BITS} | limited
-    scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet", *sorted(wanted))
+    scores = products.load_table(f"{job.measured}/{piece.key}.scores.arrow", *sorted(wanted))
     count = len(scores["language"])
     *_, scores[MISALIGNED] = pairs_of(job, piece, scores)
     contaminated = np.zeros(count, bool)
@@ -181,7 +183,7 @@ def settle(job: Deciding, pieces: dict[int, str], number: int, values: list[byte
 
     pieces: the key of each shard. The note is written last.
     """
-    path = f"{job.measured}/{pieces[number]}.scores.parquet"
+    path = f"{job.measured}/{pieces[number]}.scores.arrow"
     scores = products.load_table(path, "language", "hash", "bytes")
     failed = products.load(f"{job.folder}/{number:08}.failed.npy")
     cluster, _ = clusters.of(job.clusters, number, len(failed))

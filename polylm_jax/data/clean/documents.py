@@ -5,6 +5,7 @@ it, nor in what order. So whoever reads a shard again finds the same.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -151,7 +152,7 @@ def _torn(begun: Document, last: int) -> Broken:
 def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document | Broken, int, bool]:
     """What a line of JSON has, which part of a document of several lines, and whether more come."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.removeprefix(BOM_UTF8).decode())
         text = record[shard.key]
         if isinstance(text, str):
             url, part = record.get("url"), record.get("part")

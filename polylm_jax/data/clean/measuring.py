@@ -29,7 +29,7 @@ from polylm_jax.data.languages import CODE, is_bilingual, is_language
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
-FORM = 3  # of what is written here; another number makes all anew
+FORM = 4  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
 _OF_DOCUMENTS = (*FEATURES, "score", "language_share", *SCORES)
 HISTOGRAMS = (*_OF_DOCUMENTS, *pairing.RULES, pairing.BY_CHANCE)
@@ -82,7 +82,7 @@ def measure(job: Measuring, piece: Piece) -> None:
     tables = tables or [_scored(job, [], (), ())[0]]  # of no document, so that columns have types
     scores = {name: _joined([table[name] for table in tables]) for name in tables[0]}
     stem = f"{job.folder}/{piece.key}"
-    products.save_table(f"{stem}.scores.parquet", scores)
+    products.save_table(f"{stem}.scores.arrow", scores)
     products.save(f"{stem}.keys.npy", np.concatenate(keys))
     products.save(f"{stem}.hits.npy", np.concatenate(hits))
     languages = sorted(set(scores["language"]))

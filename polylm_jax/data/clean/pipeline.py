@@ -29,7 +29,7 @@ from polylm_jax.data.clean import (
 )
 from polylm_jax.data.clean import deciding as decisions
 from polylm_jax.data.clean.deciding import Deciding
-from polylm_jax.data.clean.engine import each, grouped
+from polylm_jax.data.clean.engine import each, grouped, looped
 from polylm_jax.data.clean.jobs import Job, check_limits, name_of, planned
 from polylm_jax.data.clean.products import WORK, digest
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
@@ -42,6 +42,7 @@ from polylm_jax.files import MANIFEST, opened, put
 GIN = "thresholds.gin"
 _SHARD_FILE = re.compile(r"(train|valid)-\d+-of-\d+\.jsonl.*")  # or what a kill left of one
 _PART = 2**26 // 50  # clusters of which one worker finds the best copies
+_FEW = 2**18  # documents that are decided on here, in a second; their text takes half a minute
 # of a document's letters, in lines of its language: what HPLT v2 keeps (arXiv 2503.10267)
 _SHARE = {"language_share": (0.2, None)}
 _LOOK = 1.0  # seconds between two looks at what is made
@@ -188,6 +189,7 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     check_limits(limits)
     settings, made_from = _decided_by(job, limits)
     _stand_aside(job, made_from)
+    count = sum(note["documents"] for note in notes)
     deciding = Deciding(
         job.clean,
         limits,
@@ -196,9 +198,9 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
         job.folder("decided", settings),
         job.index,
         _stock(job, notes),
-        max(1, sum(note["documents"] for note in notes) // _PART),
+        max(1, count // _PART),
     )
-    edges, tasks = _decided(job, deciding)
+    edges, tasks = _decided(job, deciding, count)
     written = job.folder("written", made_from)
     _folder(written)
     there = set(products.names(written))
@@ -237,21 +239,19 @@ def _stock(job: Job, notes: list[dict]) -> str:
     return path
 
 
-def _decided(job: Job, deciding: Deciding) -> tuple[dict[str, int], list[verdicts.Task]]:
+def _decided(
+    job: Job, deciding: Deciding, documents: int
+) -> tuple[dict[str, int], list[verdicts.Task]]:
     """Decides on all documents; returns below which hash a language's are held out, and what
     each shard is to write."""
     if not products.exists(f"{deciding.folder}/done"):
         _folder(deciding.folder)
-        grouped(
-            job.beam,
-            partial(decisions.decide, deciding),
-            job.pieces,
-            partial(decisions.tell, deciding),
-        )
+        share = looped if documents <= _FEW else partial(grouped, job.beam)
+        share(partial(decisions.decide, deciding), job.pieces, partial(decisions.tell, deciding))
         best = [n for n in products.names(deciding.folder) if n.startswith("best-")]
         told = [*(f"{deciding.folder}/{name}" for name in best), *range(len(job.pieces))]
         keys = {piece.number: piece.key for piece in job.pieces}
-        grouped(job.beam, decisions.told, told, partial(decisions.settle, deciding, keys))
+        share(decisions.told, told, partial(decisions.settle, deciding, keys))
         put(f"{deciding.folder}/done", b"")
     notes = [products.load_json(f"{deciding.folder}/{p.number:08}.json") for p in job.pieces]
     found, survivors = (sum(note[name] for note in notes) for name in ("clusters", "survivors"))

@@ -24,7 +24,7 @@ from polylm_jax.data.clean.pairing import MISALIGNED, RULES
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
 from polylm_jax.data.languages import CODE
-from polylm_jax.data.shards import write_shard
+from polylm_jax.data.shards import Lined, as_lines, write_lines
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
@@ -33,13 +33,13 @@ _ABOUT = ("file", "record", "url", "language", "score", "language_share", "bytes
 SAMPLES = 10  # dropped documents of each language and reason that are shown
 SHOWN = 300  # characters of each
 
-_SIZES = struct.Struct("<3Q")  # bytes of a text and of where it is from, and its id
+_SIZES = struct.Struct("<3Q")  # bytes of a document's lines and of its text, and its hash
 _HELD_IN_MEMORY = 2**24  # bytes of a language's text, before it goes to a disk
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a shard writes of a language: file `number` of `count`; see `write_shard`."""
+    """What a shard writes of a language: file `number` of `count`; see `write_lines`."""
 
     number: int
     count: int
@@ -61,27 +61,28 @@ def name_of(number: int) -> str:
 def write(job: Deciding, output: str, notes: str, task: Task) -> None:
     """Writes a shard's verdicts and texts below `output`, and its note into the folder `notes`."""
     piece = task.piece
-    scores = products.load_table(f"{job.measured}/{piece.key}.scores.parquet")
+    scores = products.load_table(f"{job.measured}/{piece.key}.scores.arrow")
     settled = products.load(f"{job.folder}/{piece.number:08}.settled.npy")
     pairs, broken, scores[MISALIGNED] = pairs_of(job, piece, scores)
     wrong = _wrong(pairs, broken)
     verdicts = _verdicts(job, piece, scores, settled) | {
         "pairs": np.bincount(pairs["document"], minlength=len(settled)),
-        "wrong_pairs": [_told(wrong.get(at, {})) for at in range(len(settled))],
+        "wrong_pairs": [_told(wrong[at]) if at in wrong else "" for at in range(len(settled))],
     }
-    masked: list[int] = []
+    kept = settled["kept"].tolist()
+    ids, hashes, sizes = (scores[name].tolist() for name in ("id", "hash", "bytes"))
+    masked = np.zeros(len(settled), np.int64)
     samples: dict[str, list[tuple[str, str]]] = {}
     with _Texts() as texts:
         for at, document in enumerate(_documents(piece, scores)):
             reason = verdicts["reason"][at]
             wanted = reason and len(samples.setdefault(_of(scores, at, reason), [])) < SAMPLES
-            if not (settled["kept"][at] or wanted):
-                masked.append(0)
+            if not (kept[at] or wanted):
                 continue
             text = document.text
             if scores["mended"][at] or document.language == CODE:
                 ((text, _),) = mended([document], job.clean.scraps)
-            if hashed(text) != scores["hash"][at]:
+            if hashed(text) != hashes[at]:
                 raise _changed(piece)
             if at in wrong and not wanted:
                 for place, rules in wrong[at].items():
@@ -91,25 +92,28 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
                         some.append((verdicts["id"][at], pair[:SHOWN]))
                 text = without(text, wrong[at])
             text, places = mask(text) if job.clean.mask else (text, {})
-            masked.append(sum(places.values()))
+            masked[at] = sum(places.values())
             if wanted:
                 samples[_of(scores, at, reason)].append((verdicts["id"][at], text[:SHOWN]))
-            else:
-                texts.add(scores["language"][at], text, document.origin, int(scores["id"][at]))
+                continue
+            lines = as_lines(text, document.origin, ids[at])
+            changed = places or at in wrong
+            size, hash_ = (len(text.encode()), hashed(text)) if changed else (sizes[at], hashes[at])
+            texts.add(scores["language"][at], Lined(lines, size, hash_))
         entries = {
-            language: write_shard(
+            language: write_lines(
                 output, language, share.number, share.count, texts.of(language), share.held_out
             )
             for language, share in task.shares.items()
         }
-    verdicts["masked"] = np.array(masked, np.int64)
+    verdicts["masked"] = masked
     products.save_table(f"{output}/{FOLDER}/{name_of(piece.number)}", verdicts)
     note = {
         "counts": _counts(verdicts),
         "pairs": _pairs(verdicts, pairs, broken),
         "entries": entries,
         "samples": samples,
-        "masked": sum(masked),
+        "masked": int(masked.sum()),
     }
     products.save_json(f"{notes}/{piece.number:08}.json", note)
 
@@ -136,7 +140,7 @@ def _of(scores: dict[str, Any], at: int, reason: str) -> str:
 def _documents(piece: Piece, scores: dict[str, Any]) -> Iterator[Document]:
     """The documents that were measured, in order; a UserError where they are no longer those."""
     found = (one for one in read(piece.shard) if isinstance(one, Document))
-    for one, identity in zip_longest(found, scores["id"]):
+    for one, identity in zip_longest(found, scores["id"].tolist()):
         if one is None or one.id != identity:
             raise _changed(piece)
         yield one
@@ -153,14 +157,14 @@ def _verdicts(
     failed = products.load(f"{job.folder}/{piece.number:08}.failed.npy")
     failed[:, job.order.index(DUPLICATE)] = ~settled["survives"] & (DUPLICATE not in job.clean.off)
     cluster, size = clusters.of(job.clusters, piece.number, len(failed))
-    names = np.array(job.order, object)
-    reasons = [list(names[row]) for row in failed]
+    names, some = np.array(job.order, object), failed.any(1)
+    reasons = [[*names[row]] if any_ else [] for row, any_ in zip(failed, some, strict=True)]
     held: dict[int, list[str]] = {}
     for document, item, share in items_held(job, piece).tolist():
         name = opened_index(job.index).names[item]
         held.setdefault(document, []).append(f"{name} {share / 10:.0f}%")
     return {
-        "id": [f"{one:016x}" for one in scores["id"]],
+        "id": [f"{one:016x}" for one in scores["id"].tolist()],
         **{name: scores[name] for name in (*_ABOUT, *FEATURES, *SCORES, MISALIGNED)},
         "cluster": cluster,
         "cluster_size": size,
@@ -174,20 +178,25 @@ def _verdicts(
 
 def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Documents and bytes of each language: read, kept, and by first reason; and by any reason."""
+    number: dict[tuple[str, str], int] = {}
+    both = zip(verdicts["language"], verdicts["reasons"], strict=True)
+    kinds = np.array([number.setdefault(one, len(number)) for one in both], np.int64)
+    totals = zip(np.bincount(kinds), np.bincount(kinds, verdicts["bytes"]), strict=True)
     found: dict[str, dict[str, Any]] = {}
-    for language, size, reason, reasons in zip(
-        *(verdicts[name] for name in ("language", "bytes", "reason", "reasons")), strict=True
-    ):
+    for (language, reasons), (documents, size) in zip(number, totals, strict=True):
         counts = found.setdefault(
             language, {"read": [0, 0], "kept": [0, 0], "first": {}, "any": {}}
         )
-        sides = [counts["read"]]
-        sides.append(counts["first"].setdefault(reason, [0, 0]) if reason else counts["kept"])
+        first, *_ = some = reasons.split(" ")
+        sides = (
+            counts["read"],
+            counts["first"].setdefault(first, [0, 0]) if first else counts["kept"],
+        )
         for side in sides:
-            side[0] += 1
+            side[0] += int(documents)
             side[1] += int(size)
-        for one in reasons.split():
-            counts["any"][one] = counts["any"].get(one, 0) + 1
+        for one in some if first else ():
+            counts["any"][one] = counts["any"].get(one, 0) + int(documents)
     return found
 
 
@@ -207,7 +216,7 @@ def _pairs(
 
 
 class _Texts:
-    """Texts of several languages in the order they come, in memory while they are few."""
+    """Documents of several languages in the order they come, in memory while they are few."""
 
     def __enter__(self) -> "_Texts":
         self._files: dict[str, IO[bytes]] = {}
@@ -217,16 +226,15 @@ class _Texts:
         for file in self._files.values():
             file.close()
 
-    def add(self, language: str, text: str, origin: str, identity: int) -> None:
+    def add(self, language: str, document: Lined) -> None:
         if language not in self._files:
             self._files[language] = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY)  # noqa: SIM115
-        content, name = text.encode(), origin.encode()
-        sizes = _SIZES.pack(len(content), len(name), identity)
-        self._files[language].write(sizes + content + name)
+        sizes = _SIZES.pack(len(document.lines), document.bytes, document.hash)
+        self._files[language].write(sizes + document.lines)
 
-    def of(self, language: str) -> Iterator[tuple[str, str, int]]:
+    def of(self, language: str) -> Iterator[Lined]:
         file = self._files[language]
         file.seek(0)
         while sizes := file.read(_SIZES.size):
-            size, length, identity = _SIZES.unpack(sizes)
-            yield file.read(size).decode(), file.read(length).decode(), identity
+            length, size, hash_ = _SIZES.unpack(sizes)
+            yield Lined(file.read(length), size, hash_)

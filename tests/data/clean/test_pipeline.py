@@ -14,12 +14,13 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from polylm_jax.data import corpus
-from polylm_jax.data.clean import engine, measuring, parts, pipeline, products, report
+from polylm_jax.data.clean import engine, inputs, measuring, parts, pipeline, products, report
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.jobs import alone, planned
 from polylm_jax.data.clean.language import Identification
@@ -58,7 +59,8 @@ def job(folder, output, beam=None, **settings):
     named = {f"{folder}/{code}": code for code in settings.pop("order", ("de", "en", "zh"))}
     tokenizer = settings.pop("tokenizer", "")
     clean = Clean(inputs=settings.pop("inputs", named), output=str(output), **settings)
-    return planned(clean, Identification(), tokenizer, beam or Beam())
+    with mock.patch.object(inputs, "JOINED", 0):  # so that there are several shards
+        return planned(clean, Identification(), tokenizer, beam or Beam())
 
 
 def run(work, limits=LIMITS):
@@ -147,7 +149,11 @@ def test_a_cluster_has_one_survivor_and_it_is_its_best(done):
         )
 
 
-def test_another_order_of_inputs_and_another_copy_of_them_give_the_same_bytes(web, done, tmp_path):
+def test_another_order_of_inputs_gives_the_same_bytes_and_so_does_work_that_is_shared_out(
+    web, done, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "_FEW", 0)
+    monkeypatch.setattr(pipeline.clusters, "PART", 2**10)
     run(job(web, tmp_path / "out", order=("zh", "de", "en"), shuffle_megabytes=1))
     assert content(tmp_path / "out") == content(done[0])
 
@@ -184,6 +190,7 @@ def test_a_run_that_is_whole_does_nothing(web, done, monkeypatch):
 
     monkeypatch.setattr(pipeline, "each", none)
     monkeypatch.setattr(pipeline, "grouped", none)
+    monkeypatch.setattr(pipeline, "looped", none)
     before = content(done[0])
     run(job(web, done[0]))
     assert content(done[0]) == before
@@ -480,7 +487,7 @@ def test_text_that_is_not_fluent_is_told_by_models_of_clean_text(tiny, tmp_path)
         tokenizer=str(tiny["tokenizer.path"]),
     )
     notes = pipeline.measure(work)
-    scores = products.load_table(f"{work.measured}/{work.pieces[0].key}.scores.parquet")
+    scores = products.load_table(f"{work.measured}/{work.pieces[0].key}.scores.arrow")
     bits = scores["bits_per_byte"]
     assert bits[:20].max() < bits[20:].min()
     disorder = scores["disorder"]
