@@ -25,7 +25,7 @@ from polylm_jax.console import LiveLine
 from polylm_jax.data.compressed import Damaged, missing
 from polylm_jax.data.compressed import opened as decompressed
 from polylm_jax.data.documents import STRETCH, stretches
-from polylm_jax.data.sides import hashed
+from polylm_jax.data.sides import hash_of
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, opened, output, put, reading
 
@@ -39,6 +39,9 @@ SHARD = {"file": str, "documents": COUNT, "bytes": COUNT, "content": COUNT, "sha
 
 _LEVEL = 3  # of zstd; gzip's 6 is as small and takes ten times as long
 _json = json.JSONEncoder(ensure_ascii=False).encode
+# how JSON spells them; a text with another control is rare
+_ESCAPES = ((b"\\", rb"\\"), (b'"', rb"\""), (b"\n", rb"\n"), (b"\t", rb"\t"))
+_CONTROLS = bytes({*range(32)} - {*b"\n\t"})
 
 
 class Text(NamedTuple):
@@ -79,7 +82,8 @@ def write_shard(
 
     Each file is whole or not there. The same documents give the same bytes.
     """
-    lined = (Lined(as_lines(*one), len(one[0].encode()), hashed(one[0])) for one in documents)
+    texts = ((text.encode(), *about) for text, *about in documents)
+    lined = (Lined(as_lines(*one), len(one[0]), hash_of(one[0])) for one in texts)
     return write_lines(path, source, number, count, lined, held_out, ending)
 
 
@@ -107,17 +111,24 @@ def write_lines(
     return {split: writing.entry() for split, writing in written.items()}
 
 
-def as_lines(text: str, origin: str, identity: int) -> bytes:
-    """The lines of a document: one, or of a long text several."""
-    about = {"from": origin, "id": f"{identity:016x}"}
-    *first, last = stretches(text, STRETCH)
-    if not first:
-        return _json({"text": text} | about).encode() + b"\n"
-    lines = [
-        {"text": some} | about | {"part": part, "more": True} for part, some in enumerate(first, 1)
-    ]
-    lines.append({"text": last} | about | {"part": len(first) + 1})
-    return "".join(f"{_json(line)}\n" for line in lines).encode()
+def as_lines(text: bytes, origin: str, identity: int) -> bytes:
+    """The lines of a document, whose text is in UTF-8: one, or of a long text several."""
+    about: dict[str, Any] = {"from": origin, "id": f"{identity:016x}"}
+    if len(text) <= STRETCH:  # and so are its characters
+        return _line(text, about)
+    *first, last = (some.encode() for some in stretches(text.decode(), STRETCH))
+    parts = [about | {"part": part, "more": True} for part, _ in enumerate(first, 1)]
+    parts.append(about | ({"part": len(first) + 1} if first else {}))
+    return b"".join(map(_line, (*first, last), parts))
+
+
+def _line(text: bytes, about: dict[str, Any]) -> bytes:
+    """What `json` makes of a record that begins with the text, in a quarter of the time."""
+    if len(text.translate(None, _CONTROLS)) < len(text):
+        return _json({"text": text.decode()} | about).encode() + b"\n"
+    for sign, escaped in _ESCAPES:
+        text = text.replace(sign, escaped)
+    return b'{"text": "%b", %b\n' % (text, _json(about)[1:].encode())
 
 
 def write_manifest(

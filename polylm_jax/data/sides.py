@@ -23,7 +23,12 @@ _FIRST_STEP = 1023 << 8
 
 def hashed(text: str) -> int:
     """64 bits that depend on the text alone."""
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
+    return hash_of(text.encode())
+
+
+def hash_of(content: bytes) -> int:
+    """As `hashed`, of a text in UTF-8."""
+    return int.from_bytes(sha256(content).digest()[:8], "big")
 
 
 def sides(

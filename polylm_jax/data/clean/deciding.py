@@ -100,26 +100,28 @@ def pairs_of(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The pairs of a shard's documents, PAIR; the rules that each breaks, bool [pairs, rules]; and
     MISALIGNED of the documents, float64: 1 without any pair, NaN for those in one language."""
-    pairs = products.load(f"{job.measured}/{piece.key}.pairs.npy")
     languages = np.array(scores["language"], object)
+    both = [*filter(is_bilingual, set(languages))]
+    pairs = np.zeros(0, pairing.PAIR)
+    if both:
+        pairs = products.load(f"{job.measured}/{piece.key}.pairs.npy")
     failed = np.zeros((len(pairs), len(pairing.RULES)), bool)
     of_pair = languages[pairs["document"]]
-    for language in set(of_pair):
+    without = np.full(len(languages), np.nan)
+    for language in both:
+        without[languages == language] = 1.0
         own = of_pair == language
         limits = of(job.limits, language)
         failed[own] = pairing.failures(pairs[own], limits, job.clean.off)
     counts = np.bincount(pairs["document"], minlength=len(languages))
     wrong = np.bincount(pairs["document"], failed.any(1), len(languages))
-    without = np.full(len(languages), np.nan)
-    for language in filter(is_bilingual, set(languages)):
-        without[languages == language] = 1.0
     return pairs, failed, np.where(counts, wrong / np.maximum(counts, 1), without)
 
 
 def items_held(job: Deciding, piece: Piece) -> np.ndarray:
     """The benchmarks' items in a shard's documents, as `contamination.held` tells them."""
-    hits = products.load(f"{job.measured}/{piece.key}.hits.npy")
-    if not job.index or not len(hits):
+    hits = products.load(f"{job.measured}/{piece.key}.hits.npy") if job.index else ()
+    if not len(hits):
         return np.empty((0, 3), np.int64)
     return contamination.held(opened_index(job.index), hits, products.load(job.stock))
 

@@ -52,7 +52,9 @@ class Beam:
 
 def each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -> None:
     """Calls function(piece) for every piece, in any order and any process."""
-    if pieces:
+    if len(pieces) == 1 and beam.runner == LOCAL:  # nobody has to share it
+        _Each(function)(pieces[0])
+    elif pieces:
         with _pipeline(beam) as (pipeline, b):
             _ = (
                 pipeline

@@ -20,7 +20,7 @@ from polylm_jax.data.clean.engine import runs
 from polylm_jax.data.clean.fluency import SCORES
 from polylm_jax.data.clean.language import UNKNOWN, Identification, identify
 from polylm_jax.data.clean.products import Piece, digest
-from polylm_jax.data.clean.repair import repair_all
+from polylm_jax.data.clean.repair import repair, repair_all
 from polylm_jax.data.clean.scraps import without
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import BATCH, LETTERS, Batch, Kind, fold
@@ -34,6 +34,7 @@ FEATURES = tuple(feature.name for feature in rules.FEATURES)
 _OF_DOCUMENTS = (*FEATURES, "score", "language_share", *SCORES)
 HISTOGRAMS = (*_OF_DOCUMENTS, *pairing.RULES, pairing.BY_CHANCE)
 _SETTINGS = ("key", "bad", "scraps", "longest", "bands", "rows")
+_SCRAPS = "scraps"
 _PAIRS = 1000  # from which on a shard's pairs can tell which of them are wrong
 _PLACES = 10  # of broken records that are told
 
@@ -109,11 +110,25 @@ def mended(documents: Sequence[Document], scraps: int) -> list[tuple[str, dict[s
     for at, one in enumerate(documents):
         text, mends = found[at]
         if one.language == CODE:
-            found[at] = one.text.encode("utf-8", "replace").decode(), {}
+            found[at] = _spelled(one.text), {}
         elif scraps:
             text, lines = without(text, scraps, one.language or UNKNOWN)
-            found[at] = text, mends | ({"scraps": lines} if lines else {})
+            found[at] = text, mends | ({_SCRAPS: lines} if lines else {})
     return found
+
+
+def mended_again(document: Document, mends: str, scraps: int) -> str:
+    """What `mended` makes of a document, given the names of what it mended: a text of which
+    nothing is broken needs no second look."""
+    if document.language == CODE:
+        return _spelled(document.text)
+    names = {*mends.split()}
+    text = repair(document.text)[0] if names - {_SCRAPS} else document.text
+    return without(text, scraps, document.language or UNKNOWN)[0] if _SCRAPS in names else text
+
+
+def _spelled(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=1)

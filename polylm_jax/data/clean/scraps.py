@@ -23,12 +23,17 @@ def without(text: str, least: int, language: str) -> tuple[str, int]:
         kept = [part for part in parts if not _FORMAT.search(part)]
     else:
         parts, between = text.split("\n"), "\n"
-        kept = [part for part in parts if not part.strip() or not _is_scrap(part, least)]
+        formats = _FORMAT.search(text) is not None  # where there is none, no line has one
+        kept = [part for part in parts if not _is_scrap(part, least, formats)]
     if len(kept) == len(parts):
         return text, 0
     return re.sub(r"\n{3,}", "\n\n", between.join(kept)).strip("\n"), len(parts) - len(kept)
 
 
-def _is_scrap(line: str, least: int) -> bool:
-    short = len(line.strip().encode("utf-8", "replace")) < least
-    return bool(_FORMAT.search(line)) or (short and not _ENDED.search(line.strip()))
+def _is_scrap(line: str, least: int, formats: bool) -> bool:
+    said = line.strip()
+    if not said or (formats and _FORMAT.search(line)):
+        return bool(said)
+    # a character is a byte at least
+    short = len(said) < least and len(said.encode("utf-8", "replace")) < least
+    return short and not _ENDED.search(said)

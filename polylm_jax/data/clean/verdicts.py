@@ -19,13 +19,12 @@ from polylm_jax.data.clean.bilingual import without
 from polylm_jax.data.clean.deciding import DUPLICATE, Deciding, items_held, pairs_of
 from polylm_jax.data.clean.documents import Document, read
 from polylm_jax.data.clean.fluency import SCORES
-from polylm_jax.data.clean.measuring import FEATURES, mended, opened_index
+from polylm_jax.data.clean.measuring import FEATURES, mended_again, opened_index
 from polylm_jax.data.clean.pairing import MISALIGNED, RULES
 from polylm_jax.data.clean.private import mask
 from polylm_jax.data.clean.products import Piece
-from polylm_jax.data.languages import CODE
 from polylm_jax.data.shards import Lined, as_lines, write_lines
-from polylm_jax.data.sides import hashed
+from polylm_jax.data.sides import hash_of
 from polylm_jax.errors import UserError
 
 FOLDER = "verdicts"
@@ -34,7 +33,7 @@ SAMPLES = 10  # dropped documents of each language and reason that are shown
 SHOWN = 300  # characters of each
 
 _SIZES = struct.Struct("<3Q")  # bytes of a document's lines and of its text, and its hash
-_HELD_IN_MEMORY = 2**24  # bytes of a language's text, before it goes to a disk
+_HELD_IN_MEMORY = 2**24  # bytes of a shard's lines, before they go to a disk
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
         "wrong_pairs": [_told(wrong[at]) if at in wrong else "" for at in range(len(settled))],
     }
     kept = settled["kept"].tolist()
-    ids, hashes, sizes = (scores[name].tolist() for name in ("id", "hash", "bytes"))
+    ids, hashes = scores["id"].tolist(), scores["hash"].tolist()
     masked = np.zeros(len(settled), np.int64)
     samples: dict[str, list[tuple[str, str]]] = {}
     with _Texts() as texts:
@@ -79,10 +78,9 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             wanted = reason and len(samples.setdefault(_of(scores, at, reason), [])) < SAMPLES
             if not (kept[at] or wanted):
                 continue
-            text = document.text
-            if scores["mended"][at] or document.language == CODE:
-                ((text, _),) = mended([document], job.clean.scraps)
-            if hashed(text) != hashes[at]:
+            text = mended_again(document, scores["mended"][at], job.clean.scraps)
+            content, hash_ = text.encode(), hashes[at]
+            if hash_of(content) != hash_:
                 raise _changed(piece)
             if at in wrong and not wanted:
                 for place, rules in wrong[at].items():
@@ -96,10 +94,11 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
             if wanted:
                 samples[_of(scores, at, reason)].append((verdicts["id"][at], text[:SHOWN]))
                 continue
-            lines = as_lines(text, document.origin, ids[at])
-            changed = places or at in wrong
-            size, hash_ = (len(text.encode()), hashed(text)) if changed else (sizes[at], hashes[at])
-            texts.add(scores["language"][at], Lined(lines, size, hash_))
+            if places or at in wrong:
+                content = text.encode()
+                hash_ = hash_of(content)
+            lines = as_lines(content, document.origin, ids[at])
+            texts.add(scores["language"][at], Lined(lines, len(content), hash_))
         entries = {
             language: write_lines(
                 output, language, share.number, share.count, texts.of(language), share.held_out
@@ -219,6 +218,8 @@ class _Texts:
     """Documents of several languages in the order they come, in memory while they are few."""
 
     def __enter__(self) -> "_Texts":
+        self._held: dict[str, list[Lined]] = {}
+        self._size = 0  # bytes of what is held
         self._files: dict[str, IO[bytes]] = {}
         return self
 
@@ -227,14 +228,24 @@ class _Texts:
             file.close()
 
     def add(self, language: str, document: Lined) -> None:
-        if language not in self._files:
-            self._files[language] = tempfile.SpooledTemporaryFile(_HELD_IN_MEMORY)  # noqa: SIM115
-        sizes = _SIZES.pack(len(document.lines), document.bytes, document.hash)
-        self._files[language].write(sizes + document.lines)
+        self._held.setdefault(language, []).append(document)
+        self._size += len(document.lines)
+        if self._size > _HELD_IN_MEMORY:
+            self._put()
+
+    def _put(self) -> None:
+        for language, some in self._held.items():
+            if language not in self._files:
+                self._files[language] = tempfile.TemporaryFile()  # noqa: SIM115
+            for one in some:
+                sizes = _SIZES.pack(len(one.lines), one.bytes, one.hash)
+                self._files[language].write(sizes + one.lines)
+        self._held, self._size = {}, 0
 
     def of(self, language: str) -> Iterator[Lined]:
-        file = self._files[language]
-        file.seek(0)
-        while sizes := file.read(_SIZES.size):
-            length, size, hash_ = _SIZES.unpack(sizes)
-            yield Lined(file.read(length), size, hash_)
+        if file := self._files.get(language):
+            file.seek(0)
+            while sizes := file.read(_SIZES.size):
+                length, size, hash_ = _SIZES.unpack(sizes)
+                yield Lined(file.read(length), size, hash_)
+        yield from self._held.get(language, ())
