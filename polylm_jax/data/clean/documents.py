@@ -23,6 +23,7 @@ class File(NamedTuple):
 
     name: relative to its input. place: path or URL. bytes: on the disk. begin: the part's first
     byte or, of a Parquet, row group. end: what follows its last one; None where the file ends.
+    language: a source's name such as "de" or "en-de", or "" where it is not known.
     """
 
     name: str
@@ -30,22 +31,21 @@ class File(NamedTuple):
     bytes: int
     begin: int = 0
     end: int | None = None
+    language: str = ""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file, a part of a large one, or several files of text, which one worker reads.
+    """One file, a part of a large one, or several small files, which one worker reads.
 
     name: of its first file, relative to its input, and where in it a later part begins; no other
         shard of these inputs has it.
     kind: "warc" (WET too), "jsonl", "parquet" or "txt".
-    language: a source's name such as "de" or "en-de", or "" where it is not known.
     key: of the text in a line of JSON, and its column in a Parquet.
     """
 
     name: str
     kind: str
-    language: str
     files: tuple[File, ...]
     key: str = "text"
 
@@ -117,7 +117,7 @@ def _of_warc(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | B
         if page.fault:
             yield Broken(file.name, page.at, page.fault)
         else:
-            yield Document(page.text, file.name, page.at, page.url, shard.language)
+            yield Document(page.text, file.name, page.at, page.url, file.language)
 
 
 def _of_jsonl(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
@@ -158,7 +158,7 @@ def _of_line(line: bytes, file: File, at: int, shard: Shard) -> tuple[Document |
             url, part = record.get("url"), record.get("part")
             url = url.encode("utf-8", "replace").decode() if isinstance(url, str) else ""
             more = record.get("more") is True and isinstance(part, int)
-            return Document(text, file.name, at, url, shard.language), part, more
+            return Document(text, file.name, at, url, file.language), part, more
     except UnicodeDecodeError as error:
         return Broken(file.name, at, not_utf8(error)), 0, False
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -179,7 +179,7 @@ def _of_txt(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Br
         if len(whole) > LONGEST_LINE:
             yield Broken(file.name, 0, f"is longer than {LONGEST_LINE:,} bytes")
         elif whole:
-            yield Document(text, file.name, 0, "", shard.language)
+            yield Document(text, file.name, 0, "", file.language)
 
 
 def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document | Broken]:
@@ -239,7 +239,7 @@ def _of_row(text: Any, url: Any, file: File, row: int, shard: Shard) -> Document
         return Broken(file.name, row, not_utf8(error))
     if not isinstance(value, str):
         return Broken(file.name, row, f'has no text in its column "{shard.key}"')
-    return Document(value, file.name, row, link if isinstance(link, str) else "", shard.language)
+    return Document(value, file.name, row, link if isinstance(link, str) else "", file.language)
 
 
 _READERS: dict[str, Callable[[BinaryIO, File, Shard], Iterator[Document | Broken]]] = {

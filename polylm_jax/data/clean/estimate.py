@@ -35,7 +35,7 @@ def told(job: Job) -> Iterator[str]:
             if piece.shard.kind == "warc" and ".wet" not in name:
                 html, size = html + size, size * _TEXT
             text += size
-            unsaid += 0 if piece.shard.language else size
+            unsaid += 0 if file.language else size
     amounts = dict.fromkeys(RATES, text) | {"text out of HTML": html, "language": unsaid}
     amounts["perplexity"] *= bool(job.clean.fluent)
     seconds = {name: size / 1e6 / RATES[name] for name, size in amounts.items() if size}

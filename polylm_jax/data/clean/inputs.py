@@ -58,16 +58,17 @@ def shards(
     for path, language in inputs.items():
         if language and source_named(language) != language:
             raise UserError(f'{path} is said to be in "{language}", which is no language\'s code.')
+    by_kind: dict[str, list[File]] = {}
+    for file in sorted(
+        file._replace(name=f"{before}{file.name}", language=language)
+        for language, before, files in _told_apart(found)
+        for file in files
+    ):
+        by_kind.setdefault(_kind(file.name) or "", []).append(file)
     result = []
-    for language, before, files in _told_apart(found):
-        by_kind: dict[str, list[File]] = {}
-        for file in files:
-            name = f"{before}{file.name}"
-            by_kind.setdefault(_kind(file.name) or "", []).append(file._replace(name=name))
-        for kind, some in by_kind.items():
-            text = kind == "txt"
-            groups = _groups(some, SHARD_BYTES) if text else _parted(some, kind, key)
-            result += [Shard(_named(group[0]), kind, language, group, key) for group in groups]
+    for kind, some in by_kind.items():
+        groups = _groups(some, SHARD_BYTES) if kind == "txt" else _parted(some, kind, key)
+        result += [Shard(_named(group[0]), kind, group, key) for group in groups]
     return sorted(result, key=lambda shard: (shard.files[0].name, shard.files[0].begin))
 
 

@@ -43,8 +43,8 @@ def pieces(shards: Sequence[Shard]) -> list[Piece]:
         states = []
         for file in shard.files:
             files, root = opened(file.place)
-            states.append((file.name, files.ukey(root), file.begin, file.end))
-        found.append(Piece(number, digest(shard.kind, shard.language, shard.key, states), shard))
+            states.append((file.name, files.ukey(root), file.begin, file.end, file.language))
+        found.append(Piece(number, digest(shard.kind, shard.key, states), shard))
     return found
 
 

@@ -368,7 +368,7 @@ def test_folders_patterns_and_files(tmp_path):
     passed = {}
     found = shards({f"{tmp_path}/d": "", f"{tmp_path}/e/*.jsonl": "de"}, passed=passed)
     # both have an a.jsonl, so the folders' last names are told as well
-    assert [(one.name, one.language) for one in found] == [
+    assert [(one.name, one.files[0].language) for one in found] == [
         ("d/a.jsonl", ""), ("d/x/b.jsonl", ""), ("e/a.jsonl", "de")
     ]  # fmt: skip
     assert {kind.split(",")[0]: count for kind, (count, _) in passed.items()} == {
@@ -446,9 +446,10 @@ def test_small_files_of_other_kinds_are_read_as_one_shard_and_give_the_same(tmp_
         [*"012"], ["3"], [*"456"], ["7"]
     ]  # fmt: skip
     assert [one for shard in joined for one in read(shard)] == apart
-    # another language is another shard
-    named = {f"{tmp_path}/in/{n}.jsonl": code for n, code in ((0, "ru"), (1, "de"), (2, "ru"))}
-    assert sorted(one.language for one in shards(named)) == ["de", "ru", "ru"]
+    # each file has its own language
+    codes = ("ru", "de", "")
+    [mixed] = shards({f"{tmp_path}/in/{n}.jsonl": codes[n] for n in (2, 0, 1)})
+    assert [one.language for one in read(mixed)] == [*codes]
 
 
 def test_a_corpus_knows_its_languages_and_its_documents(tmp_path, monkeypatch):
@@ -461,7 +462,7 @@ def test_a_corpus_knows_its_languages_and_its_documents(tmp_path, monkeypatch):
     written.write_manifest(path, entries)
     put(path, "packages/x.jsonl")
     found = shards({path: ""})
-    assert [(one.name, one.language) for one in found] == [
+    assert [(one.name, one.files[0].language) for one in found] == [
         (f"{code}/train-00000-of-00001.jsonl.gz", code) for code in ("de", "ru")
     ]
     assert [texts(read(one)) for one in found] == [[SENTENCES["de"][0] * 5], [TEXTS[0]]]
