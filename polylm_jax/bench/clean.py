@@ -2,7 +2,7 @@
 
 Both sides work on the same documents in one run, by turns, on one core; times are of the process
 itself, so that others on the machine count less. The whole, from files to a clean corpus, is timed
-as Beam does it and as plain loops do, by turns, too.
+as Beam does it and as plain loops do, by turns, too, and so is what a changed threshold makes anew.
 """
 
 import json
@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -35,11 +35,11 @@ from polylm_jax.data.clean import (
     rules,
 )
 from polylm_jax.data.clean.duplicates import signatures
-from polylm_jax.data.clean.engine import Beam
+from polylm_jax.data.clean.engine import Beam, looped
 from polylm_jax.data.clean.language import Identification, identify
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.text import Batch, fold, shingles
-from polylm_jax.data.clean.thresholds import Thresholds
+from polylm_jax.data.clean.thresholds import Limits, Thresholds
 from polylm_jax.data.languages import is_language
 from polylm_jax.data.tokenizer import Tokenizer
 
@@ -48,6 +48,7 @@ DOCUMENTS, CHARACTERS = 40, 2000  # of a language; of a document
 ROUNDS = 3
 LEAST = 0.3  # seconds that a step is repeated for
 WHOLE = 20e6  # most bytes that go through all passes
+_ANOTHER: Limits = {"*": {"words": (50.0, None)}}
 
 
 def run(path: str, tokenizer_path: str, peer_python: str, declarations: str = "") -> dict:
@@ -144,11 +145,11 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
         inputs = {f"{folder}/text": ""}
         # the first time memory is asked for, tables are built and the codes of languages are read
         warm = Clean(inputs, f"{folder}/warm")
-        _pass(jobs.planned(warm, Identification(), tokenizer, Beam()))
+        _pass(jobs.planned(warm, Identification(), tokenizer, Beam()), {})
         models = f"{folder}/models"
         fluency.train(Clean(inputs, models, fluent=path), Beam(), tokenizer, models)
         for name, fluent in (("the whole", ""), ("the whole, perplexity", path)):
-            seconds: dict[str, list[float]] = {}
+            seconds: dict[str, dict[str, list[float]]] = {}
             for turn in range(2 * ROUNDS):
                 who = ("polylm_jax", "plain loops")[turn % 2]
                 clean = Clean(inputs, f"{folder}/{len(found)}-{turn}", fluent=fluent)
@@ -156,10 +157,15 @@ def _wholes(path: str, tokenizer: str, languages: list[str]) -> dict[str, dict[s
                 if fluent:
                     shutil.copytree(models, job.models)
                 with _looped() if who == "plain loops" else nullcontext():
-                    started = time.process_time()
-                    _pass(job)
-                    seconds.setdefault(who, []).append(time.process_time() - started)
-            found[name] = {who: size / statistics.median(some) for who, some in seconds.items()}
+                    for step, limits in ((name, {}), (f"{name}, another threshold", _ANOTHER)):
+                        started = time.process_time()
+                        _pass(job, limits)
+                        taken = time.process_time() - started
+                        seconds.setdefault(step, {}).setdefault(who, []).append(taken)
+            found |= {
+                step: {who: size / statistics.median(some) for who, some in of.items()}
+                for step, of in seconds.items()
+            }
     return found
 
 
@@ -189,11 +195,11 @@ def _files(path: str, folder: Path, languages: list[str]) -> float:
     return size / 1e6
 
 
-def _pass(job: jobs.Job) -> None:
+def _pass(job: jobs.Job, limits: Limits) -> None:
     notes = pipeline.measure(job)
     pipeline.derive(job, Thresholds(), notes)
     pipeline.duplicates(job, notes)
-    pipeline.write(job, notes, {})
+    pipeline.write(job, notes, limits)
 
 
 def _each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) -> None:
@@ -202,19 +208,8 @@ def _each(beam: Beam, function: Callable[[Any], object], pieces: Sequence[Any]) 
         function(piece)
 
 
-def _grouped(
-    beam: Beam,
-    emit: Callable[[Any], Iterable[tuple[int, bytes]]],
-    pieces: Sequence[Any],
-    reduce: Callable[[int, list[bytes]], None],
-) -> None:
-    """`engine.grouped` as a loop."""
-    values: dict[int, list[bytes]] = {}
-    for piece in pieces:
-        for key, value in emit(piece):
-            values.setdefault(key, []).append(value)
-    for key, some in values.items():
-        reduce(key, some)
+def _grouped(beam: Beam, *work: Any) -> None:
+    looped(*work)
 
 
 def show(result: dict, console: Console) -> None:

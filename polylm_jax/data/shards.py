@@ -82,7 +82,7 @@ def write_shard(
 
     Each file is whole or not there. The same documents give the same bytes.
     """
-    texts = ((text.encode(), *about) for text, *about in documents)
+    texts = ((text.encode(), origin, identity) for text, origin, identity in documents)
     lined = (Lined(as_lines(*one), len(one[0]), hash_of(one[0])) for one in texts)
     return write_lines(path, source, number, count, lined, held_out, ending)
 

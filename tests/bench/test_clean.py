@@ -26,7 +26,10 @@ def test_all_steps_are_timed_and_shown(tiny, monkeypatch, capsys):
     speeds = result["megabytes a second"]
     assert all(speed["polylm_jax"] > 0 for speed in speeds.values())
     assert {"rules", "signatures", "repair", "language", "mask", "perplexity"} <= speeds.keys()
-    assert speeds["the whole, perplexity"].keys() == {"polylm_jax", "plain loops"}
+    whole = speeds["the whole, perplexity"]
+    assert whole.keys() == {"polylm_jax", "plain loops"}
+    again = speeds["the whole, perplexity, another threshold"]
+    assert all(again[who] > 2 * whole[who] for who in whole)
     assert result["languages"]["right"] > 0.9
     # the sentences of the tiny corpus are all in its training side
     for what in telling.SPOILED:

@@ -75,6 +75,14 @@ def test_a_line_tells_where_it_is_from_and_the_hash_is_of_the_lines(tmp_path):
     assert written(str(tmp_path / "one"), ".jsonl", held_out=0)["sha256"] not in hashes
 
 
+def test_a_line_is_what_json_makes_of_it_whatever_signs_it_has():
+    every = [chr(code) for code in (*range(0x300), 0x2028, 0x4E00, 0xFEFF, 0xFFFF, 0x1F600)]
+    for text in ("", "".join(every), *every, *("a" + sign + '\\"\n\t' for sign in every)):
+        record = {"text": text, "from": text, "id": f"{9:016x}"}
+        expected = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        assert shards.as_lines(text.encode(), text, 9) == expected
+
+
 def test_a_shard_without_a_document_is_no_file(tmp_path):
     assert shards.write_shard(str(tmp_path), "de", 0, 2, [], 0) == {}
     entry = shards.write_shard(str(tmp_path), "de", 1, 2, DOCUMENTS, 0, ".jsonl")

@@ -120,9 +120,12 @@ def pairs_of(
 
 def items_held(job: Deciding, piece: Piece) -> np.ndarray:
     """The benchmarks' items in a shard's documents, as `contamination.held` tells them."""
-    hits = products.load(f"{job.measured}/{piece.key}.hits.npy") if job.index else ()
+    none = np.empty((0, 3), np.int64)
+    if not job.index:
+        return none
+    hits = products.load(f"{job.measured}/{piece.key}.hits.npy")
     if not len(hits):
-        return np.empty((0, 3), np.int64)
+        return none
     return contamination.held(opened_index(job.index), hits, products.load(job.stock))
 
 

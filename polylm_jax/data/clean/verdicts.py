@@ -156,8 +156,10 @@ def _verdicts(
     failed = products.load(f"{job.folder}/{piece.number:08}.failed.npy")
     failed[:, job.order.index(DUPLICATE)] = ~settled["survives"] & (DUPLICATE not in job.clean.off)
     cluster, size = clusters.of(job.clusters, piece.number, len(failed))
-    names, some = np.array(job.order, object), failed.any(1)
-    reasons = [[*names[row]] if any_ else [] for row, any_ in zip(failed, some, strict=True)]
+    names = np.array(job.order, object)
+    reasons: list[list[str]] = [[] for _ in failed]
+    for at in np.flatnonzero(failed.any(1)):
+        reasons[at] = [*names[failed[at]]]
     held: dict[int, list[str]] = {}
     for document, item, share in items_held(job, piece).tolist():
         name = opened_index(job.index).names[item]
