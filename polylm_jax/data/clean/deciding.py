@@ -6,6 +6,7 @@ of the shards, so that a rule never takes a cluster's only good copy; and each s
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -212,9 +213,19 @@ def settle(job: Deciding, pieces: dict[int, str], number: int, values: list[byte
     products.save(f"{job.folder}/{number:08}.held.npy", held)
     smallest = inside + (number << clusters.PLACE) + 1 == cluster[inside].astype(np.int64)
     note = {
+        "decided": _told_apart(job, failed, settled, names),
         "languages": names,
         "kept": np.bincount(held["language"], minlength=len(names)).tolist(),
         "clusters": int(smallest.sum()),
         "survivors": int(settled["survives"][inside].sum()),
     }
     products.save_json(f"{job.folder}/{number:08}.json", note)
+
+
+def _told_apart(
+    job: Deciding, failed: np.ndarray, settled: np.ndarray, languages: list[str]
+) -> str:
+    """A hash of all that is decided on a shard's documents and their pairs."""
+    of_pairs = {name: of(job.limits, name) for name in languages if is_bilingual(name)}
+    found = sha256(failed.tobytes() + settled.tobytes()).hexdigest()
+    return digest(found, of_pairs)

@@ -31,7 +31,7 @@ from polylm_jax.data.clean import deciding as decisions
 from polylm_jax.data.clean.deciding import Deciding
 from polylm_jax.data.clean.engine import each, grouped, looped
 from polylm_jax.data.clean.jobs import Job, check_limits, name_of, planned
-from polylm_jax.data.clean.products import WORK, digest
+from polylm_jax.data.clean.products import WORK, Piece, digest
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
 from polylm_jax.data.languages import in_order, is_bilingual
 from polylm_jax.data.shards import write_manifest
@@ -188,7 +188,6 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     """The fourth pass; returns the notes of all shards: counts, entries and samples."""
     check_limits(limits)
     settings, made_from = _decided_by(job, limits)
-    _stand_aside(job, made_from)
     count = sum(note["documents"] for note in notes)
     deciding = Deciding(
         job.clean,
@@ -201,15 +200,12 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
         max(1, count // _PART),
     )
     edges, tasks = _decided(job, deciding, count)
-    written = job.folder("written", made_from)
-    _folder(written)
-    there = set(products.names(written))
-    todo = [task for task in tasks if f"{task.piece.number:08}.json" not in there]
+    there = _stand_aside(job, made_from, {name_of(task.note) for task in tasks})
+    todo = [task for task in tasks if name_of(task.note) not in there]
     if todo:
-        with _watched("write", written, ".json", len(tasks)):
-            work = partial(verdicts.write, deciding, job.clean.output, written)
-            each(job.beam, work, todo)
-    told = [products.load_json(f"{written}/{task.piece.number:08}.json") for task in tasks]
+        with _watched("write", _written(job), ".json", len(tasks)):
+            each(job.beam, partial(verdicts.write, deciding, job.clean.output), todo)
+    told = [products.load_json(task.note) for task in tasks]
     _check(notes, told)
     _finish(job, limits, edges, told)
     return told
@@ -220,6 +216,19 @@ def _decided_by(job: Job, limits: Limits) -> tuple[str, str]:
     settings = decisions.settings_of(job.clean, limits, name_of(job.clusters), name_of(job.index))
     more = (job.clean.mask, job.clean.valid_share, job.clean.valid_megabytes)
     return settings, digest(settings, *more)
+
+
+def _written(job: Job) -> str:
+    """The folder of the notes of what is written."""
+    return f"{job.clean.output}/{WORK}/written"
+
+
+def _task(job: Job, piece: Piece, note: dict, shares: dict[str, verdicts.Share]) -> verdicts.Task:
+    """What a shard is to write; where a note by the name of all that decides on it is, it has."""
+    settings, _ = _decided_by(job, {})  # limits count by what they decide
+    shared = {language: asdict(share) for language, share in shares.items()}
+    key = digest(settings, job.clean.mask, piece.key, note["decided"], shared)
+    return verdicts.Task(piece, shares, f"{_written(job)}/{piece.number:08}-{key}.json")
 
 
 def _stock(job: Job, notes: list[dict]) -> str:
@@ -285,7 +294,7 @@ def _shared(
             edges[language] = edge
         for place, number in enumerate(with_some):
             shares[number][language] = verdicts.Share(place, len(with_some), edge)
-    return edges, [verdicts.Task(*one) for one in zip(job.pieces, shares, strict=True)]
+    return edges, [_task(job, *one) for one in zip(job.pieces, notes, shares, strict=True)]
 
 
 def _check(notes: list[dict], told: list[dict]) -> None:
@@ -304,20 +313,28 @@ def _check(notes: list[dict], told: list[dict]) -> None:
         raise AssertionError(f"{read:,} documents were read, and {total:,} have a verdict")
 
 
-def _stand_aside(job: Job, made_from: str) -> None:
-    """Takes an older corpus's manifest away before its files change."""
-    output, note = job.clean.output, f"{job.clean.output}/{WORK}/writing.json"
-    manifest = f"{output}/{MANIFEST}"
-    if products.exists(note) and products.load_json(note) == made_from:
-        return
-    files, root = opened(output)
-    if products.exists(manifest):
-        files.rm(f"{root}/{MANIFEST}")
-    # what was written there is about to be replaced, so no note may say that it is there
-    for name in products.names(f"{output}/{WORK}"):
-        if name.startswith("written-"):
-            files.rm(f"{root}/{WORK}/{name}", recursive=True)
-    products.save_json(note, made_from)
+def _stand_aside(job: Job, made_from: str, wanted: set[str]) -> set[str]:
+    """Takes an older corpus's manifest away before its files change, and of its notes those that
+    are not wanted; returns the names of the others, whose shards have the same to write as then.
+
+    No other shard writes into the files of these, which are called by their shares.
+    """
+    _folder(_written(job))
+    there = set(products.names(_written(job)))
+    if there != wanted:
+        files, root = opened(job.clean.output)
+        if products.exists(f"{job.clean.output}/{MANIFEST}"):
+            files.rm(f"{root}/{MANIFEST}")
+        # what was written there is about to be replaced, so no note may say that it is there
+        for name in there - wanted:
+            files.rm(f"{root}/{WORK}/written/{name}")
+    products.save_json(_writing(job), made_from)
+    return there & wanted
+
+
+def _writing(job: Job) -> str:
+    """Where it stands what is being written, for `status`."""
+    return f"{job.clean.output}/{WORK}/writing.json"
 
 
 def _finish(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -> None:
@@ -361,12 +378,15 @@ def status(job: Job, settings: Thresholds, limits: Limits) -> list[tuple[str, in
     derived = products.exists(_derived(job, settings, _reference(job, settings)))
     whole = products.exists(f"{job.clusters}/{clusters.DONE}")
     decided, written = _decided_by(job, limits)
+    begun = (
+        derived and products.exists(_writing(job)) and products.load_json(_writing(job)) == written
+    )
     return [
         ("measure", sum(name.removesuffix(".json") in keys for name in there), count),
         ("thresholds", count * derived, count),
         ("duplicates", count * whole, count),
         ("decide", derived * _done(job.folder("decided", decided), ".settled.npy"), count),
-        ("write", derived * _done(job.folder("written", written), ".json"), count),
+        ("write", begun * _done(_written(job), ".json"), count),
     ]
 
 

@@ -47,18 +47,22 @@ class Share:
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to be written, and its share of each language that it keeps some of."""
+    """A shard to be written, and its share of each language that it keeps some of.
+
+    note: a file, called by all that decides on what is written.
+    """
 
     piece: Piece
     shares: dict[str, Share]
+    note: str
 
 
 def name_of(number: int) -> str:
     return f"{number:08}.parquet"
 
 
-def write(job: Deciding, output: str, notes: str, task: Task) -> None:
-    """Writes a shard's verdicts and texts below `output`, and its note into the folder `notes`."""
+def write(job: Deciding, output: str, task: Task) -> None:
+    """Writes a shard's verdicts and texts below `output`, and its note."""
     piece = task.piece
     scores = products.load_table(f"{job.measured}/{piece.key}.scores.arrow")
     settled = products.load(f"{job.folder}/{piece.number:08}.settled.npy")
@@ -114,7 +118,7 @@ def write(job: Deciding, output: str, notes: str, task: Task) -> None:
         "samples": samples,
         "masked": int(masked.sum()),
     }
-    products.save_json(f"{notes}/{piece.number:08}.json", note)
+    products.save_json(task.note, note)
 
 
 def _wrong(pairs: np.ndarray, broken: np.ndarray) -> dict[int, dict[int, list[str]]]:
