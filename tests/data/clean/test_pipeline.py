@@ -189,6 +189,30 @@ def test_a_changed_threshold_reruns_the_last_pass_only(web, done, tmp_path):
     assert content(output) == before
 
 
+def test_a_change_that_was_cut_off_and_taken_back_leaves_the_same_bytes(
+    web, done, tmp_path, monkeypatch
+):
+    run(job(web, tmp_path / "out"))
+    some = np.median([row["words"] for row in verdicts(done[0]) if row["language"] == "de"])
+    put, verdict = products.put, "verdicts/00000001.parquet"
+
+    def cut(path, content):
+        if path.endswith(verdict):  # its text is written, and all of the shard before it
+            raise RuntimeError
+        put(path, content)
+
+    monkeypatch.setattr(products, "put", cut)
+    with pytest.raises(RuntimeError):
+        run(job(web, tmp_path / "out"), LIMITS | {"de": {"words": (float(some), None)}})
+    monkeypatch.undo()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert any(
+        content(tmp_path / "out").get(name) != hash_ for name, hash_ in content(done[0]).items()
+    )
+    run(job(web, tmp_path / "out"))
+    assert content(tmp_path / "out") == content(done[0])
+
+
 def test_a_run_that_is_whole_does_nothing(web, done, monkeypatch):
     def none(*_):
         raise AssertionError("work is done again")
