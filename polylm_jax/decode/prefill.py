@@ -2,10 +2,11 @@
 
 Prompts of different lengths share a batch: they are padded on the right, each row keeps its
 own length, and slot i of the cache belongs to position i, so that no row ever sees another
-row's padding, nor its own. Shapes are rounded up to powers of two and prompts are read in
-chunks by one compiled loop, so that prompts of other lengths need no other program.
+row's padding, nor its own. Shapes are rounded up, see `slots_for`, and prompts are read in
+chunks by one compiled loop, so that prompts of other lengths seldom need another program.
 """
 
+import math
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def prefill(
     needed = max(
         min(context, len(prompt) + limit) for prompt, limit in zip(prompts, limits, strict=True)
     )
-    slots = power_of_two(max(needed, FEWEST_SLOTS))
+    slots = slots_for(needed)
     extra = -len(prompts) % rows
     tokens = np.full((len(prompts) + extra, slots), END_OF_DOCUMENT, np.int32)
     ends = np.full(
@@ -130,6 +131,15 @@ def draw_of(prompt: Sequence[int], repeat: int = 0) -> int:
 def power_of_two(number: int) -> int:
     """The least power of two that is not below the number."""
     return 1 << (number - 1).bit_length()
+
+
+def slots_for(tokens: int) -> int:
+    """Slots of a cache for so many tokens: a power of two, or three quarters of one.
+
+    Whatever a text's length, each of its tokens looks at all of them.
+    """
+    whole = power_of_two(max(tokens, FEWEST_SLOTS))
+    return whole * 3 // 4 if FEWEST_SLOTS < tokens <= whole * 3 // 4 else whole
 
 
 @jax.jit
@@ -195,7 +205,8 @@ def _read_rest(
     end in the first chunk, compute dtype [batch, d_model].
     """
     batch, slots = tokens.shape
-    chunk, rows = min(decoder.compute.prefill_chunk, slots), jnp.arange(batch)
+    read, rows = min(decoder.compute.prefill_chunk, slots), jnp.arange(batch)
+    chunk = math.gcd(read, slots)  # so that none reaches beyond the last slot
 
     def read_chunk(number: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
         cache, ends = state
@@ -208,7 +219,7 @@ def _read_rest(
         here = ((place >= 0) & (place < chunk))[:, None]
         return cache, jnp.where(here, hidden[rows, place % chunk], ends)
 
-    return jax.lax.fori_loop(1, last.max() // chunk + 1, read_chunk, (cache, ends))
+    return jax.lax.fori_loop(read // chunk, last.max() // chunk + 1, read_chunk, (cache, ends))
 
 
 def _seen(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polylm_jax.decode.prefill import ROWS_AT_ONCE, _read, prefill
+from polylm_jax.decode.prefill import ROWS_AT_ONCE, _read, prefill, slots_for
 from polylm_jax.decode.sampling import Sampling, choose
 from polylm_jax.decode.search import _decode, decode_some, generate, rules
 from polylm_jax.decode.weights import for_decoding
@@ -113,6 +113,25 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once():
     for row, prompt in enumerate(prompts):
         keys = [state.cache[1]["key"][row, :, : len(prompt)] for state in states]
         np.testing.assert_allclose(*keys, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "slots"),
+    [(1, 64), (64, 64), (65, 96), (96, 96), (97, 128), (192, 192), (193, 256), (1536, 1536)],
+)
+def test_slots_are_a_power_of_two_or_three_quarters_of_one(tokens, slots):
+    assert slots_for(tokens) == slots
+
+
+def test_no_chunk_reaches_beyond_the_last_of_96_slots():
+    size = Size(vocabulary=96, context=128, layers=1, heads=2, d_model=16, d_ff=32)
+    start = jax.jit(Decoder(size, FLOAT32, Init(std=0.3)).init)
+    params = start(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    whole, prompts = for_decoding(params, size, "float32"), [[*range(3, 93)], [*range(3, 40)]]
+    read = partial(prefill, sampling=Sampling(new_tokens=6), params=whole, prompts=prompts)
+    states = [read(Decoder(size, Compute("float32", prefill_chunk=chunk))) for chunk in (64, 128)]
+    np.testing.assert_allclose(*(state.scores for state in states), atol=1e-5)
+    assert states[0].cache[0]["key"].shape[2] == 96
 
 
 @pytest.mark.parametrize("cache", ["bfloat16", "float32"])
