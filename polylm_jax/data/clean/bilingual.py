@@ -1,24 +1,20 @@
 """What tells good pairs of translations from bad ones, learned from the pairs themselves.
 
-Which words go together is IBM's model 1 (Brown and others 1993), trained on the pairs that are
-measured, each without what it has taught itself: so a wrong pair's rare words do not speak for it.
-A word is the first letters of a word, or two characters in a row where no spaces are.
+Which words go together `alignment` learns; beside it stand lengths, numbers, copies, languages.
 """
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from polylm_jax.data.clean.alignment import alignment, words
 from polylm_jax.data.clean.language import Identification, identify
 from polylm_jax.data.clean.text import (
-    ALONE,
     Batch,
     Spans,
-    among,
     document_hashes,
     fold,
     share,
@@ -26,24 +22,8 @@ from polylm_jax.data.clean.text import (
     tokens,
 )
 
-_LETTERS = 4  # of a word; what comes after is its ending
-_ARTICLE = ("ا", "ل")  # which Arabic writes together with its word
-_WORDS = 60  # most words of a side
-_ROUNDS = 6
-_UNRELATED = 0.3  # of a word's chance comes from how frequent it is
 _BLANK = re.compile(r"(\n\s*\n)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-
-
-@dataclass(frozen=True)
-class Words:
-    """Words of texts as numbers from 1 on; 0 stands for no word.
-
-    words: int64. offsets: where each text's begin, int64 [texts + 1].
-    """
-
-    words: np.ndarray
-    offsets: np.ndarray
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
@@ -82,17 +62,18 @@ def measure(
     by which to drop pairs.
     """
     sides = [fold(Batch.of(some)) for some in (firsts, seconds)]
-    first, second = (_words(side) for side in sides)
+    spans = [tokens(side) for side in sides]
     counts = np.array([_numbers(a, b) for a, b in zip(firsts, seconds, strict=True)], np.int64)
     counts = counts.reshape(-1, 2)
     learned = len(firsts) if learned is None else learned
-    aligned = (_aligned(first, second, learned) + _aligned(second, first, learned)) / 2
+    first, second = map(words, sides, spans)
+    aligned = alignment(first, second, learned)
     numbers = share(counts[:, 0], counts[:, 1])
     # of what stands there many times one is enough, or all others would be unusual beside it
     hashes = [document_hashes(side)[:learned] for side in sides]
     different = np.unique(np.column_stack(hashes), axis=0, return_index=True)[1]
     return {
-        "copied": _copied(*sides),
+        "copied": _copied(sides, spans),
         "length": _unusual(sides[0].lengths, sides[1].lengths, different),
         "numbers": numbers,
         "aligned": aligned,
@@ -111,10 +92,9 @@ def directions(
     A side that is too short to be told by itself is in the language that the other leaves to it.
     """
     sure = 0.5
-    found = [identify(some, settings) for some in (firsts, seconds)]
+    found = identify([*firsts, *seconds], settings)
     told = [
-        [code if score >= sure else "" for code, score in zip(one.codes, one.scores, strict=True)]
-        for one in found
+        code if score >= sure else "" for code, score in zip(found.codes, found.scores, strict=True)
     ]
 
     def way(first: str, second: str) -> int:
@@ -125,7 +105,9 @@ def directions(
 
     codes = tuple(language.split("-")[0] for language in languages)
     languages = (codes[0], codes[1])
-    return np.array([way(a, b) for a, b in zip(*told, strict=True)], np.int8)
+    return np.array(
+        [way(a, b) for a, b in zip(told[: len(firsts)], told[len(firsts) :], strict=True)], np.int8
+    )
 
 
 def limits(scores: dict[str, np.ndarray], loss: float = 0.05) -> dict[str, float]:
@@ -137,87 +119,14 @@ def limits(scores: dict[str, np.ndarray], loss: float = 0.05) -> dict[str, float
     }
 
 
-def _words(side: Batch) -> Words:
-    spans = tokens(side)
-    article = spans.lengths > _LETTERS
-    for step, letter in enumerate(_ARTICLE):
-        article[article] = side.codes[spans.starts[article] + step] == ord(letter)
-    starts = spans.starts + len(_ARTICLE) * article
-    ends = np.minimum(spans.ends, starts + _LETTERS)
-    alone = among(side.kinds[spans.starts], ALONE)
-    follows = np.zeros(len(spans), bool)
-    follows[:-1] = alone[:-1] & alone[1:] & (spans.starts[1:] == spans.ends[:-1])
-    follows[spans.offsets[1:][spans.counts > 0] - 1] = False
-    ends[follows] = spans.ends[np.flatnonzero(follows) + 1]
-    kept = _first(spans, _WORDS)
-    hashes = span_hashes(side.prefix, starts[kept], ends[kept])
-    words = np.unique(hashes, return_inverse=True)[1].reshape(-1) + 1
-    counts = np.minimum(spans.counts, _WORDS)
-    return Words(words, np.append(0, np.cumsum(counts)))
-
-
-def _first(spans: Spans, most: int) -> np.ndarray:
-    return np.arange(len(spans)) - spans.offsets[spans.documents] < most
-
-
-def _aligned(given: Words, told: Words, learned: int) -> np.ndarray:
-    """Nats a told word by which the given ones make it likelier, float64 [pairs].
-
-    The first `learned` pairs teach, and all are measured.
-    """
-    counts = np.diff(told.offsets)
-    pair = np.repeat(np.arange(len(counts)), counts)
-    # each told word with each of the given ones and with no word: a line of candidates
-    sizes = np.diff(given.offsets)[pair] + 1
-    starts = np.append(0, np.cumsum(sizes))
-    line = np.repeat(np.arange(len(pair)), sizes)
-    step = np.arange(starts[-1]) - starts[line]
-    # step 0 is no word, the others are the words of the side
-    at = given.offsets[pair][line] + np.maximum(step - 1, 0)
-    source = np.where(step > 0, np.append(given.words, 0)[at], 0)
-    target = told.words[line]
-    vocabulary = int(told.words.max(initial=0)) + 1
-    key, index = np.unique(source * vocabulary + target, return_inverse=True)
-    index = index.reshape(-1)
-    owner = key // vocabulary
-    chance = np.ones(len(key))
-    teaches = pair[line] < learned
-    part = np.zeros(len(line))
-    counted: np.ndarray = np.zeros(0)
-    totals = counted
-    for _ in range(_ROUNDS):
-        part = chance[index]
-        part = part / np.bincount(line, part, len(pair))[line] * teaches
-        counted = np.bincount(index, part, len(key))
-        totals = np.bincount(owner, counted)
-        chance = counted / np.maximum(totals[owner], 1e-300)
-    if not len(line):
-        return np.zeros(len(counts))
-    # without the pair itself: what it gave to a candidate, and to all of the same given word
-    same = pair[line] * (int(source.max()) + 1) + source
-    group = np.unique(same, return_inverse=True)[1].reshape(-1)
-    both = np.unique(group * vocabulary + target, return_inverse=True)[1].reshape(-1)
-    own, own_all = np.bincount(both, part)[both], np.bincount(group, part)[group]
-    left = np.maximum(counted[index] - own, 0)
-    rest = left / np.maximum(totals[source] - own_all, 1)
-    taught = told.words[: told.offsets[learned]]
-    frequent = np.bincount(taught, minlength=vocabulary)
-    alone = (frequent[told.words] + 1) / (len(taught) + vocabulary)
-    beside = np.bincount(line, rest, len(pair)) / sizes
-    better = np.log(beside * (1 - _UNRELATED) + alone * _UNRELATED) - np.log(alone)
-    return np.bincount(pair, better, len(counts)) / np.maximum(counts, 1)
-
-
-def _copied(first: Batch, second: Batch) -> np.ndarray:
-    """Share of the second's words that stand in the first."""
-    found = []
-    for side in (first, second):
-        spans = tokens(side)
-        hashes = span_hashes(side.prefix, spans.starts, spans.ends)
-        found.append((hashes ^ _pair_hash(spans), spans))
-    (there, _), (own, spans) = found
-    copied = np.isin(own, there)
-    return share(np.bincount(spans.documents[copied], minlength=len(second)), spans.counts)
+def _copied(sides: Sequence[Batch], spans: Sequence[Spans]) -> np.ndarray:
+    """Share of the second's words that stand in the first. spans: the words of both sides."""
+    there, own = (
+        span_hashes(side.prefix, some.starts, some.ends) ^ _pair_hash(some)
+        for side, some in zip(sides, spans, strict=True)
+    )
+    counts = spans[1].counts
+    return share(np.bincount(spans[1].documents, np.isin(own, there), len(counts)), counts)
 
 
 def _pair_hash(spans: Spans) -> np.ndarray:
@@ -239,7 +148,10 @@ def _unusual(first: np.ndarray, second: np.ndarray, learned: np.ndarray) -> np.n
 
 def _numbers(first: str, second: str) -> tuple[int, int]:
     """How many numbers one side has and the other has not, and how many both have together."""
-    a, b = (Counter(map(_value, _NUMBER.findall(side))) for side in (first, second))
+    found = [_NUMBER.findall(side) for side in (first, second)]
+    if not any(found):
+        return 0, 0
+    a, b = (Counter(map(_value, some)) for some in found)
     return (a - b).total() + (b - a).total(), (a | b).total()
 
 

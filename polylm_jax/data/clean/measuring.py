@@ -72,9 +72,12 @@ def measure(job: Measuring, piece: Piece) -> None:
     for some in _batches(_unbroken(job.clean, piece, broken)):
         texts, mends = zip(*mended(some, job.clean.scraps), strict=True)
         table, folded = _scored(job, some, texts, mends)
+        of_two: dict[str, dict[int, str]] = {}
         for at, (language, text) in enumerate(zip(table["language"], texts, strict=True), count):
             if is_bilingual(language):
-                pairs.add(at, language, text)
+                of_two.setdefault(language, {})[at] = text
+        for source, documents in of_two.items():
+            pairs.add(source, documents)
         tables.append(table)
         keys.append(_keys(job.clean, table, folded))
         if job.index:

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from polylm_jax.data.clean import bilingual
+from polylm_jax.data.clean import alignment, pairing
 from polylm_jax.data.clean.bilingual import directions, limits, measure, pairs, without
+from polylm_jax.data.clean.language import Identification
 from tests.data.sentences import SENTENCES
 
 
@@ -24,16 +25,16 @@ def made_up(count=600, seed=0):
     return found
 
 
-def plain(firsts, seconds):
+def plain(firsts, seconds, learned):
     """`aligned` one way, by loops over words."""
     told = [one.split() for one in seconds]
     given = [["", *one.split()] for one in firsts]
     chance = defaultdict(lambda: 1.0)
-    for _ in range(bilingual._ROUNDS):
+    for _ in range(alignment._ROUNDS):
         counted, totals = Counter(), Counter()
         own = [Counter() for _ in told]
         for at, (sources, targets) in enumerate(zip(given, told, strict=True)):
-            for t in targets:
+            for t in targets if at < learned else ():
                 whole = sum(chance[s, t] for s in sources)
                 for s in sources:
                     part = chance[s, t] / whole
@@ -41,8 +42,8 @@ def plain(firsts, seconds):
                         some[s, t] += part
                     totals[s] += part
         chance = {both: part / totals[both[0]] for both, part in counted.items()}
-    frequent = Counter(t for targets in told for t in targets)
-    size = sum(frequent.values())
+    frequent = Counter(t for targets in told[:learned] for t in targets)
+    size, different = sum(frequent.values()), len({t for targets in told for t in targets})
     found = []
     for at, (sources, targets) in enumerate(zip(given, told, strict=True)):
         spent = Counter()
@@ -50,20 +51,33 @@ def plain(firsts, seconds):
             spent[s] += part
         sum_of = 0.0
         for t in targets:
-            alone = (frequent[t] + 1) / (size + len(frequent) + 1)
+            alone = (frequent[t] + 1) / (size + different + 1)
             beside = sum(
                 (counted[s, t] - own[at][s, t]) / max(totals[s] - spent[s], 1) for s in sources
             ) / len(sources)
-            mixed = beside * (1 - bilingual._UNRELATED) + alone * bilingual._UNRELATED
+            mixed = beside * (1 - alignment._UNRELATED) + alone * alignment._UNRELATED
             sum_of += math.log(mixed / alone)
-        found.append(sum_of / len(targets))
+        found.append(sum_of / max(len(targets), 1))
     return np.array(found)
 
 
-def test_alignment_is_that_of_plain_loops():
-    firsts, seconds = zip(*made_up(15), strict=True)
-    expected = (plain(firsts, seconds) + plain(seconds, firsts)) / 2
-    assert measure(firsts, seconds)["aligned"] == pytest.approx(expected, abs=1e-9)
+@pytest.mark.parametrize("learned", [15, 20])
+def test_alignment_is_that_of_plain_loops(learned):
+    firsts, seconds = map(list, zip(*made_up(20), strict=True))
+    firsts[3], seconds[4] = f"{firsts[3]} {firsts[3]}", ""
+    expected = plain(firsts, seconds, learned) + plain(seconds, firsts, learned)
+    assert measure(firsts, seconds, learned)["aligned"] == pytest.approx(expected / 2, abs=1e-9)
+
+
+def test_documents_at_once_are_measured_as_one_by_one(monkeypatch):
+    monkeypatch.setattr(pairing, "_GROUP", 2000)
+    blocks = ["\n".join(pair) for pair in made_up(120)]
+    documents = {at: "\n\n".join(blocks[at : at + at % 5]) for at in range(0, 120, 4)}
+    one_by_one, at_once = (pairing.Pairs(Identification(), 10) for _ in range(2))
+    for number, text in documents.items():
+        one_by_one.add("en-ru", {number: text})
+    at_once.add("en-ru", documents)
+    assert np.array_equal(one_by_one.rows(), at_once.rows(), equal_nan=False)
 
 
 def test_pairs_of_equal_length_that_do_not_belong_together_are_told():
