@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from polylm_jax.data.clean.alignment import alignment, words
-from polylm_jax.data.clean.language import Identification, identify
+from polylm_jax.data.clean.language import Identification, likelihoods
 from polylm_jax.data.clean.text import (
     Batch,
     Spans,
@@ -22,6 +22,13 @@ from polylm_jax.data.clean.text import (
     tokens,
 )
 
+# nats by which one language is likelier than another, chosen on the small corpus
+_SURE = 1.0  # that two languages stand so, and not the other way round
+_LIKELY = -0.7  # logarithm of the chance of a language that counts: of no text it is less
+_LEAST = 2.0  # that a side is in another language, and by how much more a letter of few tells it:
+_STRANGE = 65.0  # in any
+_UNTRANSLATED = 30.0  # in that of the other side
+_OTHERS, _CONTEXT = 10.0, 5.0  # from which on the others of a document count, and up to what
 _BLANK = re.compile(r"(\n\s*\n)")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
@@ -86,28 +93,45 @@ def directions(
     seconds: Sequence[str],
     languages: tuple[str, str],
     settings: Identification | None = None,
+    documents: np.ndarray | None = None,
 ) -> np.ndarray:
-    """1 where the sides are in the two languages, -1 where they are swapped, 0 else, int8 [pairs].
+    """1 where the sides are in the two languages, -1 where they are swapped, 0 where a side is in
+    another or both are in one, int8 [pairs].
 
-    A side that is too short to be told by itself is in the language that the other leaves to it.
+    documents: the document that each pair is in, ascending; None where each is in another.
+
+    Whether they are swapped is a question between two languages. Where these are as likely either
+    way, a pair is as most of its document. Another language must be likelier than a side's own, by
+    the more the fewer letters the side has, and by the less the more the others of its document
+    are in that language: so neither "Salvar" is Galician, nor a page of it Portuguese.
     """
-    sure = 0.5
-    found = identify([*firsts, *seconds], settings)
-    told = [
-        code if score >= sure else "" for code, score in zip(found.codes, found.scores, strict=True)
-    ]
-
-    def way(first: str, second: str) -> int:
-        for sign, (a, b) in ((1, languages), (-1, languages[::-1])):
-            if (first, second) in ((a, b), (a, ""), ("", b)):
-                return sign
-        return 1 if first == second == "" else 0
-
-    codes = tuple(language.split("-")[0] for language in languages)
-    languages = (codes[0], codes[1])
-    return np.array(
-        [way(a, b) for a, b in zip(told[: len(firsts)], told[len(firsts) :], strict=True)], np.int8
-    )
+    count = len(firsts)
+    documents = np.arange(count) if documents is None else documents
+    found = likelihoods([*firsts, *seconds], settings)
+    codes = [language.split("-")[0] for language in languages]
+    # language, side, pair
+    own = np.stack([found.of(code) for code in codes]).reshape(2, 2, count)
+    right = own[0, 0] + own[1, 1] - own[0, 1] - own[1, 0]
+    told = (np.abs(right) > _SURE) & (own.max((0, 1)) > _LIKELY)
+    way = np.where(told, np.sign(right), 0)
+    most = np.where(np.bincount(documents, way) >= 0, 1, -1)[documents]
+    way = np.where(way, way, most).astype(np.int8)
+    sides = np.array([[0], [1]])
+    wanted = np.where(way > 0, sides, 1 - sides)  # the language that a side should be in
+    wanted_chance = own[wanted, sides, np.arange(count)]
+    letters = np.maximum(found.letters.reshape(2, count), 1)
+    begins = np.diff(documents, prepend=-1) > 0
+    starts, place = np.flatnonzero(begins), np.cumsum(begins) - 1
+    foreign = np.zeros((2, count), bool)
+    for code, chance in zip(found.codes, found.chances, strict=True):
+        likelier = chance.reshape(2, count) - wanted_chance
+        others = np.add.reduceat(likelier, starts, axis=1)[:, place] - likelier
+        evidence = likelier + np.clip(others - _OTHERS, 0, _CONTEXT)
+        least = _LEAST + (_UNTRANSLATED if code in codes else _STRANGE) / letters
+        is_other = wanted != codes.index(code) if code in codes else True
+        foreign |= (evidence > least) & is_other & (chance.reshape(2, count) > _LIKELY)
+    way[foreign.any(0)] = 0
+    return way
 
 
 def limits(scores: dict[str, np.ndarray], loss: float = 0.05) -> dict[str, float]:

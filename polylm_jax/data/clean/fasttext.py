@@ -73,6 +73,27 @@ class Model:
 
         Of white space in ASCII a line has spaces alone; it has no half of a surrogate pair.
         """
+        means, counts = self._means(lines)
+        best, scores = self._descended(means)
+        unsure = np.flatnonzero(scores < _SURE)
+        for at in range(0, len(unsure), _LINES):
+            some = unsure[at : at + _LINES]
+            best[some], scores[some] = self._best(means[some])
+        names = [self.labels[one] for one in best.tolist()]
+        found = zip(names, map(_exp, scores.tolist()), strict=True)
+        return [one if count else ("", 0.0) for one, count in zip(found, counts, strict=True)]
+
+    def chances(self, lines: Sequence[str]) -> np.ndarray:
+        """The logarithm of each label's probability, float32 [labels, lines], not summed in
+        fastText's order. Lines are those that `predict` takes."""
+        means, _ = self._means(lines)
+        found = np.zeros((len(self.labels), len(lines)), np.float32)
+        for at in range(0, len(lines), _LINES):
+            found[:, at : at + _LINES] = self._roughly(self._yes(means[at : at + _LINES]))
+        return found
+
+    def _means(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of the vectors of each line, float32 [lines, dim], and how many they are."""
         from scipy.sparse import csr_array
 
         rows, offsets = self._rows(lines)
@@ -83,14 +104,7 @@ class Model:
         counts = np.diff(offsets)
         means = summed @ self.vectors
         means *= (1 / np.maximum(counts, 1)).astype(np.float32)[:, None]
-        best, scores = self._descended(means)
-        unsure = np.flatnonzero(scores < _SURE)
-        for at in range(0, len(unsure), _LINES):
-            some = unsure[at : at + _LINES]
-            best[some], scores[some] = self._best(means[some])
-        names = [self.labels[one] for one in best.tolist()]
-        found = zip(names, map(_exp, scores.tolist()), strict=True)
-        return [one if count else ("", 0.0) for one, count in zip(found, counts, strict=True)]
+        return means, counts
 
     def _rows(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The rows of all lines in fastText's order and where each line's begin, both int32."""
@@ -170,21 +184,8 @@ class Model:
 
         Which labels may be is found roughly; of those each sum is made as fastText makes it.
         """
-        from scipy.special import expit
-
-        looked = np.zeros((len(self.branches), len(means)), np.float32)
-        one = np.empty_like(looked)
-        for branch, mean in zip(self.branches.T, means.T, strict=True):
-            looked += np.multiply.outer(branch, mean, out=one)
-        yes = expit(looked)
-        no = 1 - yes
-        labels = len(self.labels)
-        rough = np.zeros((labels + len(yes), len(means)), np.float32)
-        logs = [np.log(some + np.float32(_LITTLE)) for some in (no, yes)]
-        for branch, sides in reversed([*enumerate(self.below.tolist())]):
-            for side, log in zip(sides, logs, strict=True):
-                np.add(rough[labels + branch], log[branch], out=rough[side])
-        rough = rough[:labels]
+        yes = self._yes(means)
+        no, rough = 1 - yes, self._roughly(yes)
         label, mean = np.nonzero(rough >= rough.max(0) - _ROUGH)
         paths, ways = (some[label] for some in self.paths)
         ways = np.where(ways == 1, yes[paths, mean[:, None]], no[paths, mean[:, None]])
@@ -194,6 +195,26 @@ class Model:
         order = np.lexsort((-label, score, mean))
         last = order[np.append(np.flatnonzero(np.diff(mean[order])), len(order) - 1)]
         return label[last], score[last]
+
+    def _yes(self, means: np.ndarray) -> np.ndarray:
+        """How likely each branch finds what it looks for, float32 [branches, means]."""
+        from scipy.special import expit
+
+        looked = np.zeros((len(self.branches), len(means)), np.float32)
+        one = np.empty_like(looked)
+        for branch, mean in zip(self.branches.T, means.T, strict=True):
+            looked += np.multiply.outer(branch, mean, out=one)
+        return expit(looked)
+
+    def _roughly(self, yes: np.ndarray) -> np.ndarray:
+        """Logarithms of the labels' probabilities, float32 [labels, means]. yes: of `_yes`."""
+        labels = len(self.labels)
+        rough = np.zeros((labels + len(yes), yes.shape[1]), np.float32)
+        logs = [np.log(some + np.float32(_LITTLE)) for some in (1 - yes, yes)]
+        for branch, sides in reversed([*enumerate(self.below.tolist())]):
+            for side, log in zip(sides, logs, strict=True):
+                np.add(rough[labels + branch], log[branch], out=rough[side])
+        return rough[:labels]
 
 
 def _until_end(line: str) -> str:

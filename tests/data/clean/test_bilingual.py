@@ -156,3 +156,88 @@ def test_directions_are_told_by_language():
     de = SENTENCES["de"][0]
     found = directions([en, ru, en, de, "12", "12"], [ru, en, en, ru, ru, "12"], ("en", "ru"))
     assert found.tolist() == [1, -1, 0, 0, 1, 1]
+
+
+# what programs say, in languages with close relatives: Galician and Spanish, Malay and Javanese
+SHORT = {
+    "pt": [
+        ("Save and go on", "Salvar e continuar"),
+        ("Edit this page", "Editar esta página"),
+        ("Use another link", "Usar outro link"),
+        ("Task sent by", "Tarefa enviada por"),
+        ("Yes, move it", "Sim, mover"),
+        ("Sign in", "Entrar"),
+        ("New folder", "Nova pasta"),
+        ("View details", "Ver detalhes"),
+        ("Remove all", "Remover tudo"),
+    ],
+    "id": [
+        ("JSON object", "Objek JSON"),
+        ("Change the password", "Ganti sandi"),
+        ("Delete the selected data", "Hapus data terpilih"),
+        ("Next page", "Halaman berikut"),
+        ("Server error (500)", "Galat server (500)"),
+        ("Add user", "Tambah pengguna"),
+        ("New folder", "Map baru"),
+        ("Your password is new now", "Sandi Anda telah diubah"),
+        ("Search the files", "Cari berkas"),
+    ],
+}
+
+
+@pytest.mark.parametrize("code", SHORT)
+def test_short_lines_are_not_taken_for_a_close_language(code):
+    firsts, seconds = zip(*SHORT[code], strict=True)
+    assert directions(firsts, seconds, ("en", code)).tolist() == [1] * len(firsts)
+
+
+def wrong_ones(code, spoil):
+    """`directions` of English and a language, a document for each pair that is spoiled in it."""
+    good = [*zip(SENTENCES["en"], SENTENCES[code], strict=False)]
+    count = len(good)
+    some = [
+        spoil(*pair, at) if at == n else pair for n in range(count) for at, pair in enumerate(good)
+    ]
+    documents = np.repeat(np.arange(count), count)
+    found = directions(*map(list, zip(*some, strict=True)), ("en", code), None, documents)
+    found = found.reshape(count, count)
+    return found.diagonal().tolist(), found[~np.eye(count, dtype=bool)]
+
+
+def test_real_sentences_that_are_swapped_or_in_another_language_are_told():
+    spoils = {
+        "swapped": lambda one, other, at: (other, one),
+        "de": lambda one, _, at: (one, SENTENCES["de"][at]),
+        "es": lambda one, _, at: (one, SENTENCES["es"][at]),
+        "en": lambda one, _, at: (one, SENTENCES["en"][at - 1]),
+    }
+    caught = {what: [] for what in spoils}
+    for what, spoil in spoils.items():
+        for code in ("pt", "id", "nl", "ru", "ja"):
+            own, others = wrong_ones(code, spoil)
+            assert (others == 1).all(), (what, code)
+            caught[what] += [way != 1 for way in own]
+    shares = {what: sum(some) / len(some) for what, some in caught.items()}
+    assert shares["swapped"] > 0.97
+    assert min(shares.values()) > 0.85, shares
+
+
+def test_the_others_of_a_document_count():
+    """Spanish that a line alone may leave open, and signs that are in no language."""
+    firsts, seconds = SENTENCES["en"], SENTENCES["es"]
+    whole, alone = (
+        directions(firsts, seconds, ("en", "pt"), None, np.arange(len(firsts)) * step)
+        for step in (0, 1)
+    )
+    assert (whole == 0).sum() > (alone == 0).sum()
+    assert (whole == 0).mean() > 0.9
+    turned = directions(
+        [*SENTENCES["ru"][:3], "12"], [*firsts[:3], "12"], ("en", "ru"), None, np.zeros(4, int)
+    )
+    assert turned.tolist() == [-1] * 4
+
+
+def test_a_language_that_the_model_does_not_know_is_taken_as_it_is():
+    firsts, seconds = SENTENCES["en"][:4], SENTENCES["de"][:4]
+    assert directions(firsts, seconds, ("en", "xho")).tolist() == [1] * 4
+    assert directions(seconds, firsts, ("xho", "en")).tolist() == [1] * 4

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polylm_jax.data.clean import fasttext as ours
@@ -50,6 +51,18 @@ def test_labels_and_scores_are_fasttexts_to_the_bit(model):
     assert model.predict([]) == []
 
 
+def test_chances_of_all_labels_are_fasttexts(model):
+    lines = [language._plain(line) for line in (*SENTENCES["pt"], *SENTENCES["ja"], "OK", "12")]
+    found = model.chances(lines)
+    program = theirs.load_model(str(FILE))
+    for line, own in zip(lines, np.exp(found.T), strict=True):
+        told = dict(zip(*program.predict(line, k=500), strict=True))
+        expected = [told.get(label, 0.0) for label in model.labels]
+        assert own == pytest.approx(expected, rel=0.01, abs=1e-4)
+    assert np.array_equal(found[:, ::-1], model.chances(lines[::-1]))
+    assert model.chances([]).shape == (176, 0)
+
+
 def test_a_model_of_another_kind_is_read_by_fasttext_itself(tmp_path):
     content = bytearray(FILE.read_bytes())
     assert content[LOSS] == ours._HIERARCHY
@@ -60,6 +73,9 @@ def test_a_model_of_another_kind_is_read_by_fasttext_itself(tmp_path):
         ours.load(str(other))
     lines = SENTENCES["de"][:3]
     assert language._reader(str(other))(lines) == asked(other, lines)
+    labels, chances, rest = language._chances(str(other), lines)
+    assert [labels[at] for at in chances.argmax(0)] == [label for label, _ in asked(other, lines)]
+    assert (rest <= chances.min(0) + 1e-6).all()
     told = language.identify(lines, Identification(model=str(other)))
     assert len(told.codes) == len(lines)
 

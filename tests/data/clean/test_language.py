@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from polylm_jax.data.clean import language
-from polylm_jax.data.clean.language import UNKNOWN, Identification, code_of, identify
+from polylm_jax.data.clean.language import UNKNOWN, Identification, code_of, identify, likelihoods
 from polylm_jax.errors import UserError
 from tests.data.sentences import SENTENCES
 
@@ -119,3 +119,16 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch):
         language._cld2()
     language._model.cache_clear()
     assert sys.modules["fasttext"]
+
+
+def test_a_script_of_few_languages_leaves_no_others():
+    found = likelihoods(["关闭并保存", "日時", "漢字かな交じり文", "12", "hello there"])
+    of = {code: found.of(code).tolist() for code in ("zh", "ja", "en", "ko")}
+    assert max(of["en"][:3] + of["ko"][:3]) == -50
+    assert of["zh"][0] > of["ja"][0]
+    assert -3 < of["ja"][1] - of["zh"][1] < 0
+    assert of["ja"][2] > -0.5 > of["zh"][2]
+    assert [some[3] for some in of.values()] == [0] * 4
+    assert of["en"][4] > of["zh"][4]
+    assert found.of("no such").tolist() == [0] * 5
+    assert found.letters.tolist() == [5, 2, 8, 0, 10]
