@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,18 @@ for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.full(2**24, 1.0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES = """
+import sys
+from polylm_jax.parallel import platform
+if sys.argv[1] == "kept":
+    platform.keep("", {"JAX_PLATFORMS": "cpu"})
+content = b"x" * 2**27  # numpy would ask for huge pages by itself
+lines = open("/proc/self/smaps_rollup").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("AnonHugePages")))
 """
 
 
@@ -128,6 +141,16 @@ def test_only_a_tpu_that_is_here_is_tried(
 def test_memory_that_was_freed_is_used_again():
     faults = lambda how: int(run_python(FAULTS, {}, how)[-1])  # noqa: E731
     assert faults("kept") < 100 < faults("as it is")
+
+
+@pytest.mark.skipif(
+    not HUGE.exists() or "[never]" in HUGE.read_text(), reason="the system gives no huge pages"
+)
+def test_memory_lies_in_huge_pages():
+    here = lambda how: int(run_python(HUGE_PAGES, {}, how)[-1])  # noqa: E731
+    assert here("kept") > 100_000
+    if "[madvise]" in HUGE.read_text():
+        assert here("as it is") < 100_000
 
 
 def test_the_flags_are_shown_with_the_settings(capsys):
