@@ -11,7 +11,7 @@ from polylm_jax.bench import udhr
 from polylm_jax.data import corpus
 from polylm_jax.data.clean import bilingual, perplexity
 from polylm_jax.data.clean.language import Identification, identify
-from polylm_jax.data.languages import languages_of
+from polylm_jax.data.languages import is_bilingual, languages_of
 from polylm_jax.data.tokenizer import Tokenizer
 
 PAIRS = ("en-de", "en-ru", "en-ja", "en-ar")
@@ -46,6 +46,7 @@ def measure(
         f"misaligned pairs caught at a loss of {LOSS:.0%}": {
             source: pairs(path, source) for source in PAIRS if source in corpus.sources(path)
         },
+        **sides(path),
     }
 
 
@@ -143,6 +144,51 @@ def pairs(path: str, source: str) -> float:
         wrong[here] = (some[here][0], some[there][1])
     fit = bilingual.measure([a for a, _ in wrong], [b for _, b in wrong])["fit"]
     return float((fit[:bad] < np.quantile(fit[bad:], LOSS)).mean())
+
+
+def sides(path: str) -> dict[str, dict[str, float]]:
+    """Share of each corpus's pairs that are told to be swapped or in a foreign language: of all as
+    they are, of every tenth one swapped, and of every tenth one with a third language's side."""
+    found = {
+        source: _oriented(source, [*corpus.documents(path, source, "train")])
+        for source in filter(is_bilingual, corpus.sources(path))
+    }
+    sources = [source for source, some in found.items() if some]
+    told: dict[str, dict[str, float]] = {}
+    for source, other in zip(sources, [*sources[1:], *sources[:1]], strict=True):
+        good, strange = found[source], found[other]
+        spoiled = {
+            "swapped": [(number, b, a) for number, a, b in good],
+            "in a third language": [
+                (number, a, strange[at % len(strange)][2]) for at, (number, a, _) in enumerate(good)
+            ],
+        }
+        told.setdefault("good pairs taken by their languages", {})[source] = float(
+            (_ways(source, good) != 1).mean()
+        )
+        for what, wrong in spoiled.items():
+            every = slice(_MISALIGNED // 2, None, _MISALIGNED)
+            some = list(good)
+            some[every] = wrong[every]
+            told.setdefault(f"pairs {what} caught", {})[source] = float(
+                (_ways(source, some)[every] != 1).mean()
+            )
+    return told
+
+
+def _oriented(source: str, texts: list[str]) -> list[tuple[int, str, str]]:
+    """The pairs of texts, each with its text's number, the sides as most of a text's stand."""
+    pairs = [(number, *pair) for number, text in enumerate(texts) for pair in bilingual.pairs(text)]
+    if not pairs:
+        return []
+    most = np.bincount([number for number, _, _ in pairs], _ways(source, pairs))
+    return [(number, a, b) if most[number] >= 0 else (number, b, a) for number, a, b in pairs]
+
+
+def _ways(source: str, pairs: list[tuple[int, str, str]]) -> np.ndarray:
+    numbers, firsts, seconds = ([*some] for some in zip(*pairs, strict=True))
+    first, second = languages_of(source)
+    return bilingual.directions(firsts, seconds, (first, second), documents=np.array(numbers))
 
 
 def auc(low: np.ndarray, high: np.ndarray) -> float:
