@@ -199,7 +199,7 @@ def test_a_value_that_no_setting_takes_is_refused_before_any_run(tmp_path, here,
 
 @pytest.mark.rare
 def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(tiny, tmp_path):
-    settings = tiny | {"train.steps": 100, "train.checkpoint_every": 0}
+    settings = tiny | {"train.steps": 400, "train.checkpoint_every": 0}
     out = tmp_path / "out"
     command = [sys.executable, "-m", "polylm_jax", "sweep", *gin_flags(settings)]
     command += ["--over=train.seed=1,2", f"--out={out}", "--gin.mesh.cpu_devices=8"]
@@ -212,8 +212,8 @@ def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(tiny, tmp_path):
     assert process.returncode == ENDS["stopped"].status
     saved = json.loads(beat.read_text())
     assert saved["state"] == "stopped"
-    assert 10 <= saved["step"] < 100
-    done = subprocess.run([*command, "--gin.train.steps=102"], capture_output=True, text=True)
+    assert 10 <= saved["step"] < 400
+    done = subprocess.run([*command, "--gin.train.steps=402"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "is finished" not in done.stderr
     assert (out / "compare.md").is_file()
