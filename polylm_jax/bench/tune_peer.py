@@ -14,7 +14,6 @@ packed: whole examples side by side in rows of one length, told apart by their p
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -26,7 +25,7 @@ import torch
 
 # behind all others, so that no script here is taken for another package
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-from torch_peer import model_of
+from torch_peer import model_of, peak_bytes
 
 WARM_UP = 3  # steps, of which the first compiles
 LEARNED, FIRST, IGNORED = 1, 2, -100
@@ -168,11 +167,10 @@ def main() -> None:
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         made = [step() for _ in range(int(line))]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         told = {
             "seconds": [seconds for seconds, _ in made],
             "tokens": [count for _, count in made],
-            "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak,
+            "peak_bytes": peak_bytes(cuda),
         }
         print(json.dumps(told), flush=True)
 
