@@ -223,9 +223,13 @@ def _written(job: Job) -> str:
     return f"{job.clean.output}/{WORK}/written"
 
 
-def _task(job: Job, piece: Piece, note: dict, shares: dict[str, verdicts.Share]) -> verdicts.Task:
-    """What a shard is to write; where a note by the name of all that decides on it is, it has."""
-    settings, _ = _decided_by(job, {})  # limits count by what they decide
+def _task(
+    job: Job, settings: str, piece: Piece, note: dict, shares: dict[str, verdicts.Share]
+) -> verdicts.Task:
+    """What a shard is to write; where a note by the name of all that decides on it is, it has.
+
+    settings: the hash of all that decides on documents but limits, which count by what they decide.
+    """
     shared = {language: asdict(share) for language, share in shares.items()}
     key = digest(settings, job.clean.mask, piece.key, note["decided"], shared)
     return verdicts.Task(piece, shares, f"{_written(job)}/{piece.number:08}-{key}.json")
@@ -294,7 +298,9 @@ def _shared(
             edges[language] = edge
         for place, number in enumerate(with_some):
             shares[number][language] = verdicts.Share(place, len(with_some), edge)
-    return edges, [_task(job, *one) for one in zip(job.pieces, notes, shares, strict=True)]
+    settings, _ = _decided_by(job, {})
+    each_shard = zip(job.pieces, notes, shares, strict=True)
+    return edges, [_task(job, settings, *one) for one in each_shard]
 
 
 def _check(notes: list[dict], told: list[dict]) -> None:
