@@ -1,5 +1,6 @@
 """What one device can do, from the makers' data sheets: FLOP/s, memory, links."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -42,3 +43,9 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip of a device kind, or None where nothing is known (a CPU)."""
     kind = device_kind.lower()
     return next((chip for name, chip in CHIPS.items() if name in kind), None)
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    # other systems than Linux do not tell, but have no containers that take some away either
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from polylm_jax.bench.peer import PeerProcess, peer_python, torch_device
 from polylm_jax.chips import chip_of
-from polylm_jax.decode.prefill import prefill
+from polylm_jax.decode.prefill import State, prefill
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import decode_some
+from polylm_jax.decode.shares import shares, side_by_side
 from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder, empty_cache, logits
@@ -146,12 +147,19 @@ def check_size(size: Size, meta: dict[str, Any], gguf: str) -> None:
 def ours(decoder: Decoder, params: Any, batch: int, prompt: int, new: int) -> dict[str, float]:
     """Seconds to read random prompts, and then to add so many tokens to each."""
     tokens = np.random.default_rng(0).integers(3, decoder.size.vocabulary, (batch, prompt))
-    greedy, unending = Sampling(new_tokens=new), [set[int]()] * batch
+    greedy = Sampling(new_tokens=new)
+
+    def reading(part: np.ndarray) -> State:
+        stops = [set[int]()] * len(part)
+        return jax.block_until_ready(prefill(decoder, greedy, params, part.tolist(), stops=stops))
+
+    def adding(state: State) -> None:
+        jax.block_until_ready(decode_some(decoder, greedy, params, state, new))
+
     started = time.perf_counter()
-    state = prefill(decoder, greedy, params, tokens.tolist(), stops=unending)
-    jax.block_until_ready(state)
+    states = side_by_side(reading, np.array_split(tokens, shares(params, batch)))
     read = time.perf_counter()
-    jax.block_until_ready(decode_some(decoder, greedy, params, state, new))
+    side_by_side(adding, states)
     return {"prefill": read - started, "decode": time.perf_counter() - read}
 
 

@@ -13,7 +13,6 @@ and <path> itself. `making.resumed` says more.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from polylm_jax.chips import cores
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.data import corpus, cutting, tokenizing
 from polylm_jax.data.clean.engine import Beam, each
@@ -253,7 +253,7 @@ class _Noted:
 
 def _worth(texts: Iterable[list[Text]]) -> int:
     size = sum(text.content for some in texts for text in some)
-    return min(len(os.sched_getaffinity(0)), 1 + size // BYTES_PER_WORKER)
+    return min(cores(), 1 + size // BYTES_PER_WORKER)
 
 
 # --- tokenizing

@@ -70,23 +70,14 @@ def prefill(
 ) -> State:
     """Reads the prompts.
 
-    params: those of `weights.for_decoding`. prompts: token ids, of any lengths.
+    params: those of `weights.for_decoding`. prompts: token ids, which pass `check_prompts`.
     limits: most new tokens of each; sampling.new_tokens if not given.
     stops: the ids that end each; </s> if not given.
     repeats: how often each was drawn for before, which makes it another draw; 0 if not given.
     rows: the batch is padded to a multiple of this, the number of ways in which the mesh splits
         a batch.
-    UserError if a prompt is empty, or leaves no room in the model's context.
     """
     context = decoder.size.context
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt:
-            raise UserError(f"prompt {number} is empty; give at least one character.")
-        if len(prompt) >= context:
-            raise UserError(
-                f"prompt {number} has {len(prompt)} tokens but the model's context is {context}; "
-                "shorten it."
-            )
     limits = limits or [sampling.new_tokens] * len(prompts)
     stops = stops or [{END_OF_DOCUMENT}] * len(prompts)
     repeats = repeats or [0] * len(prompts)
@@ -121,6 +112,18 @@ def prefill(
         keys=keys,
         drawn=jnp.zeros(len(tokens), jnp.int32),
     )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
+    """UserError if a prompt is empty, or leaves no room in the model's context."""
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt:
+            raise UserError(f"prompt {number} is empty; give at least one character.")
+        if len(prompt) >= context:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens but the model's context is {context}; "
+                "shorten it."
+            )
 
 
 def draw_of(prompt: Sequence[int], repeat: int = 0) -> int:

@@ -10,8 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from polylm_jax.decode.beam import beam_search
-from polylm_jax.decode.prefill import State, merged, pinned, power_of_two, prefill, turned
+from polylm_jax.decode.prefill import (
+    State,
+    check_prompts,
+    merged,
+    pinned,
+    power_of_two,
+    prefill,
+    turned,
+)
 from polylm_jax.decode.sampling import NO_TOKEN, Sampling, check_chosen, choosable, choose
+from polylm_jax.decode.shares import shares, side_by_side
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Cache, Decoder, Tail, empty_cache, logits
 
 Carry = tuple[jax.Array, State, jax.Array]  # tokens that were added, the texts, the new ids
@@ -33,21 +42,44 @@ def generate(
 ) -> list[list[int]]:
     """Continues each prompt; returns the new ids only, cut before the id that ended it.
 
-    The arguments and errors are those of `prefill`; a UserError, too, if the model's scores are
-    no numbers. ended: function (number of a prompt, its new ids) -> whether to leave it there,
-    asked every few tokens; not for a beam search.
+    The other arguments are those of `prefill`; a UserError for what `check_prompts` refuses, and if
+    the model's scores are no numbers. ended: function (number of a prompt, its new ids) -> whether
+    to leave it there, asked every few tokens, from several threads; not for a beam search.
     """
-    state = prefill(decoder, sampling, params, prompts, limits, stops, repeats, rows)
-    if ended:
-        return _watched(decoder, params, state, sampling, len(prompts), ended)
+    check_prompts(prompts, decoder.size.context)
+    batch = -(-len(prompts) // rows) * rows
+    number = shares(params, batch)
     longest = power_of_two(max(limits or [sampling.new_tokens]))
-    if sampling.beams > 1:
-        found = beam_search(decoder, rules(sampling), longest, params, state)
-    else:
-        found = decode_some(decoder, sampling, params, state, longest)[1:]
-    new, counts = map(np.asarray, found)
-    check_chosen(new)
-    return [new[row, : counts[row]].tolist() for row in range(len(prompts))]
+
+    def share(first: int) -> list[list[int]]:
+        """Every so manyth prompt, so that short and long ones are shared evenly."""
+        mine = slice(first, None, number)
+        state = prefill(
+            decoder,
+            sampling,
+            params,
+            prompts[mine],
+            limits and limits[mine],
+            stops and stops[mine],
+            repeats and repeats[mine],
+            rows=-(-batch // number),
+        )
+        count = len(prompts[mine])
+        if ended:
+            over = lambda row, new: ended(first + number * row, new)  # noqa: E731
+            return _watched(decoder, params, state, sampling, count, over)
+        if sampling.beams > 1:
+            found = beam_search(decoder, rules(sampling), longest, params, state)
+        else:
+            found = decode_some(decoder, sampling, params, state, longest)[1:]
+        new, counts = map(np.asarray, found)
+        check_chosen(new)
+        return [new[row, : counts[row]].tolist() for row in range(count)]
+
+    texts: list[list[int]] = [[] for _ in prompts]
+    for first, found in enumerate(side_by_side(share, range(min(number, len(prompts))))):
+        texts[first::number] = found
+    return texts
 
 
 def decode_some(

@@ -1,0 +1,43 @@
+"""A batch in equal shares, each for a core of its own.
+
+A CPU's cores hardly share a batch of small products, of which the attention of one token is made.
+So each core runs a whole program on its share of the texts, beside the others; the weights, which
+all read, are held once.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+
+from polylm_jax.chips import cores
+from polylm_jax.decode.prefill import ROWS_AT_ONCE
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def shares(params: Any, rows: int) -> int:
+    """Into how many a batch of so many rows is cut: 1 unless a CPU holds the model as one device.
+
+    params: the tree that decodes, or the part of it that is held in arrays.
+    """
+    devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
+    if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
+        return 1
+    return max(1, min(cores(), rows // ROWS_AT_ONCE))
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """function(item) of each, all at once, each in a thread with the mesh that is in context."""
+    mesh = jax.sharding.get_mesh()
+
+    def one(item: Item) -> Result:
+        with jax.set_mesh(mesh):
+            return function(item)
+
+    if len(items) == 1:
+        return [function(items[0])]
+    with ThreadPoolExecutor(len(items)) as threads:
+        return list(threads.map(one, items))
