@@ -20,6 +20,7 @@ import numpy as np
 
 from polylm_jax.decode.prefill import draw_of
 from polylm_jax.decode.sampling import NO_TOKEN, NOT_FINITE, Sampling, Wishes
+from polylm_jax.decode.shares import shares
 from polylm_jax.decode.slots import Likely
 from polylm_jax.errors import UserError, first_line
 from polylm_jax.model.decoder import END_OF_DOCUMENT, Decoder
@@ -92,10 +93,13 @@ class DeviceEngine:
         # only there has a row of a product the same bits among fewer
         cpu = jax.default_backend() == "cpu"
         alike = cpu and decoder.compute.dtype == "bfloat16" and rows == 1
-        few, readers = self.slots // 4 if alike else 0, min(READERS, self.slots)
+        ways = next(n for n in range(shares(params, self.slots), 0, -1) if self.slots % n == 0)
+        mine, readers = self.slots // ways, min(READERS, self.slots)
+        few = mine // 4 if alike else 0
         shape = Shape(
             slots=self.slots,
-            rows=[few, self.slots] if few >= FEW else [self.slots],
+            shares=ways,
+            rows=[few, mine] if few >= FEW else [mine],
             context=self.context,
             burst=min(serving.burst, self.context),
             widths=widths_of(self.context, few=not ready),
@@ -324,8 +328,8 @@ class DeviceEngine:
         """Adds tokens to all texts; to how many most."""
         rows, steps = self._rows, self._device.shape.burst
         going = dict(self._schedule.going)
-        new, found = self._device.burst(rows)
-        likely, used = _fetched(found) if rows.asked.any() else found, list[int]()
+        new, likely = self._device.burst(rows)
+        used = list[int]()
         for slot, job in going.items():
             under, most = self._calls[job.number], min(steps, int(rows.left[slot]))
             ids = new[slot, :most].tolist()

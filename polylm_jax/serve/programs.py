@@ -13,6 +13,7 @@ import numpy as np
 
 from polylm_jax.decode import slots
 from polylm_jax.decode.sampling import Wishes
+from polylm_jax.decode.shares import side_by_side
 from polylm_jax.decode.slots import Likely, Rows
 from polylm_jax.model.decoder import Decoder
 from polylm_jax.serve.schedule import JOINED
@@ -27,7 +28,8 @@ Wanted = dict[Any, tuple[Callable, tuple, tuple[int, ...]]]
 class Shape:
     """All sizes of an engine's programs.
 
-    slots: texts at once; rows: of so many a burst is, the fewest that do, rising up to slots;
+    slots: texts at once; shares: into so many, of equal size, they are cut, each for a core of its
+    own; rows: of so many a burst of a share is, the fewest that do, rising up to all of a share;
     context: tokens of each; burst: tokens added at once; widths: slots of a text that bursts look
     at, rising up to the context; readers: prompts read in turns; together: so many can be begun in
     one call, rising from 1; chunks: lengths in which they are read; most: of the likeliest that are
@@ -35,6 +37,7 @@ class Shape:
     """
 
     slots: int
+    shares: int
     rows: Sequence[int]
     context: int
     burst: int
@@ -71,10 +74,14 @@ class Device:
     def __init__(self, decoder: Decoder, params: Any, shape: Shape, ready: bool = True) -> None:
         """params: of `for_decoding`. ready: compiles all at once; else each when it is called."""
         self.shape, self._params = shape, params
-        start = partial(slots.start, decoder, shape.slots, shape.widths, shape.readers)
-        self._cache, self._held, staged, hidden, held_row = jax.jit(start)()
+        mine = shape.slots // shape.shares
+        start = partial(slots.start, decoder, mine, shape.widths)
+        cache, held, staged, hidden, held_row = jax.jit(partial(start, shape.readers))()
+        others = (jax.jit(partial(start, 0))()[:2] for _ in range(shape.shares - 1))
+        # of each share its cache, and what its texts hold; slot i is in share i % shares
+        self._texts = [(cache, held), *others]
         self._staged, self._nothing_held = list(staged), held_row
-        self._ends = slots.ends(self._cache)
+        self._ends = slots.ends(cache)
         at, row, most = np.int32(0), staged[0], shape.most
         longest = np.zeros((1, shape.chunks[-1]), np.int32)
         prompt = np.zeros(shape.context, np.int32)
@@ -90,9 +97,9 @@ class Device:
                 (params, hidden, prompt, at, one),
                 (),
             ),
-            "take": (partial(slots.take, decoder), (row, self._cache, at, at), (0,)),
+            "take": (partial(slots.take, decoder), (row, cache, at, at), (0,)),
         }
-        inserts = (self._cache, self._held, row, held_row, at, at)
+        inserts = (cache, held, row, held_row, at, at)
         for width in self._ends:
             wanted["insert", width] = partial(slots.insert, decoder, width), inserts, (0, 1)
         for rows, length, width in shape.reads:
@@ -101,8 +108,8 @@ class Device:
             wanted["read", rows, length, width] = partial(slots.read, decoder, width), reads, (1,)
         for rows, width in itertools.product(shape.rows, shape.widths):
             adds = partial(slots.burst, decoder, width, shape.burst, most)
-            places = None if rows == shape.slots else np.arange(rows, dtype=np.int32)
-            arguments = (params, self._cache, self._held, idle_rows(rows), places)
+            places = None if rows == mine else np.arange(rows, dtype=np.int32)
+            arguments = (params, cache, held, idle_rows(rows), places)
             wanted["burst", rows, width] = adds, arguments, (1, 2)
         self._run = _Compiled(wanted)
         if ready:
@@ -123,8 +130,8 @@ class Device:
         for length in self._ends:
             self.insert(0, held_row, 0, length)
         for count, width in itertools.product(shape.rows, shape.widths):
-            rows_of = idle_rows(shape.slots)
-            rows_of.left[:count], rows_of.lengths[:count] = 1, width
+            rows_of, some = idle_rows(shape.slots), slice(count * shape.shares)
+            rows_of.left[some], rows_of.lengths[some] = 1, width
             self.burst(rows_of)
         for slot in range(shape.slots):
             self.clear(slot)
@@ -133,8 +140,9 @@ class Device:
 
     def take(self, reader: int, slot: int, length: int) -> None:
         """A reader begins with the first tokens of a slot's text; with nothing if length is 0."""
+        share, place = self._at(slot)
         self._staged[reader] = self._run["take"](
-            self._staged[reader], self._cache, np.int32(slot), np.int32(length)
+            self._staged[reader], self._texts[share][0], place, np.int32(length)
         )
 
     def read(
@@ -175,44 +183,70 @@ class Device:
     def insert(self, reader: int, held_row: jax.Array, slot: int, length: int) -> None:
         """Puts what a reader has read, `length` tokens, into a slot, and little behind them."""
         width = next(width for width in self._ends if width >= length)
-        places = np.int32(slot), np.int32(length)
-        self._cache, self._held = self._run["insert", width](
-            self._cache, self._held, self._staged[reader], held_row, *places
+        share, place = self._at(slot)
+        self._texts[share] = self._run["insert", width](
+            *self._texts[share], self._staged[reader], held_row, place, np.int32(length)
         )
 
     def clear(self, slot: int) -> None:
         """Leaves nothing in a slot: what is no number would reach the next text there."""
-        places = np.int32(slot), np.int32(0)
-        self._cache, self._held = self._run["insert", self.shape.context](
-            self._cache, self._held, self._staged[0], self._nothing_held, *places
+        share, place = self._at(slot)
+        self._texts[share] = self._run["insert", self.shape.context](
+            *self._texts[share], self._staged[0], self._nothing_held, place, np.int32(0)
         )
+
+    def _at(self, slot: int) -> tuple[int, np.int32]:
+        """The share in which a slot is, and its place there."""
+        place, share = divmod(slot, self.shape.shares)
+        return share, np.int32(place)
 
     def wait(self) -> None:
         """Returns when all that was begun is done."""
-        jax.block_until_ready((self._staged, self._cache))
+        jax.block_until_ready((self._staged, self._texts))
 
     def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
-        """Adds tokens to all texts, int32 [slots, burst], and how likely each was."""
+        """Adds tokens to all texts, int32 [slots, burst], and how likely each was, in numpy."""
+        slots, every = self.shape.slots, self.shape.shares
+        going = sorted({int(slot) % every for slot in np.flatnonzero(rows.left)})
+
+        def of_share(share: int) -> tuple[np.ndarray, Likely]:
+            return self._burst(share, jax.tree.map(lambda x: x[share::every], rows))
+
+        found = side_by_side(of_share, going)
+
+        def whole(*parts: np.ndarray) -> np.ndarray:
+            all_slots = np.zeros((slots, *parts[0].shape[1:]), parts[0].dtype)
+            for share, part in zip(going, parts, strict=True):
+                all_slots[share::every] = part
+            return all_slots
+
+        new, likely = jax.tree.map(whole, *found)
+        return new, likely
+
+    def _burst(self, share: int, rows: Rows) -> tuple[np.ndarray, Likely]:
+        """The same for the texts of a share."""
         width = next(width for width in self.shape.widths if width >= rows.lengths.max())
         count = next(count for count in self.shape.rows if count >= (rows.left > 0).sum())
         some = rows
         places: np.ndarray | None = None
-        if count < self.shape.slots:
+        if count < len(rows.left):
             # those that go on first
             places = np.argsort(rows.left == 0, kind="stable")[:count].astype(np.int32)
             some = jax.tree.map(lambda x: x[places], rows)
-        self._cache, self._held, new, likely = self._run["burst", count, width](
-            self._params, self._cache, self._held, some, places
+        cache, held, *found = self._run["burst", count, width](
+            self._params, *self._texts[share], some, places
         )
-        if places is None:
-            return np.asarray(new), likely
+        self._texts[share] = cache, held
 
         def of_all(found: jax.Array) -> np.ndarray:
-            whole = np.zeros((self.shape.slots, *found.shape[1:]), found.dtype)
+            if places is None:
+                return np.asarray(found)
+            whole = np.zeros((len(rows.left), *found.shape[1:]), found.dtype)
             whole[places] = np.asarray(found)
             return whole
 
-        return of_all(new), jax.tree.map(of_all, likely)
+        new, likely = jax.tree.map(of_all, found)
+        return new, likely
 
 
 class _Compiled(dict):

@@ -52,7 +52,10 @@ def params(trained):
 
 @pytest.fixture(scope="module")
 def engine(params):
-    one = DeviceEngine(DECODER, params, SERVING)
+    """Four slots, two of them for each of two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_room, "shares", lambda params, slots: 2)
+        one = DeviceEngine(DECODER, params, SERVING)
     yield one
     one.close(0)
 
@@ -174,10 +177,11 @@ def test_the_bits_are_the_same_whatever_else_goes_on(another):
 
 
 def test_few_texts_in_many_slots_have_the_bits_that_they_have_among_many(trained, monkeypatch):
-    """In bfloat16 on a CPU, where a burst is of a quarter of the slots if that is enough."""
+    """In bfloat16 on a CPU, where a burst is of a quarter of a core's slots if that is enough."""
+    monkeypatch.setattr(engine_room, "shares", lambda params, slots: 2)
     decoder = Decoder(SIZE, Compute("bfloat16", prefill_chunk=16), ids=90)
     narrow = for_decoding(trained, SIZE, "bfloat16", cpu=True)
-    serving, prompts = replace(SERVING, slots=16), [[5 + n, 70, 20 + n] for n in range(10)]
+    serving, prompts = replace(SERVING, slots=32), [[5 + n, 70, 20 + n] for n in range(10)]
     one = DeviceEngine(decoder, narrow, serving, ready=False)
     together = [answer.new for answer in ask(one, prompts, likeliest=2)]
     one.close(0)
@@ -505,7 +509,7 @@ def test_a_mesh_with_weights_of_one_byte_answers_as_one_device(trained):
     assert engine.slots == 4
     assert [answer.ids for answer in ask(engine, prompts)] == alone
     assert engine.counts().reused_tokens > 0
-    [[layer]] = engine._device._cache  # on a CPU the keys are turned
+    [([[layer]], _)] = engine._device._texts  # on a CPU the keys are turned
     for name, part in ("key", (SIZE.head_size, 64)), ("value", (64, SIZE.head_size)):
         shards = {shard.data.shape for shard in layer[name].addressable_shards}
         assert shards == {(1, SIZE.heads // 2, *part)}
