@@ -1,5 +1,6 @@
 """Text from a model: prefill, then one compiled loop that adds tokens."""
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,7 +50,7 @@ def generate(
     check_prompts(prompts, decoder.size.context)
     batch = -(-len(prompts) // rows) * rows
     number = shares(params, batch)
-    longest = power_of_two(max(limits or [sampling.new_tokens]))
+    longest, left = power_of_two(max(limits or [sampling.new_tokens])), threading.Event()
 
     def share(first: int) -> list[list[int]]:
         """Every so manyth prompt, so that short and long ones are shared evenly."""
@@ -66,7 +67,7 @@ def generate(
         )
         count = len(prompts[mine])
         if ended:
-            over = lambda row, new: ended(first + number * row, new)  # noqa: E731
+            over = lambda row, new: left.is_set() or ended(first + number * row, new)  # noqa: E731
             return _watched(decoder, params, state, sampling, count, over)
         if sampling.beams > 1:
             found = beam_search(decoder, rules(sampling), longest, params, state)
@@ -77,7 +78,8 @@ def generate(
         return [new[row, : counts[row]].tolist() for row in range(count)]
 
     texts: list[list[int]] = [[] for _ in prompts]
-    for first, found in enumerate(side_by_side(share, range(min(number, len(prompts))))):
+    every = range(min(number, len(prompts)))
+    for first, found in enumerate(side_by_side(share, every, leave=left.set)):
         texts[first::number] = found
     return texts
 

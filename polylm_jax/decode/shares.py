@@ -6,7 +6,7 @@ all read, are held once.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import jax
@@ -29,8 +29,16 @@ def shares(params: Any, rows: int) -> int:
     return max(1, min(cores(), rows // ROWS_AT_ONCE))
 
 
-def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """function(item) of each, all at once, each in a thread with the mesh that is in context."""
+def side_by_side(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    leave: Callable[[], None] = lambda: None,
+) -> list[Result]:
+    """function(item) of each, all at once, each in a thread with the mesh that is in context.
+
+    leave: called where one of them fails or somebody interrupts, to have the others end: all are
+    waited for.
+    """
     mesh = jax.sharding.get_mesh()
 
     def one(item: Item) -> Result:
@@ -40,4 +48,12 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> l
     if len(items) == 1:
         return [function(items[0])]
     with ThreadPoolExecutor(len(items)) as threads:
-        return list(threads.map(one, items))
+        asked = [threads.submit(one, item) for item in items]
+        try:
+            done, _ = wait(asked, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises what it failed with
+        except BaseException:
+            leave()
+            raise
+    return [future.result() for future in asked]

@@ -1,6 +1,7 @@
 """A batch that is cut over a CPU's cores: Hugging Face's answers, and those of one share."""
 
 import threading
+import time
 from itertools import cycle, islice
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from polylm_jax.decode import search, shares
 from polylm_jax.decode.sampling import Sampling
-from polylm_jax.decode.search import generate
+from polylm_jax.decode.search import TOKENS_AT_ONCE, generate
 from polylm_jax.decode.shares import side_by_side
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
@@ -64,6 +65,25 @@ def test_draws_stops_and_words_of_the_end_are_each_prompts_own(monkeypatch, batc
     assert [rows for _, rows in batches] == [10, 10, 10, 28]
     assert any(len(text) == 20 for text in three)
     assert all(len(text) < 20 for text in three[5::6])
+
+
+def test_where_one_share_is_interrupted_the_others_end(batches):
+    decoder, params, prompts, _ = model()
+    interrupted, told = threading.Event(), set()
+
+    def ended(row, new):
+        if row % CORES == 1:
+            interrupted.set()
+            raise KeyboardInterrupt
+        interrupted.wait()
+        time.sleep(0.01)
+        told.add(len(new))
+        return False
+
+    some = [prompt[:3] for prompt in prompts]
+    with pytest.raises(KeyboardInterrupt):
+        generate(decoder, params, some, Sampling(new_tokens=60), stops=[{1}] * COUNT, ended=ended)
+    assert max(told) == TOKENS_AT_ONCE < decoder.size.context - 2 * TOKENS_AT_ONCE
 
 
 def test_a_prompt_is_named_by_its_place_among_all(batches):
