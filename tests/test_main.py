@@ -230,6 +230,7 @@ def test_closed_streams_change_nothing():
 def test_ctrl_c_while_libraries_load_is_one_line():
     pressed_at_jaxlib = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 class Finder:
     def find_spec(name, path=None, target=None):
         if name.startswith("jaxlib"):
