@@ -27,7 +27,7 @@ QUESTION = {"context": str, "question": str, "answers": [str]}
 def squad(file: str, content: bytes, code: str) -> list[Row]:
     """The questions of a file in SQuAD's form, each with its passage and its answers."""
     whole = parse_json(content, SQUAD, file, "in the form of SQuAD; take the file as it is")
-    return [
+    rows = [
         {
             "id": str(asked.get("id", "")),
             "context": part["context"],
@@ -38,6 +38,11 @@ def squad(file: str, content: bytes, code: str) -> list[Row]:
         for part in article["paragraphs"]
         for asked in part["qas"]
     ]
+    if lacking := [number for number, row in enumerate(rows, 1) if not row["answers"]]:
+        raise UserError(
+            f"question {lacking[0]} of {file} has no answer; leave out what cannot be answered."
+        )
+    return rows
 
 
 def columns(*names: str) -> Callable[[str, bytes, str], list[Row]]:
@@ -99,12 +104,17 @@ def rouge(prompts: Sequence[Prompt], texts: Sequence[str], language: str) -> lis
     ]
 
 
-def translation(first: str) -> Callable[[Sequence[Prompt], Sequence[str], str], list[Measure]]:
-    """BLEU and chrF++ of translations into a pair's second language, or into a language; `first`
-    says which stands first."""
+def translation(
+    first: str, into: str = ""
+) -> Callable[[Sequence[Prompt], Sequence[str], str], list[Measure]]:
+    """BLEU and chrF++ of translations; `first` says which stands first.
+
+    into: the language of the answers, whose words BLEU counts; "" for the second one of the
+    task's pair, or the one that it is called by.
+    """
 
     def measure(prompts: Sequence[Prompt], texts: Sequence[str], language: str) -> list[Measure]:
-        target = language.split("-")[-1]
+        target = into or language.split("-")[-1]
         answers = [text.strip() for text in texts]
         golds = [one.answers[0] for one in prompts]
         found = {

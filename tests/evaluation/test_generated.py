@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from polylm_jax.data.tokenizer import Tokenizer
+from polylm_jax.errors import UserError
 from polylm_jax.evaluation import generated, metrics, prompts, tasks
 from polylm_jax.evaluation.answers import Question, answer
 from polylm_jax.evaluation.benchmarks import mgsm
+from polylm_jax.evaluation.items import Prompt
 from polylm_jax.evaluation.results import store
 from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
@@ -107,6 +109,15 @@ def test_prompts(folder, name, code, paper, lm_eval):
         assert first.answers
 
 
+def test_a_question_without_an_answer_is_named(tmp_path):
+    asked = squad("Q0?", "Q1?")
+    asked["data"][1]["paragraphs"][0]["qas"][0]["answers"] = []
+    (tmp_path / "xquad").mkdir()
+    (tmp_path / "xquad/xquad.de.json").write_text(json.dumps(asked), "utf-8")
+    with pytest.raises(UserError, match=r"question 2 of .*xquad\.de\.json has no answer"):
+        tasks.ask(TABLE["xquad"], "de", "paper", str(tmp_path))
+
+
 def test_an_example_is_another_item_and_the_same_each_time():
     rows = [{"n": n} for n in range(50)]
     shown = [prompts.example(rows, n)["n"] for n in range(50)]
@@ -148,6 +159,17 @@ def test_figures_of_perfect_and_of_empty_answers(folder):
     assert bleu.value == metrics.bleu(["Good day.", "No."], golds, "en").score
     assert "tok:13a" in bleu.note
     assert "chrF2++" in chrf.note
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [("ntrex_into_en", "zh", "13a"), ("ntrex_out_of_en", "zh", "zh"), ("wmt20", "zh-en", "13a")],
+)
+def test_bleu_counts_words_of_the_language_that_is_written(name, code, words):
+    asked = [Prompt(0, "", ("\n",), 9, ("The train was late, he said.",))]
+    measures = TABLE[name].measure(asked, ["The train was late, he said."], code)
+    [bleu] = [one for one in measures if one.name == "bleu"]
+    assert f"tok:{words}|" in bleu.note
 
 
 def test_answers_are_kept_and_not_asked_again(folder, tmp_path):

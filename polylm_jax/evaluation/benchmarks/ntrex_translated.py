@@ -53,7 +53,7 @@ def _task(into: bool) -> Task:
         read=_read,
         translated=True,
         notes=notes,
-        measure=prompts.translation("chrf++"),
+        measure=prompts.translation("chrf++", "en" if into else ""),
         shots={"paper": 1},
     )
 
