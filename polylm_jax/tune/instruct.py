@@ -7,7 +7,7 @@ padding at the end; `polylm_jax.data.rows` says how they lie on disk and what th
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,8 @@ from polylm_jax.tune.examples import Account, Example, ExampleSettings
 from polylm_jax.tune.packing import Encoded, laid_out, pack
 
 SPLITS = ("train", "valid")
+AT_ONCE = 4096  # texts that are encoded at once
+Parts = list[np.ndarray]  # a text's segments, each int32 ids
 MADE_BY = ("validation", "learn", "too_long", "pack", "seed")  # settings that the rows follow from
 
 
@@ -100,8 +102,10 @@ def build(
     }
     local(rows.path, "rows.path")  # read anywhere, but made here
     if already_made(rows.path, made_from):
+        manifest = open_store(rows.path).manifest
+        _check_sources(rows.path, settings.data, manifest["files"], reading)
         print(f"tune: {rows.path} is already made; kept.")
-        return open_store(rows.path).manifest
+        return manifest
     kept, accounts = examples.read(settings.data, reading)
     encoded = encode_all(kept, accounts, settings, chat, rows.length, tokenizer)
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
@@ -126,6 +130,19 @@ def build(
         write_manifest(folder, manifest)
     _report(manifest, accounts)
     return manifest
+
+
+def _check_sources(
+    path: str, files: Sequence[str], before: Sequence[str], reading: ExampleSettings
+) -> None:
+    """UserError where files of the same content had names of other languages before."""
+    for now, then in zip(files, before, strict=True):
+        source, other = (examples.source_of(file, reading) for file in (now, then))
+        if source != other:
+            raise UserError(
+                f'{path} was made when {now} was {then} and its examples counted as "{other}", '
+                f'not "{source}"; delete {path} or give rows.path another folder.'
+            )
 
 
 def _hash_of(files: Sequence[str]) -> str:
@@ -165,8 +182,8 @@ def encode_all(
     """Each source's examples as ids, to train on and held out. The accounts are kept up."""
     form, numbers = FORMATS[chat.format], {file: n for n, file in enumerate(settings.data)}
     texts = [texts_of(example.turns, chat, settings.learn) for example in kept]
-    parts = iter(encode(tokenizer, [text for of_one in texts for text in of_one]))
-    found: dict[str, list[tuple[Example, list[list[list[int]]]]]] = {name: [] for name in accounts}
+    parts = _ids_of(tokenizer, [text for of_one in texts for text in of_one])
+    found: dict[str, list[tuple[Example, list[Parts]]]] = {name: [] for name in accounts}
     for example, of_one in zip(kept, texts, strict=True):
         ids = [next(parts) for _ in of_one]
         said = [text for turn in example.turns for text in (turn.question, turn.answer or "")]
@@ -195,6 +212,13 @@ def encode_all(
     return result  # type: ignore[return-value]
 
 
+def _ids_of(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]) -> Iterator[Parts]:
+    """The ids of each text's segments. A number in a list takes nine times as much memory."""
+    for first in range(0, len(texts), AT_ONCE):
+        for parts in encode(tokenizer, texts[first : first + AT_ONCE]):
+            yield [np.array(ids, np.int32) for ids in parts]
+
+
 def _sides(kept: Sequence[Example], share: float) -> tuple[list[int], list[int]]:
     """Numbers of the examples to train on, and of those held out: whose hash is below the share.
 
@@ -216,24 +240,22 @@ def _sides(kept: Sequence[Example], share: float) -> tuple[list[int], list[int]]
 
 
 def _encoded(
-    pairs: Iterable[tuple[Example, list[list[list[int]]]]], numbers: dict[str, int], learn: str
+    pairs: Iterable[tuple[Example, list[Parts]]], numbers: dict[str, int], learn: str
 ) -> Encoded:
-    ids: list[int] = []
-    learned: list[bool] = []
+    ids, learned = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
     lengths, places = [], []
     for example, of_one in pairs:
         for parts in of_one:
-            before = len(ids)
             for number, part in enumerate(parts):
                 # prompts and answers take turns, and the last is an answer
                 answer = number % 2 == 1 and (learn == "answers" or number == len(parts) - 1)
-                ids += part
-                learned += [answer] * len(part)
-            lengths.append(len(ids) - before)
+                learned.append(np.full(len(part), answer))
+            ids += parts
+            lengths.append(sum(map(len, parts)))
             places.append((0, numbers[example.file], example.line))
     return Encoded(
-        np.array(ids, np.int32),
-        np.array(learned, bool),
+        np.concatenate(ids),
+        np.concatenate(learned),
         np.array(lengths, np.int64),
         np.array(places, EXAMPLE),
     )

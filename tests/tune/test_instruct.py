@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_a_store_is_kept_or_refused_and_shards_do_not_matter(data, vocabulary, r
     assert fingerprint("b", replace(settings, seed=1)) != first["fingerprint"]
     # the same tokens, other marks
     assert fingerprint("c", replace(settings, pack="strung")) != first["fingerprint"]
+
+
+def test_a_store_of_files_that_have_other_languages_now_is_refused(
+    tmp_path, data, vocabulary, rows
+):
+    build(TuneSettings(data[:1]), ExampleSettings(), CHAT, rows, vocabulary)
+    (tmp_path / "moved").mkdir()
+    moved, renamed = (tmp_path / name for name in ("moved/de.jsonl", "fr.jsonl"))
+    for file in (moved, renamed):
+        file.write_bytes(Path(data[0]).read_bytes())
+    build(TuneSettings((str(moved),)), ExampleSettings(), CHAT, rows, vocabulary)
+    with pytest.raises(UserError, match=r'fr\.jsonl was .*de\.jsonl .* "de", not "fr"; delete'):
+        build(TuneSettings((str(renamed),)), ExampleSettings(), CHAT, rows, vocabulary)
 
 
 def test_an_epoch_reads_each_row_once(data, vocabulary, rows):
