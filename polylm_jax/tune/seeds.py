@@ -29,7 +29,8 @@ class Seed:
 def read_seeds(path: str | Path) -> list[Seed]:
     """The seeds of a file. UserError names a line that is none, or says that there are none."""
     try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
+        # a text may hold what Unicode calls the end of a line
+        lines = Path(path).read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8; save it as UTF-8.") from None
     except (FileNotFoundError, IsADirectoryError):
@@ -70,7 +71,7 @@ def _seed(line: str, where: str) -> Seed:
         keep = tuple(record.get("keep", ()))
         said = given.get("input") or ""
         whole = all(isinstance(text, str) and text.strip() for text in (*texts, said or "-"))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         whole = False
     if not whole or not set(keep) <= set(FIELDS):
         raise UserError(

@@ -14,7 +14,7 @@ from polylm_jax.__main__ import main
 from polylm_jax.errors import UserError
 from polylm_jax.tune.journal import locked
 from polylm_jax.tune.parse import Block, Task
-from polylm_jax.tune.seeds import OURS, Seed, read_seeds, translated
+from polylm_jax.tune.seeds import OURS, Seed, as_lines, read_seeds, translated
 from tests.conftest import gin_flags
 from tests.tune import child
 from tests.tune.stand_in import KEY, endpoint
@@ -249,6 +249,12 @@ def test_a_wrong_key_ends_at_once_and_is_never_shown(tmp_path, capsys, monkeypat
                                               "writer.key_variable names.")  # fmt: skip
     for text in (said.out, said.err, *(p.read_text() for p in tmp_path.rglob("*") if p.is_file())):
         assert wrong not in text
+
+
+def test_seeds_that_are_written_are_read_whatever_stands_in_them(tmp_path):
+    seeds = [Seed(Task("a\u2028b\u0085c\x1cd\re", "f\u2029i", "g\x0bh"), ("input",))]
+    (tmp_path / "seeds.jsonl").write_bytes(as_lines(seeds) * 2)
+    assert read_seeds(tmp_path / "seeds.jsonl") == seeds * 2
 
 
 def test_self_instructs_own_form_is_read_and_parts_stay_as_they_are(tmp_path):
