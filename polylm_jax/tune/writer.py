@@ -41,6 +41,12 @@ PATIENT = (408, 409, 425, 429)  # and 5xx: the same request may go through later
 NO_MONEY = re.compile(
     r"insufficient_quota|billing|exceeded your current quota|credit balance", re.I
 )
+# of a 429 its code alone: OpenAI's on too many requests a minute tell where to pay for more, and
+# Gemini's say that the quota is exceeded
+NO_MONEY_429 = re.compile(
+    r"insufficient_(quota|balance|funds)|exceeded_current_quota|billing_(not_active|hard_limit)",
+    re.I,
+)
 ANSWERS = (200, 201)
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[!-~]*)?", re.ASCII)
 
@@ -323,7 +329,8 @@ class Endpoint:
         if status in ANSWERS or (400 <= status < 500 and read_body(body) is not None):
             return body  # the latter: a content filter that refuses the prompt
         said = _said(body)
-        if status == 402 or (400 <= status < 500 and NO_MONEY.search(body)):
+        no_money = NO_MONEY_429 if status == 429 else NO_MONEY
+        if status == 402 or (400 <= status < 500 and no_money.search(body)):
             raise UserError(
                 f"{self._settings.url} says that the account has no money left ({said}); nothing "
                 "is lost: run the same command again when it has."

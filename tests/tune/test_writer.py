@@ -84,6 +84,25 @@ def test_what_goes_on_failing_ends_with_a_sentence():
         ask(server)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        # OpenAI's, on a free account, of too many a minute
+        "Rate limit reached for gpt-3.5-turbo on requests per min. Limit: 3 / min. Try again in "
+        "20s. Visit https://platform.openai.com/account/billing to add a payment method.",
+        # Gemini's, of a minute as well as of a day
+        "You exceeded your current quota, please check your plan and billing details. "
+        "Please retry in 17.3s.",
+    ],
+)
+def test_a_rate_that_tells_where_to_pay_is_waited_for(message):
+    body = {"error": {"code": "rate_limit_exceeded", "message": message}}
+    with endpoint(status=429, body=body) as server:
+        with pytest.raises(UserError, match="failed 3 times, at last because it answered 429"):
+            ask(server)
+        assert server.seen == 3
+
+
 def test_a_prompt_that_a_content_filter_refuses_is_answered_with_nothing():
     body = {"error": {"code": "content_filter", "message": "no"}}
     with endpoint(status=400, body=body) as server:
