@@ -41,7 +41,8 @@ REFUSED |= {"history": "turns that went before"}
 # What generators write for an input that is not there: "<noinput>", "(No input required)", "None".
 NO_INPUT = re.compile(r"\W*(\w+\W+)?no\s?input( required)?\W*|none\W*", re.IGNORECASE)
 # The header of a later task, which a parser of numbered replies left inside: "11. Input:".
-HEADER = re.compile(r"^\s*\d+\s*[.)]\s*(Instruction|Input|Output)\s*[:：]", re.MULTILINE)
+# Lines before it are no part of it, or a thousand empty ones would be tried a million times.
+HEADER = re.compile(r"^[^\S\n]*\d+\s*[.)]\s*(Instruction|Input|Output)\s*[:：]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _records(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line.decode("utf-8-sig"))
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{file}:{number} is not a JSON object; give one object a line.")
@@ -245,7 +246,7 @@ def _of_messages(
     said: list[tuple[str, str]] = []
     for message in messages:
         _refuse(message, place)
-        role = ROLES.get(message.get(role_key, ""))
+        role = ROLES.get(str(message.get(role_key)))
         if role is None:
             raise UserError(
                 f'{place} has the role "{message.get(role_key)}"; only user, assistant and system '

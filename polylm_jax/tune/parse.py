@@ -18,7 +18,7 @@ SPACE = r"[ \t\u3000\u00a0\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
 DRESS = rf"(?:{SPACE}|[#*_>])*"  # what Markdown puts before a header
 NUMBER = rf"(?P<number>\d{{1,4}}){SPACE}*[.)．。、:：）-]+"
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # where a server leaves it in the text
-RULE = re.compile(r"\n\s*(?:#{2,}|-{3,}|\*{3,}|={3,})\s*$")  # a line between two tasks
+RULE = re.compile(r"\n[^\S\n]*(?:#{2,}|-{3,}|\*{3,}|={3,})$")  # a line between two tasks
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -130,7 +131,9 @@ def test_rows_read_are_those_kept_and_those_dropped(tmp_path):
         ({"prompt": said(("user", "a")), "completion": "b"}, 'under "prompt" what is no text'),
         ({"messages": "a"}, "no list of objects"),
         ({"messages": said(("user", [{"type": "text", "text": "a"}]))}, "what is no text"),
+        (b"[" * 99_999, "not a JSON object"),
         ({"messages": said(("user", "a"), ("tool", "b"))}, 'the role "tool"'),
+        ({"messages": said((["user"], "a"))}, "the role"),
         ({"messages": said(("user", "a"), ("user", "b"))}, "out of order"),
         ({"messages": said(("assistant", "a"), ("user", "b"))}, "out of order"),
         ({"messages": [*said(("user", "a")), {"role": "assistant", "tool_calls": [1]}]}, "tools"),
@@ -148,6 +151,13 @@ def test_a_system_message_goes_where_it_is_told_to(tmp_path, system, first):
     row = {"messages": said(("system", "Be kind"), *TALK)}
     [[turn, _]] = turns_of(tmp_path, row, system=system)
     assert turn.question == first
+
+
+def test_thousands_of_empty_lines_take_no_time(tmp_path):
+    row = {"prompt": "a", "completion": "b" + "\n" * 20_000}
+    started = time.process_time()
+    assert len(turns_of(tmp_path, row)) == 1
+    assert time.process_time() - started < 2
 
 
 def test_the_language_is_the_files_name_or_what_gin_says(tmp_path):

@@ -1,5 +1,7 @@
 """Tasks from replies, in all the ways in which writers number and name them."""
 
+import time
+
 import pytest
 
 from polylm_jax.tune.lexicon import LEXICON, NO_INPUT, NOTHING
@@ -25,6 +27,13 @@ def test_headers_are_english_or_the_languages_own(language):
              enumerate(LEXICON[language].headers)]  # fmt: skip
     text = "\n".join(f"4. {name}：{value}" for name, value in zip(names, "abc", strict=True))
     assert blocks(text, language=language) == [Block("a", "b", "c")]
+
+
+def test_thousands_of_empty_lines_take_no_time():
+    output = "a" + "\n" * 20_000 + "b"
+    started = time.process_time()
+    assert blocks(f"4. Instruction: a\n4. Output: {output}\n\n###") == [Block("a", None, output)]
+    assert time.process_time() - started < 2
 
 
 def test_what_only_looks_like_a_header_survives():
