@@ -24,6 +24,9 @@ from polylm_jax.files import put
 
 RESULTS, REPORT, SAMPLES = "results.json", "report.md", "samples_{}.jsonl"
 CHANCE = "not different from chance"
+# what results.json has by task, or by task and language
+BY_TASK = ("results", "averages", "configs", "versions", "n-shot", "n-samples", "task_hashes",
+           "missing")  # fmt: skip
 
 
 def _scaled(name: str, value: float) -> float:
@@ -136,11 +139,19 @@ def write(
     identity: dict[str, Any],
     run: str,
 ) -> list[Path]:
-    """results.json and samples in lm-eval's form, report.md, a figure for each task."""
+    """results.json and samples in lm-eval's form, report.md, a figure for each task.
+
+    What the folder says of the same model on tasks that were not asked now stays.
+    """
     written = [folder / RESULTS]
     found = [(one, one.asked.task.lm_eval_name(one.asked.language))
              for report in reports.values() for one in report.results]  # fmt: skip
-    put(str(folder / RESULTS), _json(results(reports, settings, identity, run)))
+    former = _former(folder, identity)
+    sections = _sections(folder, reports) if former else []
+    put(
+        str(folder / RESULTS),
+        _json(_beside(former, results(reports, settings, identity, run), reports)),
+    )
     for one, name in found:
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in one.samples)
         put(str(folder / SAMPLES.format(name)), text.encode())
@@ -150,9 +161,51 @@ def write(
         for name, report in reports.items()
         if report.results
     }
-    text = "\n".join(markdown(reports, settings, identity, run, drawn)) + "\n"
+    sections += [
+        "\n".join(section(name, report, settings, identity, drawn[name].name)) + "\n"
+        for name, report in reports.items()
+        if report.results
+    ]
+    text = "\n".join(["\n".join(head(reports, identity, run)) + "\n", *sections])
     put(str(folder / REPORT), text.encode())
     return [*written, folder / REPORT, *drawn.values()]
+
+
+def _former(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The results in a folder, if they are of the same model; else nothing."""
+    try:
+        found = json.loads((folder / RESULTS).read_bytes())
+        same = {name: found["config"]["model_args"].get(name) for name in identity} == identity
+        return found if same and all(isinstance(found[part], dict) for part in BY_TASK) else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _beside(
+    former: dict[str, Any], found: dict[str, Any], reports: dict[str, Report]
+) -> dict[str, Any]:
+    """The results with those of former tasks that are not among the reports."""
+    asked = [one for report in reports.values() for one in report.missing]
+    asked += [one.asked for report in reports.values() for one in report.results]
+    again = {one.task.lm_eval_name(code) for one in asked for code in one.task.languages}
+    return found | {
+        part: {
+            name: value
+            for name, value in former.get(part, {}).items()
+            if name not in again and name not in reports
+        }
+        | found[part]
+        for part in BY_TASK
+    }
+
+
+def _sections(folder: Path, reports: dict[str, Report]) -> list[str]:
+    """Those of the report in a folder that are of other tasks."""
+    try:
+        parts = (folder / REPORT).read_text("utf-8").split("\n## ")[1:]
+    except (OSError, ValueError):
+        return []
+    return [f"## {part.rstrip()}\n" for part in parts if part.partition("\n")[0] not in reports]
 
 
 def _json(value: Any) -> bytes:
@@ -214,43 +267,40 @@ def results(
     }
 
 
-def markdown(
-    reports: dict[str, Report],
-    settings: Evaluation,
-    identity: dict[str, Any],
-    run: str,
-    drawn: dict[str, Path],
-) -> Iterator[str]:
-    """The report's lines."""
+def head(reports: dict[str, Report], identity: dict[str, Any], run: str) -> Iterator[str]:
+    """The report's first lines: how it is read, and what is not in it."""
     yield f"# Step {identity['step']} of {run}\n"
     yield (
-        f"Protocol `{settings.protocol}`, {identity['dtype']}"
-        + (f", the first {settings.limit} items" if settings.limit else "")
-        + ". Columns of models are the paper's figures, of three base models and three tuned ones. "
+        "Columns of models are the paper's figures, of three base models and three tuned ones. "
         "top is the choice that was taken most often. "
         f"A score with * is {CHANCE} (95%). ± is the standard error.\n"
     )
     for name, report in reports.items():
-        if not report.results:
-            continue
-        yield f"## {name}\n"
-        rows = [cells(result) for result in report.results]
-        for result, found in zip(report.results, rows, strict=True):
-            if above_chance(result) is False:
-                found[result.measures[0].name] += "*"
-        heads = list(dict.fromkeys(head for found in rows for head in found))
-        rows += [mean_cells(report, one) for one in report.averages]
-        yield f"| {' | '.join(heads)} |"
-        yield f"|{'---|' * len(heads)}"
-        for found in rows:
-            yield f"| {' | '.join(found.get(head, '') for head in heads)} |"
-        yield f"\n![{name}]({drawn[name].name})\n"
-    for line in lines(reports):
-        yield f"- {line.replace('*', chr(92) + '*')}"
-    for name, report in reports.items():
         if report.missing:
             codes = " ".join(one.language for one in report.missing)
             yield f"- missing: {name} {codes}: {report.missing[0].missing}"
+
+
+def section(
+    name: str, report: Report, settings: Evaluation, identity: dict[str, Any], picture: str
+) -> Iterator[str]:
+    """A task's lines of the report. picture: its figure's file name."""
+    yield f"## {name}\n"
+    first = f", the first {settings.limit} items" if settings.limit else ""
+    yield f"Protocol `{settings.protocol}`, {identity['dtype']}{first}.\n"
+    rows = [cells(result) for result in report.results]
+    for result, found in zip(report.results, rows, strict=True):
+        if above_chance(result) is False:
+            found[result.measures[0].name] += "*"
+    heads = list(dict.fromkeys(name for found in rows for name in found))
+    rows += [mean_cells(report, one) for one in report.averages]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for found in rows:
+        yield f"| {' | '.join(found.get(name, '') for name in heads)} |"
+    yield f"\n![{name}]({picture})\n"
+    for line in lines({name: report}):
+        yield f"- {line.replace('*', chr(92) + '*')}"
 
 
 def differences(folder: Path, other: Path) -> Iterator[str]:
