@@ -16,7 +16,7 @@ from polylm_jax.evaluation.results import Store
 from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
-from polylm_jax.evaluation.work import Result, Work
+from polylm_jax.evaluation.work import Result, Work, agreed
 from polylm_jax.parallel import together
 
 # What makes tasks of each kind ready: (subject, tasks in languages, settings, store). Those of one
@@ -28,6 +28,7 @@ KINDS: dict[str, Prepare] = {
     "generated": generated.prepare,
 }
 DRAWS = 2000  # of the bootstrap
+AT_ONCE = 2**22  # values that are drawn at once: 64 MB, however many items a task has
 FEW = 9  # n p (1 - p) below which the normal distribution is no good, a rule of thumb
 
 
@@ -65,6 +66,8 @@ def evaluate(
     """
     every = settings.asked(corpus)
     there = [one for some in every.values() for one in some if not one.missing]
+    # one that lacks the files of a kind would wait for another answer than the others
+    agreed("tables", [], [f"{one.task.name} {one.language} " for one in there])
     groups: dict[Prepare, list[Asked]] = {}
     for one in there:
         groups.setdefault(KINDS[one.task.kind], []).append(one)
@@ -151,7 +154,7 @@ def average(name: str, codes: tuple[str, ...], results: list[Result], seed: int)
         return Average(name, codes, value, error)
     draw = np.random.default_rng(seed)
     if not results[0].asked.task.translated:
-        means = [_means(each, draw.integers(0, len(each), (DRAWS, len(each)))) for each in values]
+        means = [_means(each, draw) for each in values]
         return Average(name, codes, value, float(np.mean(means, axis=0).std(ddof=1)))
     numbers = [[sample["doc_id"] for sample in one.samples] for one in results]
     places = {number: at for at, number in enumerate(sorted(set().union(*numbers)))}
@@ -169,8 +172,11 @@ def average(name: str, codes: tuple[str, ...], results: list[Result], seed: int)
     return Average(name, codes, value, float(drawn.std(ddof=1)))
 
 
-def _means(each: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    return each[drawn].mean(axis=1)
+def _means(each: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """The means of DRAWS draws of as many values as there are."""
+    step = max(1, AT_ONCE // max(1, len(each)))
+    sizes = [(min(step, DRAWS - first), len(each)) for first in range(0, DRAWS, step)]
+    return np.concatenate([each[draw.integers(0, len(each), size)].mean(axis=1) for size in sizes])
 
 
 def above_chance(result: Result) -> bool | None:
