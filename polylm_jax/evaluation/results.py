@@ -32,15 +32,15 @@ class Store:
         self._answers: dict[str, Any] = {}
         end = 0
         for line in file:
+            if not line.endswith(b"\n"):  # it was killed while it wrote this one
+                break
+            end += len(line)
             try:
                 answers = json.loads(line)
-            except ValueError:  # it was killed while it wrote this one
-                break
-            if not line.endswith(b"\n") or not isinstance(answers, dict):
-                break
-            for key, answer in answers.items():
+            except ValueError:  # damaged: what it answered is asked again, what follows is not
+                continue
+            for key, answer in answers.items() if isinstance(answers, dict) else ():
                 self._answers.setdefault(key, answer)  # a figure never changes
-            end += len(line)
         file.seek(end)
         file.truncate()
 
@@ -82,6 +82,8 @@ def store(folder: Path, identity: dict[str, Any]) -> Iterator[Store]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 refusal = f"another process is evaluating into {folder}; wait for it."
+            except OSError:  # a file system without locks lets everybody in, as `files.held` has it
+                pass
         if refusal := together.verdict("evaluation/store", refusal, lambda told: told[0]):
             raise UserError(refusal)
         yield Store(file, identity)
