@@ -1,5 +1,6 @@
 """The suite `small` between the steps of a run: asked on its mesh, of its own parameters."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -44,8 +45,18 @@ def make_ask(
     key = Store(BytesIO(), {}).key
     made = choices.make_plan(tokenizer, decoder.size.context, there, settings, ways, key)
     agreed("training", [], made.keys)
-    names = [name for name, some in every.items() if any(not one.missing for one in some)]
-    chance = {one.task.name: one.task.chance for one in there if one.task.chance is not None}
+    # with too_long = "leave_out" a small model's context may leave nothing of a task
+    whole = [any(item.trees for item in items) for items in made.items]
+    for one in itertools.compress(there, (not some for some in whole)):
+        say(f"missing: {one.task.name} {one.language}: all items are left out as too long")
+    asked = list(itertools.compress(there, whole))
+    if not asked:
+        raise UserError(
+            "train.evaluate_every asks for scores, but all items are longer than the model's "
+            'context; set evaluation.too_long = "truncate".'
+        )
+    names = list(dict.fromkeys(one.task.name for one in asked))
+    chance = {one.task.name: one.task.chance for one in asked if one.task.chance is not None}
 
     def ask(variables: dict[str, Any]) -> Record:
         kept = Store(BytesIO(), {})
@@ -54,7 +65,7 @@ def make_ask(
         except NotFinite:
             return {"score": dict.fromkeys(names), "chance": chance}
         of_task: dict[str, list[Result]] = {name: [] for name in names}
-        for result in choices.results(made, kept):
+        for result in itertools.compress(choices.results(made, kept), whole):
             of_task[result.asked.task.name].append(result)
         means = {
             name: average("", tuple(one.asked.language for one in some), some, settings.seed)
