@@ -13,12 +13,14 @@ The kinds:
   Each kind is one function in `evaluate.KINDS`.
 """
 
+import contextlib
 import csv
 import importlib
 import io
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from polylm_jax.errors import UserError
@@ -34,10 +36,10 @@ Row = dict[str, Any]
 
 def plain(file: str, content: bytes, code: str) -> list[Row]:
     """The rows of a JSONL file, or of tab-separated lines under a line of names."""
+    text = decoded(file, content)
     if file.endswith(".tsv"):
-        text = io.StringIO(content.decode(errors="replace"), newline="")
-        return list(csv.DictReader(text, delimiter="\t"))
-    lines = content.decode(errors="replace").split("\n")
+        return columned(file, text)
+    lines = text.split("\n")
     wanted = "a record of JSON; mend that line"
     return [
         parse_json(line, {}, f"{file}:{number}", wanted)
@@ -46,9 +48,34 @@ def plain(file: str, content: bytes, code: str) -> list[Row]:
     ]
 
 
+def columned(file: str, text: str, quoted: bool = True) -> list[Row]:
+    """The rows of tab-separated lines under a line of names.
+
+    quoted: fields may stand in quotation marks, as in CSV. Where one begins with such a mark and
+    is no field of CSV, they are part of the text in the whole file.
+    """
+    ways: list[dict[str, Any]] = [{"strict": True}] if quoted else []
+    for how in [*ways, {"quoting": csv.QUOTE_NONE}]:
+        with contextlib.suppress(csv.Error):
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", **how))
+    raise UserError(
+        f"{file} has a field of more than {csv.field_size_limit():,} characters; take the file as "
+        "the benchmark has it."
+    )
+
+
+def decoded(file: str, content: bytes) -> str:
+    """A benchmark's text. UserError where it is not UTF-8: other letters would be scored."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}:{line} is not UTF-8; save the file as UTF-8.") from None
+
+
 def lines(file: str, content: bytes, code: str) -> list[Row]:
     """A row {"text": …} for each line of a text file."""
-    text = content.decode(errors="replace").removesuffix("\n")
+    text = decoded(file, content).removesuffix("\n")
     return [{"text": line.removesuffix("\r")} for line in text.split("\n")]
 
 
@@ -75,10 +102,12 @@ def each(
 
 
 def letter(answer: str | int, first: int = 0) -> int:
-    """The place of a choice that is named "A" or "a" and so on, or by its number from `first`."""
-    if str(answer).isdecimal():
-        return int(answer) - first
-    return ord(str(answer).upper()) - ord("A")
+    """The place of a choice that is named "A" or "a" and so on, or by its number from `first`; -1
+    for what names none."""
+    name = str(answer).strip().upper()
+    if name.isdecimal():
+        return int(name) - first
+    return ord(name) - ord("A") if len(name) == 1 else -1
 
 
 def both(*files: str) -> dict[str, tuple[str, ...]]:
@@ -96,7 +125,7 @@ class Task:
         evaluation.folder, {} for the language; the first that is there is read.
     origin: one sentence, where a file that is missing comes from.
     form: what each row must be, as `jsonl.has_form` has it.
-    items: function (rows, language, protocol) -> Items or Prompts.
+    items: function (rows, language, protocol) -> Items or Prompts, of which some may be taken.
     read: function (file, content, the language's code) -> rows.
     codes: what the benchmark calls a language, where that is another code.
     chance: accuracy of guessing; None for what is not chosen.
@@ -114,7 +143,7 @@ class Task:
     files: dict[str, tuple[str, ...]]
     origin: str
     form: Any
-    items: Callable[[list[Row], str, str], Sequence[Item] | Sequence[Prompt]]
+    items: Callable[[list[Row], str, str], Iterable[Item] | Iterable[Prompt]]
     read: Callable[[str, bytes, str], list[Row]] = plain
     codes: dict[str, str] = field(default_factory=dict)
     chance: float | None = None
@@ -174,9 +203,28 @@ def ask(task: Task, language: str, protocol: str, folder: str, limit: int = 0) -
                 f"row {number} of {folder}/{name} is not one of {task.name}; take the file as the "
                 f"benchmark has it: {task.origin}"
             )
-    items = task.items(rows, language, protocol)
-    notes = tuple(task.notes(rows, language, protocol))
+    items = list(islice(task.items(rows, language, protocol), limit or None))
+    notes = *task.notes(rows, language, protocol), *_without_gold(items, f"{folder}/{name}", task)
     if not items:
         missing = f"no item of {language} in {folder}/{name}: {task.origin}"
         return Asked(task, language, (), notes, missing)
-    return Asked(task, language, items[: limit or None], notes)
+    return Asked(task, language, items, notes)
+
+
+def _without_gold(items: Sequence[Any], file: str, task: Task) -> list[str]:
+    """A sentence if the right answer of some items is none of their choices; UserError if of all.
+
+    lm-eval counts such an item as wrong, and so does `choices`.
+    """
+    none = [
+        one.number + 1
+        for one in items
+        if isinstance(one, Item) and one.gold not in range(len(one.choices))
+    ]
+    if none and len(none) == len(items):
+        raise UserError(
+            f"no item of {file} has its right answer among its choices; take the file as the "
+            f"benchmark has it: {task.origin}"
+        )
+    some = f"{len(none)} items, number {none[0] if none else 0} the first, count as wrong"
+    return [f"{some}: their right answer is none of their choices"] if none else []

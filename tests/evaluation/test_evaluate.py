@@ -2,9 +2,13 @@
 
 import argparse
 import base64
+import errno
+import fcntl
 import json
 import math
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,8 @@ from polylm_jax.evaluation.score import Subject
 from polylm_jax.evaluation.settings import Evaluation
 from polylm_jax.evaluation.tasks import Asked
 from polylm_jax.evaluation.work import Result
+from polylm_jax.parallel import together
+from polylm_jax.train.ends import RunEnded
 from polylm_jax.verbs.model_of import model_of
 from tests import golden, scripted
 from tests.evaluation import BENCHMARKS, invented
@@ -257,6 +263,128 @@ def test_what_cannot_be_is_one_sentence(subject, data, tmp_path, names, settings
         evaluated(subject, data, tmp_path / "out", names, **settings)
 
 
+def test_in_training_what_is_left_out_whole_is_said_and_counts_in_no_mean(subject, data):
+    settings = Evaluation(
+        languages=("he", "en", "it"), folder=str(data), limit=1, too_long="leave_out"
+    )
+    said = []
+    args = settings, "", subject.decoder, subject.tokenizer, subject.ways, said.append
+    record = in_training.make_ask(*args)(subject.variables)
+    lost = [line for line in said if "left out as too long" in line]
+    assert lost == [
+        f"missing: ntrex {code}: all items are left out as too long" for code in ("en", "he")
+    ]
+    assert record["score"].keys() == {"word_order", "xcopa"}
+    assert all(map(math.isfinite, record["score"].values()))
+
+
+def test_processes_with_other_files_all_say_so_before_they_wait_for_one_another(
+    subject, data, tmp_path, monkeypatch
+):
+    """What a process asks of the others is played by threads, each a process."""
+    shutil.copytree(data / "xcopa", tmp_path / "xcopa")
+    me, meet = threading.local(), threading.Barrier(2)
+    told: dict[str, list[str]] = {}
+
+    def verdict(name, mine, judge):
+        told.setdefault(name, ["", ""])[me.number] = mine
+        meet.wait(5)
+        return judge(told[name])
+
+    monkeypatch.setattr(together, "process", lambda: me.number)
+    monkeypatch.setattr(together, "verdict", verdict)
+
+    def ends(number, folder):
+        me.number = number
+        settings = Evaluation(("xcopa", "mgsm"), folder=str(folder), protocol="lm_eval")
+        with store(tmp_path / "out", {"step": 0}) as kept, pytest.raises(RunEnded) as raised:
+            evaluate.evaluate(subject, settings, kept, lambda line: None)
+        return raised.value.word
+
+    (data / "mgsm").mkdir(exist_ok=True)
+    (data / "mgsm/mgsm_de.tsv").write_text("Wie viele?\t1\n")
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(ends, range(2), (data, tmp_path)))
+    finally:
+        shutil.rmtree(data / "mgsm")
+    assert found == ["unequal", "unequal"]
+
+
+def test_a_damaged_line_takes_no_other_answers_with_it(tmp_path):
+    lines = [b'{"a": 1}\n', b"\0\0\0\n", b"[2]\n", b'{"b": 2}\n', b'{"c": ']
+    (tmp_path / ANSWERS).write_bytes(b"".join(lines))
+    with store(tmp_path, {}) as kept:
+        assert [key in kept for key in "abc"] == [True, True, False]
+        kept.add({"c": 3})
+    with store(tmp_path, {}) as kept:
+        assert [kept[key] for key in "abc"] == [1, 2, 3]
+    assert (tmp_path / ANSWERS).read_bytes() == b"".join(lines[:-1]) + b'{"c": 3}\n'
+
+
+def test_a_file_system_without_locks_lets_it_in(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with store(tmp_path, {}) as kept:
+        kept.add({"a": 1})
+    assert (tmp_path / ANSWERS).read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "file", "content", "said"),
+    [
+        ("global_mmlu", "de", "global_mmlu/de.jsonl", "4", "right answer among its choices"),
+        ("hellaswag", "de", "hellaswag/de_validation.jsonl", "", "right answer among its choices"),
+        ("sib200", "de", "sib200/de.test.tsv", b"category\ttext\ntravel\t\xe9t\xe9\n", ":2 is not"),
+        ("sib200", "de", "sib200/de.test.tsv", b"text\n" + b"a" * 140_000, "131,072 characters"),
+    ],
+)
+def test_what_would_give_wrong_scores_is_refused(tmp_path, task, code, file, content, said):
+    if isinstance(content, str):
+        row = dict.fromkeys(tasks.table()[task].form, "x") | {"answer": content, "label": content}
+        content = json.dumps(row | {"endings": ["a", "b"]}).encode()
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        tasks.ask(tasks.table()[task], code, "lm_eval", str(tmp_path))
+
+
+def test_right_answers_that_are_no_choice_are_said_and_count_as_wrong(tmp_path):
+    """Numbers from 1 on, as a file of one's own may have them."""
+    row = dict.fromkeys(tasks.table()["global_mmlu"].form, "x")
+    (tmp_path / "global_mmlu").mkdir()
+    lines = [json.dumps(row | {"answer": answer}) + "\n" for answer in (1, 4, 2, 4)]
+    (tmp_path / "global_mmlu/de.jsonl").write_text("".join(lines))
+    found = tasks.ask(tasks.table()["global_mmlu"], "de", "paper", str(tmp_path))
+    [note] = found.notes
+    assert note.startswith("2 items, number 2 the first, count as wrong")
+    assert [item.gold for item in found.items] == [1, 4, 2, 4]
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_sentence_may_begin_with_a_quotation_mark_in_a_file_of_either_kind(tmp_path, quoted):
+    texts = ['"Er" sagt ja', 'Sie "sagt" nein', '"Nein', "Ende"]
+    fields = ['"' + text.replace('"', '""') + '"' if quoted else text for text in texts]
+    (tmp_path / "sib200").mkdir()
+    lines = [f"{number}\ttravel\t{field}\n" for number, field in enumerate(fields)]
+    text = "index_id\tcategory\ttext\n" + "".join(lines)
+    (tmp_path / "sib200/de.test.tsv").write_text(text, "utf-8")
+    found = tasks.ask(tasks.table()["sib200"], "de", "paper", str(tmp_path))
+    assert [item.document["text"] for item in found.items] == texts
+
+
+def test_a_line_of_xwinograd_may_hold_what_unicode_calls_its_end(tmp_path):
+    line = (BENCHMARKS / "xwinograd/dataset.tsv").read_text("utf-8").split("\n")[0].split("\t")
+    (tmp_path / "xwinograd").mkdir()
+    line[-4] += "\u2028"
+    (tmp_path / "xwinograd/dataset.tsv").write_text("\t".join(line) + "\n", "utf-8")
+    found = tasks.ask(tasks.table()["xwinograd"], {"jp": "ja"}.get(line[0], line[0]), "paper",
+                      str(tmp_path))  # fmt: skip
+    assert len(found.items) == 1
+
+
 @pytest.mark.parametrize(
     ("broken", "said"), [('{"premise": 3}', "row 1 of"), ("{no", "test.it.jsonl:1 is not")]
 )
@@ -368,6 +496,29 @@ def result(task, language, each, numbers=None):
     return Result(asked, (share("acc", each),), found)
 
 
+def test_another_suite_leaves_what_the_folder_says_of_other_tasks(tmp_path):
+    def write(task, each, step=0, **settings):
+        reports = {task: evaluate.Report([result(task, "th", each)], [], [])}
+        identity = {"step": step, "dtype": "float32"}
+        table.write(tmp_path, reports, Evaluation((task,), **settings), identity, "runs/x")
+        return json.loads((tmp_path / "results.json").read_bytes())
+
+    before = write("xcopa", np.arange(8) < 6, limit=8)
+    write("sib200", np.arange(9) < 3)
+    both = write("sib200", np.arange(9) < 6, protocol="lm_eval")
+    for part in ("results", "configs", "task_hashes", "n-samples"):
+        assert before[part].items() <= both[part].items()
+        assert both[part].keys() == {"xcopa_th", "sib_th_prompt_1"}
+    assert both["results"]["sib_th_prompt_1"]["acc,none"] == 6 / 9
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert [text.count(f"## {name}\n") for name in ("xcopa", "sib200")] == [1, 1]
+    assert "Protocol `paper`, float32, the first 8 items." in text
+    assert "Protocol `lm_eval`, float32." in text
+    # another model's are not its
+    assert write("xcopa", np.ones(8), step=1)["results"].keys() == {"xcopa_th"}
+    assert "sib200" not in (tmp_path / "report.md").read_text("utf-8")
+
+
 def test_translations_of_the_same_items_do_not_make_an_average_surer():
     each = np.random.default_rng(1).random(200) < 0.6
     error = share("acc", each).error
@@ -383,6 +534,14 @@ def test_translations_of_the_same_items_do_not_make_an_average_surer():
     [apart] = evaluate.averages("xwinograd", [result("xwinograd", *pair) for pair in pairs], 0)
     np.testing.assert_allclose(apart.error, error / math.sqrt(6), rtol=0.15)
     assert apart.name == "all"
+
+
+def test_an_average_over_many_items_draws_a_part_at_a_time(monkeypatch):
+    each = np.arange(99)
+    results = [result("xwinograd", code, each % n == 0) for n, code in ((2, "en"), (3, "ru"))]
+    [whole] = evaluate.averages("xwinograd", results, 0)
+    monkeypatch.setattr(evaluate, "AT_ONCE", 7 * 99 + 1)
+    assert evaluate.averages("xwinograd", results, 0) == [whole]
 
 
 def test_chance_is_said_to_be_chance():

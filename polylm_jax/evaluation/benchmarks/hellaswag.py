@@ -2,7 +2,7 @@
 
 import re
 
-from polylm_jax.evaluation.tasks import Task, both, each
+from polylm_jax.evaluation.tasks import Task, both, each, letter
 
 
 def cleaned(text: str) -> str:
@@ -22,7 +22,7 @@ TASK = Task(
     items=each(
         lambda row: cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"),
         lambda row: [cleaned(ending) for ending in row["endings"]],
-        lambda row: int(row["label"]),
+        lambda row: letter(row["label"]),
     ),
     chance=1 / 4,
     translated=True,

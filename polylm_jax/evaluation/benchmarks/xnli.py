@@ -1,10 +1,7 @@
 """XNLI: does a sentence follow from another, contradict it, or neither (Conneau et al., 2018)."""
 
-import csv
-import io
-
 from polylm_jax.evaluation.items import Choice, Item
-from polylm_jax.evaluation.tasks import Row, Task, plain
+from polylm_jax.evaluation.tasks import Row, Task, columned, decoded, plain
 
 # As lm-eval has them, of May 2023 and 0.4.13, a translation word by word with its faults: the
 # question, then entailment, neutral, contradiction.
@@ -33,8 +30,7 @@ def _read(file: str, content: bytes, code: str) -> list[Row]:
     """The rows of one language; the original file has all, unquoted, with words for labels."""
     if not file.endswith(".tsv"):
         return plain(file, content, code)
-    text = io.StringIO(content.decode(errors="replace"), newline="")
-    rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = columned(file, decoded(file, content), quoted=False)
     return [
         {
             "premise": row.get("sentence1"),

@@ -4,7 +4,7 @@ import json
 
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation.items import Choice, Item
-from polylm_jax.evaluation.tasks import Row, Task, both, plain
+from polylm_jax.evaluation.tasks import Row, Task, both, lines, plain
 
 GAP = "_"
 # what the file's tokens have for a quotation mark
@@ -16,9 +16,9 @@ def _read(file: str, content: bytes, code: str) -> list[Row]:
     if not file.endswith(".tsv"):
         return plain(file, content, code)
     rows = []
-    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(lines(file, content, code), 1):
         try:
-            language, *_, sentence, tokens, pronoun, options = line.split("\t")
+            language, *_, sentence, tokens, pronoun, options = line["text"].split("\t")
             if language == code:
                 rows.append(_with_gap(sentence, *map(json.loads, (tokens, pronoun, options))))
         except (ValueError, TypeError, LookupError):
