@@ -22,8 +22,8 @@ from polylm_jax.decode import chat, weights
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation import score
-from polylm_jax.evaluation.answers import Question, answer
-from polylm_jax.evaluation.likelihood import likelihoods
+from polylm_jax.evaluation.answers import Answer, Question, answer
+from polylm_jax.evaluation.likelihood import Score, likelihoods
 from polylm_jax.evaluation.score import encode_pairs
 from polylm_jax.model.parameters import count
 
@@ -83,7 +83,17 @@ class _Marked:
         return ids
 
 
-def log_likelihoods(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+# Told what answers a request, by its place, as soon as its batch is computed.
+Keep = Callable[[int, Any], None]
+
+
+def _keep_nothing(place: int, found: Any) -> None:
+    pass
+
+
+def log_likelihoods(
+    subject: Subject, pairs: Sequence[tuple[str, str]], keep: Keep = _keep_nothing
+) -> list[tuple[float, bool]]:
     """Of each (context, continuation): sum of ln p of the continuation, whether it is greedy.
 
     A context without room loses its beginning. A continuation longer than the model's context,
@@ -102,16 +112,20 @@ def log_likelihoods(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[
     _note(cut, f"contexts lose their beginning, as the model's is {context} tokens")
     _note(too_long, f"continuations are longer than {context} tokens and scored in windows")
     _note(sum(not tail for _, tail in ids), "continuations are empty; their log-likelihood is 0")
-    return _scored(subject, ids)
+    return _scored(subject, ids, keep)
 
 
-def rolling_log_likelihoods(subject: Subject, texts: Sequence[str]) -> list[float]:
+def rolling_log_likelihoods(
+    subject: Subject, texts: Sequence[str], keep: Keep = _keep_nothing
+) -> list[float]:
     """Of each whole text, which follows `</s>`: sum of ln p of its tokens; of an empty one 0."""
-    ids = _Marked(subject.tokenizer).encode(texts)
-    return [found for found, _ in _scored(subject, [([EOS], text) for text in ids])]
+    ids = [([EOS], text) for text in _Marked(subject.tokenizer).encode(texts)]
+    return [found for found, _ in _scored(subject, ids, lambda place, one: keep(place, one[0]))]
 
 
-def answers_until(subject: Subject, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+def answers_until(
+    subject: Subject, asked: Sequence[tuple[str, dict[str, Any]]], keep: Keep = _keep_nothing
+) -> list[str]:
     """The answer to each (prompt, generation settings as lm-eval's tasks have them).
 
     UserError for a setting that has no meaning here.
@@ -132,6 +146,12 @@ def answers_until(subject: Subject, asked: Sequence[tuple[str, dict[str, Any]]])
     lost = 0
     with _counting("answers", len(asked)) as tell:
         for sampling, numbers in groups.items():
+
+            def done(some: dict[int, Answer], numbers: list[int] = numbers) -> None:
+                for place, one in some.items():
+                    keep(numbers[place], one.text)
+                tell(len(some))
+
             found = answer(
                 subject.decoder,
                 subject.for_decoding,
@@ -139,7 +159,7 @@ def answers_until(subject: Subject, asked: Sequence[tuple[str, dict[str, Any]]])
                 [questions[i] for i in numbers],
                 subject.whole_batch,
                 sampling,
-                lambda some: tell(len(some)),
+                done,
             )
             texts |= {i: one.text for i, one in zip(numbers, found, strict=True)}
             lost += sum(one.lost > 0 for one in found)
@@ -233,11 +253,7 @@ def _adapter(base: Any) -> type:
             return self._kept("loglikelihood", log_likelihoods, requests)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            texts = [request.args[0] for request in requests]
-            found = rolling_log_likelihoods(self._subject, texts)
-            for text, one in zip(texts, found, strict=True):
-                self.cache_hook.add_partial("loglikelihood_rolling", (text,), one)
-            return found
+            return self._kept("loglikelihood_rolling", _rolling, requests)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return self._kept("generate_until", answers_until, requests)
@@ -260,12 +276,20 @@ def _adapter(base: Any) -> type:
             return {"model_num_parameters": parameters, "model_dtype": compute.dtype, **self.named}
 
         def _kept(self, name: str, call: Callable[..., list[Any]], requests: Any) -> list[Any]:
-            found = call(self._subject, [request.args for request in requests])
-            for request, one in zip(requests, found, strict=True):
-                self.cache_hook.add_partial(name, request.args, one)
-            return found
+            """The answers, each in lm-eval's cache as soon as it is there: whoever is killed goes
+            on from it."""
+            asked = [request.args for request in requests]
+            return call(
+                self._subject,
+                asked,
+                lambda place, one: self.cache_hook.add_partial(name, asked[place], one),
+            )
 
     return PolyLM
+
+
+def _rolling(subject: Subject, asked: Sequence[tuple[str, ...]], keep: Keep) -> list[float]:
+    return rolling_log_likelihoods(subject, [one[0] for one in asked], keep)
 
 
 def _batch(given: Any) -> int:
@@ -279,12 +303,16 @@ def _batch(given: Any) -> int:
 
 
 def _scored(
-    subject: Subject, ids: Sequence[tuple[list[int], list[int]]]
+    subject: Subject, ids: Sequence[tuple[list[int], list[int]]], keep: Keep
 ) -> list[tuple[float, bool]]:
     with _counting("scored", len(ids)) as tell:
-        found = likelihoods(
-            subject, ids, subject.length, subject.batch, lambda scores: tell(len(scores))
-        )
+
+        def done(scores: dict[int, Score]) -> None:
+            for place, one in scores.items():
+                keep(place, (one.log_likelihood, one.greedy))
+            tell(len(scores))
+
+        found = likelihoods(subject, ids, subject.length, subject.batch, done)
     return [(found[place].log_likelihood, found[place].greedy) for place in range(len(ids))]
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jinja2.ext
@@ -15,8 +16,9 @@ from polylm_jax.data.tokenizer import EOS, Tokenizer
 from polylm_jax.decode import chat
 from polylm_jax.errors import UserError
 from polylm_jax.evaluation import harness
-from polylm_jax.evaluation.answers import Question, answer, decode, until
+from polylm_jax.evaluation.answers import Answer, Question, answer, decode, until
 from polylm_jax.evaluation.harness import Subject
+from polylm_jax.evaluation.likelihood import Score
 from polylm_jax.evaluation.packing import windows
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
@@ -169,6 +171,37 @@ def test_more_tokens_than_the_context_are_one_sentence(subject):
 def test_a_setting_without_meaning_is_one_sentence(subject, settings, said):
     with pytest.raises(UserError, match=said):
         harness.answers_until(subject, [("a", settings)])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "first"),
+    [
+        ("loglikelihood", ("The garden", " was dry"), (-2.5, True)),
+        ("loglikelihood_rolling", ("The garden was dry",), -2.5),
+        ("generate_until", ("The garden", {"max_gen_toks": 4}), " was dry"),
+    ],
+)
+def test_a_batch_is_in_lm_evals_cache_before_the_next_is_asked(
+    subject, monkeypatch, name, asked, first
+):
+    """Whatever ends the call then, which may take hours."""
+
+    def scored(subject, pairs, length, rows, done):
+        done({1: Score(-2.5, 3, True)})
+        raise KeyboardInterrupt
+
+    def answered(decoder, params, tokenizer, questions, batch, sampling, done):
+        done({1: Answer(" was dry", 3, "eos", 0)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "likelihoods", scored)
+    monkeypatch.setattr(harness, "answer", answered)
+    model, kept = harness._adapter(type("LM", (), {}))(subject), []
+    model.cache_hook = SimpleNamespace(add_partial=lambda *one: kept.append(one))
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, name)([SimpleNamespace(args=("other", *asked[1:])),
+                              SimpleNamespace(args=asked)])  # fmt: skip
+    assert kept == [(name, asked, first)]
 
 
 def test_draws_of_the_same_prompt_differ_and_come_again(subject):
