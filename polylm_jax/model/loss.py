@@ -74,7 +74,12 @@ def _local(
         return loss
     if sums is None:
         return loss, of_hidden, None
-    return loss, of_hidden, (sums + start.T if turned else start[None])
+    # of one block the turn would become part of its product, as which a CPU's library has none
+    return (
+        loss,
+        of_hidden,
+        (sums + jax.lax.optimization_barrier(start).T if turned else start[None]),
+    )
 
 
 def _block_of(table: jax.Array, axes: TableAxes, gradient: bool, turned: bool) -> Callable:

@@ -11,6 +11,7 @@ from polylm_jax.model.loss import cross_entropy, loss_and_gradients, positions_p
 from polylm_jax.model.table import ONE_DEVICE, add_looked_up, no_sums, summed
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import LOSS_AXES
+from tests.conftest import AS_FOR_USERS
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 8, 12, 16, 96
 
@@ -132,6 +133,24 @@ def test_embedding_gradient_accumulates_in_float32():
     assert ours.dtype == jnp.float32
     # what is left is the rounding of the operands, 2^-9 of a term
     assert np.abs(ours - theirs).max() < 4e-3 * np.abs(theirs).max()
+
+
+def test_one_block_in_bfloat16_is_what_several_are():
+    """A CPU's library once lacked the product that the compiler made of a single block's."""
+    hidden, embedding, targets, weights = inputs(jnp.bfloat16)
+    table = embedding.astype(jnp.bfloat16)
+
+    def found(block):
+        def run(*given):
+            return loss_and_gradients(*given, no_sums(table, ONE_DEVICE), block, ONE_DEVICE)
+
+        given = hidden, table, targets, weights
+        return jax.jit(run).lower(*given).compile(AS_FOR_USERS)(*given)
+
+    for one, several in zip(found(ROWS * LENGTH), found(8), strict=True):
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), several.astype(jnp.float32), rtol=1e-2, atol=1e-4
+        )
 
 
 def test_scores_that_would_overflow_stay_finite():
