@@ -477,13 +477,47 @@ def test_who_stops_looking_on_stops_nothing_else(pod, training, number):
 
 
 def test_a_slice_that_gcloud_does_not_find_for_a_while_is_not_given_up(pod, training):
+    pod.program("bin/sleep", "#!/bin/sh\n")
     pod.write("worker/polylm.pid", f"{training.pid}\n")
-    pod.write("states", "ACTIVE\nNOT_FOUND\nNOT_FOUND\nNOT_FOUND\nACTIVE\n" + "NOT_FOUND\n" * 60)
+    away = "NOT_FOUND\n" * 3
+    pod.write("states", f"ACTIVE\n{away * 20}ACTIVE\n{away * 40}")
     pod.write("refusal", "no network")
     done = pod.run(*RUN)
     assert done.returncode == 1
-    assert done.stderr.count("no network") == 11
-    assert "run.sh: there is no slice; mend what gcloud says above" in done.stderr
+    assert done.stderr.count("no network") == 20 + 30
+    assert "gcloud did not tell of p1 30 times" in done.stderr
+    assert "what there is costs money: delete.sh --name=p1 ends it" in done.stderr
+    assert "no slice" not in done.stderr
+
+
+def test_a_request_that_waits_while_gcloud_is_away_is_still_looked_after(pod):
+    # gcloud answers to nothing for a night, and then the slice is there
+    pod.program("bin/sleep", "#!/bin/sh\n")
+    pod.write("exits", "0\n")
+    away = "NOT_FOUND\n" * 42  # 40 while it waits, and two of run.sh
+    pod.write("states", f"NOT_FOUND\nNOT_FOUND\nWAITING_FOR_RESOURCES\n{away}" + "ACTIVE\n" * 50)
+    done = pod.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "gcloud no longer tells of p1, which was asked for and may come to cost money"
+        in done.stderr
+    )
+    assert [verb for verb in pod.verbs if verb != "ssh"] == ["create", "scp", "delete"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_finished_runs_slice_is_deleted_though_gcloud_fails_at_first(pod, gone):
+    pod.write("states", "ACTIVE\n" * 2 + ("NOT_FOUND\n" if gone else "ACTIVE\n") * 50)
+    pod.write("worker/polylm.exit", "0\n")
+    fourth = r"""[[ $(tr '\036' '\n' <"$PLAY/calls" | grep -a -c delete) == 4 ]]"""
+    deletes = f'  *" delete "*) {fourth} || refuse "no network" ;;'
+    lost = 'refuse "NOT_FOUND: it was not found"' if gone else 'refuse "no such request"'
+    stand_in = (pod.folder / "bin/gcloud").read_text().replace('refuse "no such request"', lost)
+    pod.program("bin/gcloud", stand_in.replace('case "$*" in', f'case "$*" in\n{deletes}'))
+    done = pod.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    assert pod.verbs.count("delete") == (2 if gone else 4)
+    assert "the run has ended well." in done.stderr
 
 
 # The slices of a run end as told in their own files, the first time, the second time, …

@@ -37,9 +37,10 @@ fi
 # a request of that name that is already in the queue is waited for, not made again
 if ! state=$(tpus queued-resources "${look[@]}" 2>/dev/null); then
   tpus queued-resources "${request[@]}" || stop "gcloud refused $name ($type); it says why above."
-  state=$(tpus queued-resources "${look[@]}")
+  state="asked for"
 fi
 
+silent=0 # looks in a row that gcloud did not answer: the request stays, and may be granted meanwhile
 while [[ $state != ACTIVE ]]; do
   case $state in
     FAILED | DELETING | SUSPENDING | SUSPENDED)
@@ -50,7 +51,13 @@ while [[ $state != ACTIVE ]]; do
   esac
   printf '\r%s is %s, %d s ' "$name" "$state" "$SECONDS"
   sleep "${POLL_SECONDS:-15}"
-  state=$(tpus queued-resources "${look[@]}")
+  if seen=$(tpus queued-resources "${look[@]}"); then
+    state=$seen silent=0
+  elif ((++silent == 40)); then
+    say "gcloud no longer tells of $name, which was asked for and may come to cost money; it says" \
+      "why above: mend that, and the same command waits on."
+    exit 2
+  fi
 done
 printf '\r%s is ACTIVE after %d s\n' "$name" "$SECONDS"
 echo "next: tpu_scripts/setup.sh $these"

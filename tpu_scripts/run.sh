@@ -52,6 +52,12 @@ if [[ $dry_run == true ]]; then
 fi
 
 pause="" # the process that waits between two looks
+rest() {
+  # in the background, since a signal must not wait for its end
+  sleep "${POLL_SECONDS:-60}" &
+  pause=$!
+  wait "$pause"
+}
 left() {
   [[ -z $pause ]] || kill "$pause" 2>/dev/null || true
   say "no longer looks on; nothing was stopped or deleted, so $name goes on and costs money: the" \
@@ -109,6 +115,18 @@ failed() {
   say "$1; once more."
 }
 
+# a finished run's slice costs as much as one at work, so it is not left to one answer of gcloud's
+give_back() {
+  local try
+  for ((try = 1; try < 30; try++)); do
+    "${delete[@]}" && return
+    # what was asked for may have been done all the same
+    [[ $(tpus queued-resources describe "$name" 2>&1) != *NOT_FOUND* ]] || return 0
+    rest
+  done
+  "${delete[@]}" || stop "the run has ended well, but $name is not deleted."
+}
+
 # ended STATUS: what follows the end of the run on worker 0
 ended() {
   local status=$1 others=""
@@ -118,7 +136,7 @@ ended() {
   status=$(gravest "$status" $others)
   end_of "$status"
   if [[ $action == "done" ]]; then
-    "${delete[@]}"
+    give_back
     say "the run has ended well."
     exit
   fi
@@ -157,9 +175,12 @@ failures=0 # to run, since it last ran for 30 looks
 steady=0   # looks in a row at which it ran
 silent=0   # looks in a row at which worker 0 did not answer or a slice was not there
 lost=0     # requests in a row that came to nothing
-seen=false # whether there was a slice: what gcloud does not find then may be gcloud's trouble
+unheard=0  # looks in a row at which gcloud neither found the request nor made one
+seen=false # whether a slice was asked for: what gcloud does not find then may be gcloud's trouble
 while true; do
-  case $(slice_state) in
+  state=$(slice_state)
+  [[ $state == GONE ]] || unheard=0
+  case $state in
     ACTIVE)
       lost=0 seen=true
       state=$(states on_first "$look")
@@ -182,15 +203,18 @@ while true; do
       ;;
     DELETING) ;;
     *) # gone, or in the queue; a request that is lost while it waits is told at the next look
-      if "${create[@]}" || [[ $(slice_state) != GONE ]]; then continue; fi
-      lost=$((lost + 1))
-      if [[ $seen == false ]] || ((lost == 10)); then
+      status=0
+      "${create[@]}" || status=$?
+      if ((status == 0)) || [[ $(slice_state) != GONE ]]; then continue; fi
+      ((status != 2)) || seen=true
+      [[ $seen == true ]] ||
         stop "there is no slice; mend what gcloud says above and run the same command."
-      fi
+      unheard=$((unheard + 1))
+      ((unheard < 30)) ||
+        stop "gcloud did not tell of $name 30 times; mend what it says above and run the same" \
+          "command. Nobody looks on until then, and what there is costs money: delete.sh" \
+          "--name=$name ends it."
       ;;
   esac
-  # in the background, since a signal must not wait for its end
-  sleep "${POLL_SECONDS:-60}" &
-  pause=$!
-  wait "$pause"
+  rest
 done
