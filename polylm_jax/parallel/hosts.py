@@ -2,11 +2,13 @@
 
 import contextlib
 import glob
+import math
 import os
 import re
 import signal
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from polylm_jax.errors import UserError
 from polylm_jax.parallel.watch import watched
 
 LOST_AFTER = 30  # seconds without a heartbeat after which a process counts as lost
+MOMENT = 1.0  # seconds in which a second Ctrl-C is the first one, passed on by a launcher
 AGAIN = "start all processes again with the same command: the run goes on from its last checkpoint"
 
 
@@ -224,14 +227,23 @@ def make_exchange(mesh: Mesh) -> Callable[[Notes], jax.Array]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process as usual."""
+    """An event that the first SIGINT or SIGTERM sets; a later Ctrl-C ends the process as usual.
+
+    Another SIGTERM says nothing new: what ends a job sends it to all of its processes, and their
+    launchers pass it on, while they save. Whoever cannot wait has SIGKILL.
+    """
     event = threading.Event()
     former: dict[signal.Signals, Any] = {}
+    asked = math.inf  # when it was asked for first
 
     def stop(number: int, frame: Any) -> None:
+        nonlocal asked
+        now = time.monotonic()
+        if number == signal.SIGINT and now > asked + MOMENT:
+            signal.signal(number, former[signal.SIGINT])
+            signal.raise_signal(number)
+        asked = min(asked, now)
         event.set()
-        for each, handler in former.items():
-            signal.signal(each, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if threading.current_thread() is threading.main_thread():

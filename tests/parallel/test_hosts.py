@@ -2,9 +2,11 @@
 
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -128,3 +130,17 @@ def test_a_process_that_is_cut_off_leaves_one_sentence(code, said):
     told = [line for line in done.stderr.splitlines() if line.startswith("polylm train:")]
     assert len(told) == (said is not None)
     assert said is None or said in told[0]
+
+
+def test_a_signal_that_a_launcher_passes_on_ends_nothing_that_saves(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with hosts.stop_signals() as stopped:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            signal.raise_signal(number)
+            assert stopped.is_set()
+        now = time.monotonic()
+        monkeypatch.setattr(hosts.time, "monotonic", lambda: now + 60)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
