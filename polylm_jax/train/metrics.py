@@ -15,6 +15,7 @@ from typing import Any, Self
 from fsspec.implementations.local import LocalFileSystem
 
 from polylm_jax.console import LiveLine
+from polylm_jax.errors import first_line, of_storage
 from polylm_jax.files import opened
 from polylm_jax.jsonl import backwards, dumps
 from polylm_jax.train.log import alive, logs, part_number
@@ -136,7 +137,21 @@ class Metrics:
         self.say(failed(name, error))
 
     def publish(self) -> None:
-        """Makes what was written safe; in an object store, it comes to the folder only here."""
+        """Makes what was written safe; in an object store, it comes to the folder only here.
+
+        A store that does not answer ends no run: the records wait for the next time.
+        """
+        try:
+            self._publish()
+        except Exception as error:
+            if not (isinstance(error, OSError) or of_storage(error)):
+                raise
+            self.say(
+                f"The log cannot be written to {self._run} ({first_line(error).rstrip('.')}); that "
+                "is tried again at the next checkpoint."
+            )
+
+    def _publish(self) -> None:
         if not self._place:
             return
         self._each(lambda tracker: tracker.flush())
@@ -191,7 +206,7 @@ class Metrics:
             self._line.close()
             # what is full has been told by `error`
             with contextlib.suppress(*(() if self.error is None else (OSError,))):
-                self.publish()
+                self._publish()
                 if self._place:
                     self._close()
             for tracker in self._trackers.values():

@@ -97,6 +97,29 @@ def test_a_bucket_has_the_log_in_parts_whose_names_are_in_the_order_of_time(buck
     assert [step for _, step, _ in scalars(tmp_path / "board")] == [1, 2]
 
 
+def test_a_bucket_that_does_not_answer_gets_the_log_at_the_next_checkpoint(
+    bucket, monkeypatch, capsys
+):
+    def away(*_):
+        raise TimeoutError("no answer")
+
+    with Metrics(bucket, active=True) as metrics:
+        metrics.write(record(1, 5.0))
+        with monkeypatch.context() as outage:
+            outage.setattr(metrics._files, "put_file", away, raising=False)
+            metrics.publish()
+        assert not fsspec.filesystem("memory").glob("/bucket/run/*.jsonl")
+        metrics.write(record(2, 4.0))
+        metrics.publish()
+        assert [one["loss"] for one in read_metrics(bucket)] == [5.0, 4.0]
+        metrics.write(record(3, 3.0))
+        monkeypatch.setattr(metrics._files, "put_file", away, raising=False)
+        with pytest.raises(TimeoutError):  # there is no next one
+            metrics.__exit__(None, None, None)
+        monkeypatch.undo()
+    assert capsys.readouterr().err.count("(no answer); that is tried again") == 1
+
+
 def test_a_tokenizer_is_put_in_a_bucket_and_read_there(bucket, tiny):
     kept = tokenizer.load(str(tiny["tokenizer.path"]))
     put(f"{bucket}/{tokenizer.MODEL}", kept.model)
