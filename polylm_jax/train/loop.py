@@ -27,7 +27,12 @@ from polylm_jax.parallel.sharding import batch_sharding, for_device
 from polylm_jax.ranges import OneOf, Range, Seed, check
 from polylm_jax.sizes import Count, Size
 from polylm_jax.train import checkpoint, door, ending, exam
-from polylm_jax.train.agreement import check_data, check_settings
+from polylm_jax.train.agreement import (
+    check_checkpoints,
+    check_data,
+    check_folder,
+    check_settings,
+)
 from polylm_jax.train.base import check_base, open_base, open_start, read_moments
 from polylm_jax.train.claim import claimed
 from polylm_jax.train.course import Course, begun, going_on
@@ -177,6 +182,7 @@ def train(
             evaluated=former.get("evaluated", ""),
         )
         check_settings(gin)
+        check_folder(training.folder)
         store = open_store(rows)
         settings, optimizer = optimizer, in_steps(optimizer, training.batch * store.length)
         fingerprints = {"tokenizer": tokenizer.fingerprint, "row store": store.fingerprint}
@@ -232,6 +238,7 @@ def train(
             Metrics(training.folder, first, training.trackers, gin) as metrics,
             hosts.stop_signals() as stopped,
         ):
+            check_checkpoints(manager)
             base: tuple[Any, ...] = ()  # what stays frozen, if anything
             if lora.rank:
                 beside = open_base(training.start, size, tokenizer.fingerprint, manager)

@@ -5,8 +5,9 @@ import sys
 from polylm_jax.__main__ import main
 from polylm_jax.data import feed
 from polylm_jax.parallel import hosts
+from polylm_jax.train import agreement
 
-hosts.LOST_AFTER = 10
+hosts.LOST_AFTER, agreement.PAUSE = 10, 0.1
 log, *arguments = sys.argv[1:]
 read_rows = feed.read_rows
 

@@ -52,13 +52,15 @@ class Processes:
         return [{row for start, stop in each for row in range(start, stop)} for each in spans]
 
 
-def start(tiny, folder, number, mesh=(2, 2, 2), verb="train", **changes):
+def start(tiny, folder, number, mesh=(2, 2, 2), verb="train", places=(), **changes):
+    """places: the folder that each is started in, where that is not the same."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     shape = dict(zip((f"mesh.{axis}" for axis in AXES), mesh, strict=True))
-    settings = tiny | shape | {"train.folder": folder, "mesh.cpu_devices": DEVICES // number}
+    where = "run" if places else folder
+    settings = tiny | shape | {"train.folder": where, "mesh.cpu_devices": DEVICES // number}
     logs = [folder.with_name(f"{folder.name}-{number}-{i}.rows") for i in range(number)]
     flags = [*gin_flags(settings | changes), f"--coordinator=localhost:{port}"]
     flags += [f"--processes={number}"]
@@ -68,7 +70,8 @@ def start(tiny, folder, number, mesh=(2, 2, 2), verb="train", **changes):
             [*command, log, verb, *flags, f"--process={i}"],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | EXACT,
+            env=os.environ | EXACT | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            cwd=places[i] if places else None,
         )
         for i, log in enumerate(logs)
     ]
@@ -212,3 +215,17 @@ def test_after_a_kill_all_end_with_one_sentence_and_the_run_goes_on_bitwise(
         2,
         "the others end within a minute as `lost`; the same command goes on, bitwise the same",
     )
+
+
+@pytest.mark.rare
+def test_a_folder_that_is_not_shared_is_told_before_the_first_step(tiny, tmp_path):
+    # as on the disks of two machines; the first save would wait for ever
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        place.mkdir()
+    codes, said = start(tiny, tmp_path / "x", 2, places=places).wait()
+    assert codes == [78, 78], said
+    for words in said:
+        last = words.splitlines()[-1]
+        assert last.startswith("polylm train: unequal: process 1 does not see in run what process")
+    assert not any((place / "run" / "checkpoints").exists() for place in places)

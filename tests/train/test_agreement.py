@@ -1,8 +1,12 @@
 """What processes say of themselves is compared, and the difference is named."""
 
 import json
+from types import SimpleNamespace
 
-from polylm_jax.train import agreement
+import pytest
+
+from polylm_jax.train import agreement, heartbeat
+from polylm_jax.train.ends import RunEnded
 
 
 def difference(*told):
@@ -42,3 +46,43 @@ def test_the_code_is_that_of_the_files(monkeypatch, tmp_path):
     one = agreement._code()
     (tmp_path / "x.py").write_text("a = 2\n")
     assert agreement._code() != one
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process is the second of two; function that sets what process 0 says, and what happens
+    in each pause after it has."""
+    monkeypatch.setattr(agreement, "PAUSE", 0)
+
+    def of_two(zero, *later):
+        happens = iter(later)
+        monkeypatch.setattr(
+            agreement.together, "verdict", lambda name, mine, judge: judge([zero, mine])
+        )
+        pause = lambda seconds: next(happens, lambda: None)()  # noqa: E731
+        monkeypatch.setattr(agreement.time, "sleep", pause)
+
+    return of_two
+
+
+def test_a_folder_that_one_process_does_not_share_is_told(second, tmp_path):
+    here = str(tmp_path)
+    second("host 7")
+    with pytest.raises(RunEnded, match=r"process 1 does not see in .* what process 0") as raised:
+        agreement.check_folder(here)
+    assert raised.value.word == "unequal"
+    heartbeat.write(here, {"host": "host", "pid": 6})  # of the run before
+    second("host 7", lambda: None, lambda: heartbeat.write(here, {"host": "host", "pid": 7}))
+    agreement.check_folder(here)
+
+
+def test_checkpoints_that_are_listed_late_are_waited_for(second):
+    steps = [10]
+    manager = SimpleNamespace(all_steps=lambda: seen, directory="x/checkpoints")
+    seen: list[int] = []
+    manager.reload = lambda: seen.__setitem__(slice(None), steps)
+    second("5 10", lambda: steps.append(5))
+    agreement.check_checkpoints(manager)
+    second("5 10 15")
+    with pytest.raises(RunEnded, match="process 1 sees other checkpoints in x/checkpoints"):
+        agreement.check_checkpoints(manager)
