@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import jax
@@ -39,7 +39,7 @@ from polylm_jax.train.course import Course, begun, going_on
 from polylm_jax.train.ends import RunEnded
 from polylm_jax.train.heartbeat import Heartbeat, read_heartbeat
 from polylm_jax.train.metrics import TRACKERS, Clock, Metrics
-from polylm_jax.train.optimizer import OptimizerSettings, in_steps
+from polylm_jax.train.optimizer import OptimizerSettings, ahead_of, in_steps
 from polylm_jax.train.progress import make_report
 from polylm_jax.train.remarks import differences, remarks
 from polylm_jax.train.restore import restore_state
@@ -249,9 +249,20 @@ def train(
             start = newest_of(manager.all_steps(), *where) or fresh()
             curriculum = start.course.curriculum
             _announce(training, size, lora, mesh, store, curriculum)
-            update = make_update(
-                size, compute, optimizer, mesh, training.microbatches, len(curriculum.sources), lora
-            )
+
+            @cache
+            def update_of(ahead: float) -> Callable[..., Any]:
+                points = in_steps(settings, training.batch * store.length, ahead)
+                update = make_update(
+                    *(size, compute, points, mesh, training.microbatches),
+                    *(len(curriculum.sources), lora, ahead),
+                )
+                return lambda state, batch: update(state, batch, *base)
+
+            def ready(start: Start) -> Callable[..., Any]:
+                """The step that goes on from there."""
+                return update_of(ahead_of(settings, start.step, start.row, training.batch))
+
             evaluate = make_evaluate(size, compute, mesh, lora)
             if training.evaluate_every and make_ask:
                 kind = mesh.devices.flat[0].device_kind
@@ -275,7 +286,7 @@ def train(
                 metrics,
                 heartbeat,
                 stopped,
-                lambda state, batch: update(state, batch, *base),
+                ready(start),
                 lambda params, batch: evaluate(params, batch, *base),
                 held_out(store, training.validate_rows),
                 lambda params: examine(variables_of(params, lora, *base)),
@@ -292,7 +303,7 @@ def train(
             del start
             if end is not None and end.word == "stuck" and unsound:
                 back = newest_sound(*where)
-                end = end if back is None else go_on(run, back)
+                end = end if back is None else go_on(replace(run, update=ready(back)), back)
             if end is not None:
                 raise end
             heartbeat.tell(state="finished")

@@ -78,30 +78,48 @@ class OptimizerSettings:
             )
 
 
-def in_steps(settings: OptimizerSettings, tokens_a_step: int) -> OptimizerSettings:
-    """The same settings with the learning rate's points in steps, the first that reach them."""
-    warmup, decay = settings.warmup_steps, settings.decay_steps
+def ahead_of(settings: OptimizerSettings, step: int, row: int, batch: int) -> float:
+    """How many steps of this batch more the run's rows are than it has made steps.
+
+    0 but for a run that went on with another batch and has the learning rate's points in tokens.
+    """
+    in_tokens = settings.warmup_tokens or settings.decay_tokens
+    return row / batch - step if in_tokens else 0.0
+
+
+def in_steps(
+    settings: OptimizerSettings, tokens_a_step: int, ahead: float = 0.0
+) -> OptimizerSettings:
+    """The same settings with the learning rate's points in steps, the first that reach them.
+
+    ahead: of the steps, see ahead_of; a point that was given in steps comes that much later.
+    """
+    warmup, decay = (n + round(ahead) for n in (settings.warmup_steps, settings.decay_steps))
     if settings.warmup_tokens:
         warmup = math.ceil(settings.warmup_tokens / tokens_a_step)
     if settings.decay_tokens:
         decay = math.ceil(settings.decay_tokens / tokens_a_step)
+    if ahead:  # what lies behind keeps its order
+        decay = max(decay, 1)
+        warmup = min(max(warmup, 0), decay - 1)
     return replace(
         settings, warmup_steps=warmup, decay_steps=decay, warmup_tokens=0.0, decay_tokens=0.0
     )
 
 
-def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
+def learning_rate(settings: OptimizerSettings, ahead: float = 0.0) -> optax.Schedule:
     """Function of the step: linear warm-up, then cosine to final_share, then constant.
 
-    settings: in steps, see in_steps.
+    settings: in steps, see in_steps. ahead: see ahead_of.
     """
-    return optax.warmup_cosine_decay_schedule(
+    rate = optax.warmup_cosine_decay_schedule(
         init_value=settings.start_learning_rate,
         peak_value=settings.peak_learning_rate,
         warmup_steps=settings.warmup_steps,
         decay_steps=settings.decay_steps,
         end_value=settings.peak_learning_rate * settings.final_share,
     )
+    return (lambda step: rate(step + ahead)) if ahead else rate
 
 
 def keep_moments(
@@ -126,8 +144,13 @@ def keep_moments(
     return optax.GradientTransformation(lambda params: cast(adam.init(params), dtype), update)
 
 
-def make_optimizer(settings: OptimizerSettings, decays: Any) -> optax.GradientTransformation:
-    """The gradient transformation. decays: tree of booleans, True where weight decay applies."""
+def make_optimizer(
+    settings: OptimizerSettings, decays: Any, ahead: float = 0.0
+) -> optax.GradientTransformation:
+    """The gradient transformation. decays: tree of booleans, True where weight decay applies.
+
+    ahead: as of learning_rate.
+    """
     return optax.chain(
         optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
         keep_moments(
@@ -135,5 +158,5 @@ def make_optimizer(settings: OptimizerSettings, decays: Any) -> optax.GradientTr
             jnp.dtype(settings.moments),
         ),
         optax.add_decayed_weights(settings.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(learning_rate(settings)),
+        optax.scale_by_learning_rate(learning_rate(settings, ahead)),
     )

@@ -226,12 +226,13 @@ def make_update(
     microbatches: int,
     sources: int,
     lora: Lora = WHOLE,
+    ahead: float = 0.0,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """The compiled training step (state, batch) -> (state, metrics); the state is donated.
 
     batch: tokens int32 [batch, length + 1], source int32 [batch] and perhaps marks uint8 [batch,
     length + 1], split over data x fsdp. With lora the step takes the frozen parameters, of the
-    compute dtype, after the batch.
+    compute dtype, after the batch. ahead: as of learning_rate.
     Gradients are averaged over the learned tokens of the batch, whatever the number of
     microbatches. A step whose loss or gradient norm is not finite, as where nothing is learned,
     or spikes (see spikes.judge), leaves params, optimizer and what is usual as they were and
@@ -239,8 +240,8 @@ def make_update(
     Metrics: loss, gradient_norm, learning_rate, float32; skipped, skipped_in_a_row, levels, int32;
     and per source loss_sum, token_count (of learned ones) and row_count, float32 [sources].
     """
-    transformation = make_optimizer(optimizer, decays(size, lora))
-    rate, highest = learning_rate(optimizer), highest_level(size.vocabulary)
+    transformation = make_optimizer(optimizer, decays(size, lora), ahead)
+    rate, highest = learning_rate(optimizer, ahead), highest_level(size.vocabulary)
     gradients = make_gradients(size, compute, mesh, microbatches, lora)
 
     def update(state: State, batch: Batch, *base: Any) -> tuple[State, dict[str, jax.Array]]:

@@ -11,7 +11,7 @@ from polylm_jax.model.parameters import Init
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import batch_sharding
 from polylm_jax.sizes import Size
-from polylm_jax.train.optimizer import OptimizerSettings, in_steps, learning_rate
+from polylm_jax.train.optimizer import OptimizerSettings, ahead_of, in_steps, learning_rate
 from polylm_jax.train.step import abstract_state, make_state, make_update
 
 SIZE = Size(vocabulary=64, context=16, layers=2, heads=4, d_model=16, d_ff=32)
@@ -149,6 +149,31 @@ def test_a_learning_rate_in_tokens_is_that_in_steps_whatever_the_batch():
         OptimizerSettings(warmup_tokens=9, decay_tokens=9)
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps = 2000 is not below"):
         in_steps(OptimizerSettings(decay_tokens=2000 * 64), 64)
+
+
+def test_a_learning_rate_in_tokens_goes_on_where_the_batch_is_another():
+    settings = OptimizerSettings(warmup_tokens=20 * 64, decay_tokens=200 * 64)
+    whole = learning_rate(in_steps(settings, 64))
+    # 100 steps of 64 tokens, then steps of 128 or of 32
+    for tokens, of_one in ((128, 2), (32, 0.5)):
+        ahead = ahead_of(settings, 100, 100 * 64, tokens)
+        assert ahead_of(settings, 140, (100 + 40 * of_one) * 64, tokens) == ahead
+        rate = learning_rate(in_steps(settings, tokens, ahead), ahead)
+        for step in (100, 110, 140, 300):
+            same = whole(100 + of_one * (step - 100))
+            assert rate(step) == pytest.approx(float(same), rel=1e-3)
+    # a warm-up in steps is over, or is not, whatever the batch
+    mixed = OptimizerSettings(warmup_steps=90, decay_tokens=200 * 64)
+    for tokens in (128, 32):
+        ahead = ahead_of(mixed, 100, 100 * 64, tokens)
+        rate = learning_rate(in_steps(mixed, tokens, ahead), ahead)
+        assert rate(90) == pytest.approx(mixed.peak_learning_rate, rel=1e-2)
+        assert rate(100) < rate(90)
+    # nothing is moved where steps count, or where the batch stays; nor is what lies behind refused
+    assert ahead_of(OptimizerSettings(), 100, 100 * 64, 32) == 0
+    assert ahead_of(settings, 100, 100 * 64, 64) == 0
+    past = in_steps(OptimizerSettings(warmup_tokens=64, decay_steps=2001), 64, -5000.0)
+    assert (past.warmup_steps, past.decay_steps) == (0, 1)
 
 
 def test_a_warm_up_longer_than_the_decay_is_refused():
