@@ -16,7 +16,7 @@ end_of() {
     74) word="data stalled" action="retry" meaning="rows did not come within train.data_timeout" ;;
     75) word="stopped" action="again" meaning="it was asked to stop, by SIGTERM or Ctrl-C" ;;
     76) word="lost" action="again" meaning="another process of the run was lost" ;;
-    78) word="unequal" action="person" meaning="the processes do not have the same settings, data or code" ;;
+    78) word="unequal" action="person" meaning="the processes differ in settings, folder, data or code" ;;
     *) word="failed" action="retry" meaning="something went wrong that has no word of its own" ;;
   esac
 }

@@ -43,7 +43,7 @@ ENDS = {
         End("data stalled", 74, "retry", "rows did not come within train.data_timeout"),
         End("stopped", 75, "again", "it was asked to stop, by SIGTERM or Ctrl-C"),
         End("lost", 76, "again", "another process of the run was lost"),
-        End("unequal", 78, "person", "the processes do not have the same settings, data or code"),
+        End("unequal", 78, "person", "the processes differ in settings, folder, data or code"),
     )
 }
 
