@@ -15,6 +15,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -344,7 +345,9 @@ def put(path: str, content: bytes) -> None:
         files.pipe_file(root, content)  # an object is whole or not there
         return
     target = Path(os.path.realpath(root))
-    temporary = target.with_name(f".{target.name}.tmp")
+    # processes and threads that write the same file at once have each a file of their own
+    own = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    temporary = target.with_name(f".{target.name}.{own}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.write_bytes(content)

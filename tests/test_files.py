@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -210,3 +211,18 @@ def test_an_empty_folder_is_nobodys_work_and_a_cut_manifest_is_anothers(home):
     (home / "rows" / "manifest.json").write_text('{"made_from": {"len')
     with pytest.raises(UserError, match="rows was made from other text"):
         already_made("rows", {"length": 3})
+
+
+def test_a_file_that_many_write_at_once_is_whole_and_of_one_of_them(tmp_path):
+    contents = [bytes([65 + i]) * (1000 + 300 * i) for i in range(8)]
+    for _ in range(20):
+        together = threading.Barrier(len(contents))
+
+        def write(content, together=together):
+            together.wait()
+            put(f"{tmp_path}/x.json", content)
+
+        with ThreadPoolExecutor(len(contents)) as pool:
+            list(pool.map(write, contents))  # raises where one of them could not
+        assert (tmp_path / "x.json").read_bytes() in contents
+    assert os.listdir(tmp_path) == ["x.json"]
