@@ -84,7 +84,8 @@ def ahead_of(settings: OptimizerSettings, step: int, row: int, batch: int) -> fl
     0 but for a run that went on with another batch and has the learning rate's points in tokens.
     """
     in_tokens = settings.warmup_tokens or settings.decay_tokens
-    return row / batch - step if in_tokens else 0.0
+    # rounded, so that each start of the run finds the same number
+    return round(row / batch - step, 6) if in_tokens else 0.0
 
 
 def in_steps(
