@@ -29,7 +29,7 @@ from polylm_jax.data.languages import CODE, is_bilingual, is_language
 from polylm_jax.data.sides import hashed
 from polylm_jax.errors import UserError
 
-FORM = 4  # of what is written here; another number makes all anew
+FORM = 5  # of what is written here; another number makes all anew
 FEATURES = tuple(feature.name for feature in rules.FEATURES)
 _OF_DOCUMENTS = (*FEATURES, "score", "language_share", *SCORES)
 HISTOGRAMS = (*_OF_DOCUMENTS, *pairing.RULES, pairing.BY_CHANCE)

@@ -26,10 +26,11 @@ _CONTROLS = re.compile(
 _OVERRIDES = re.compile("[\u202d\u202e]")
 _DIRECTIONS = re.compile("[\u202a-\u202e\n\u2029]")
 
-# scripts that write words without spaces, and their marks; looked at from a word's first letter
+# scripts that write words without spaces, and their marks, and those that Ethiopic parts words by;
+# looked at from a word's first letter
 _IN_WORD = (
-    r"[^\s\u0e00-\u109f\u1780-\u17ff\u1950-\u19df\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"
-    "\U0001f000-\U0003ffff]"
+    r"[^\s\u0e00-\u109f\u1360-\u1368\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"
+    "\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U0001f000-\U0003ffff]"
 )
 _LONG = re.compile(f"(?<!{_IN_WORD}){_IN_WORD}{{{LONGEST_WORD + 1},}}")
 

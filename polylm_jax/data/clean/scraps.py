@@ -2,11 +2,16 @@
 
 import re
 
+from polylm_jax.data.clean.text import TERMINAL
 from polylm_jax.data.languages import is_bilingual, is_language
 
-# %s, %(name)s, {0}, {name}, ${x}, $[x], tags and entities of HTML
-_FORMAT = re.compile(r"%[(\w]|\{[\w{%]|\$[\[({]|</?[A-Za-z!]|&#?\w+;")
-_ENDED = re.compile(r"[.!?…。！？؟۔।॥።៕]['\"»”’)\]）」』]*$")
+# %s, %(name)s, %5d, %1$s, {0}, {name}, ${x}, $[x], tags and entities of HTML. 50%的 and, as Turkish
+# writes it, %50 are shares.
+_FORMAT = re.compile(
+    r"(?<!\d)%(?:[(A-Za-z_]|\d+\$|[-+#.\d]+[sdfxX](?!\w))|\{[\w{%]|\$[\[({]|</?[A-Za-z!]|&#?\w+;"
+)
+_CLOSING = re.escape("\"'»«”“’‘›‹)]）］」』】》〉")
+_ENDED = re.compile(f"[{re.escape(TERMINAL)}][{_CLOSING}]*$")
 
 
 def without(text: str, least: int, language: str) -> tuple[str, int]:

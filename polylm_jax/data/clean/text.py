@@ -78,7 +78,7 @@ _SCRIPTS = (
 )  # fmt: skip
 
 # what ends a sentence, in all scripts that have such a mark
-_TERMINAL = ".!?…‥。｡．！？؟۔؞।॥։׃፧።၊။។៕᠃᠉᙮᥄᥅᪨᪩᭚᭛᱾᱿⸮꓿꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꯫‼‽⁇⁈⁉"
+TERMINAL = ".!?…‥。｡．！？؟۔؞।॥։׃፧።၊။។៕᠃᠉᙮᥄᥅᪨᪩᭚᭛᱾᱿⸮꓿꘎꘏꛳꛷꡶꡷꣎꣏꤯꧈꧉꩝꩞꩟꯫‼‽⁇⁈⁉།༎༏༐༑༔܀܁܂߹꫰꫱𑃀𑃁𑅁𑅂"
 _NEWLINES = "\n\u2028\u2029\x85"
 # joiners belong to words of Persian or Hindi
 _JOINERS = "\u200c\u200d"
@@ -109,7 +109,7 @@ def kind_table() -> np.ndarray:
     of_character = {
         Kind.SPACE: "\t\v\f\r\x1c\x1d\x1e\x1f",
         Kind.NEWLINE: _NEWLINES,
-        Kind.TERMINAL: _TERMINAL,
+        Kind.TERMINAL: TERMINAL,
         Kind.CLOSING: "\"'»«”’“‘‹›",
         Kind.MARK: _JOINERS,
     }

@@ -242,3 +242,21 @@ def test_the_page_has_every_feature_with_its_limit():
     for feature in rules.FEATURES:
         bounds = [f"{bound:,}" for bound in feature.limit if bound is not None]
         assert all(bound in rows[feature.name] for bound in (*bounds, feature.source))
+
+
+def test_sentences_end_as_each_script_has_it():
+    found = rules.measure(
+        Batch.of(
+            [
+                "བཀྲ་ཤིས་བདེ་ལེགས། ང་ལ་དེབ་ཅིག་ཡོད།",
+                "ကျေးဇူးတင်ပါတယ်။ နေကောင်းလား။",
+                "សូមអរគុណ។ ជំរាបលា។",
+                "አመሰግናለሁ። ደህና ነህ፧",
+                "ߒ ߓߘߊ߫ ߣߊ߫߹ ߌ ߣߌ߫ ߗߋ߫߹",
+                "यह है। वह है।",
+                "شكرا. كيف حالك؟",
+            ]
+        )
+    )
+    assert found["sentences"].tolist() == [2.0] * 7
+    assert (found["ended_lines"] == 1).all()

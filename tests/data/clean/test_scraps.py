@@ -35,7 +35,33 @@ def test_all_kinds_of_format_strings_are_known():
         "$[x] a",
         "a <b>b</b> c",
         "a&nbsp;b",
+        "%5d of",
+        "%-8s",
+        "%.2f",
+        "%1$s",
+        "%02x",
+        "at%s",
     ):
         assert without(f"{line} and some more words that are long enough", 10, "en")[1] == 1
     for line in ("It costs 5 % of $3", "a < b & c > d", "{ }", "1 %, too"):
         assert without(f"{line} and some more words that are long enough", 10, "en")[1] == 0
+
+
+def test_shares_are_no_format_strings_whatever_follows_them():
+    for line in (
+        "去年收入增长了50%的公司共有三十家。",
+        "約30%が反対しています。",
+        "응답자의 30%는 반대한다고 말했습니다.",
+        "ร้อยละ 50%ของคนไทย ชอบอาหารรสเผ็ดมาก",
+        "More than 50%of them went there yesterday.",
+        "Nüfusun %50'si, yani %8,5 daha fazlası şehirlerde yaşıyor.",
+        "Ülkenin %50si bunu biliyor, %5 kadarı bilmiyor.",
+        "٥٠%من السكان يعيشون في المدن الكبيرة.",
+    ):
+        assert without(line, 30, "en") == (line, 0)
+
+
+def test_a_sentence_ends_as_its_script_has_it_and_as_its_quotes_do():
+    for line in ("བཀྲ་ཤིས།", "Ոչ։", "አይ።", "ဟုတ်။", "„Nein!“", "»Ja.«", "‚Nie.‘", "《是。》", "ߍ߹"):
+        assert without(line, 30, "und") == (line, 0)
+    assert without("Ոչ", 30, "hy") == ("", 1)
