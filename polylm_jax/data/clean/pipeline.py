@@ -125,13 +125,14 @@ def derive(job: Job, settings: Thresholds, notes: list[dict]) -> str:
     if not products.exists(copy):
         found = histograms(job, notes)
         pairs = {name: found.pop(name) for name in [*found] if is_bilingual(name)}
+        clean = measure(other) if other else []
         derived = thresholds.derive(
             found,
-            _scripts(notes),
+            _scripts([*notes, *clean]),
             {feature.name: feature.limit for feature in rules.FEATURES} | _SHARE,
             fluency.KEPT,
             settings,
-            histograms(other, measure(other)) if other else None,
+            histograms(other, clean) if other else None,
         )
         derived |= thresholds.of_pairs(pairs, pairing.RULES, settings)
         put(copy, thresholds.as_gin(derived).encode())

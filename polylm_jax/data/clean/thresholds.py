@@ -152,28 +152,67 @@ def derive(
         cut by `language_score`.
     """
     clean = reference or histograms
-    pools: dict[str, dict[str, np.ndarray]] = {}
-    for language, features in clean.items():
-        pool = pools.setdefault(scripts.get(language, ""), {})
-        for name, counts in features.items():
-            pool[name] = pool.get(name, 0) + counts
+    pools, own_pools = _pooled(clean, scripts), _pooled(histograms, scripts)
     found: dict[str, Derived] = {}
     for language, own in histograms.items():
-        documents = int(max((counts.sum() for counts in own.values()), default=0))
-        theirs = clean.get(language, {})
-        enough = max((c.sum() for c in theirs.values()), default=0) >= settings.documents
         script = scripts.get(language, "")
-        source = theirs if enough else pools.get(script, {})
+        # its clean text, or where there is too little of that its own
+        large = next((a for a in (clean.get(language, {}), own) if _many(a, settings)), None)
         limits: dict[str, Limit] = {}
         if settings.method != "given":
+            source = large or pools.get(script) or own_pools[script]
             limits = _limits(source, clean.get("en", {}), english, kept, settings)
+            if not large and settings.method == "tails":
+                limits = _eased(limits, own, kept, settings)
         limits |= of(settings.limits, language)
-        found[language] = Derived(
-            limits, documents, "" if enough else script or "all", _shares(limits, own)
-        )
+        pooled = "" if large else script or "all"
+        found[language] = Derived(limits, _documents(own), pooled, _shares(limits, own))
     for language in sorted({*settings.limits} - {*found, EVERY}):
         found[language] = Derived(settings.limits[language], 0, "", {})
     return found
+
+
+def _documents(features: Mapping[str, np.ndarray]) -> int:
+    """How many a language has, given its histograms."""
+    return int(max((counts.sum() for counts in features.values()), default=0))
+
+
+def _many(features: Mapping[str, np.ndarray], settings: Thresholds) -> bool:
+    """Whether a language has enough documents to have thresholds of its own."""
+    return _documents(features) >= settings.documents
+
+
+def _pooled(histograms: Histograms, scripts: Mapping[str, str]) -> dict[str, dict[str, np.ndarray]]:
+    """The histograms of all languages of each script together."""
+    pools: dict[str, dict[str, np.ndarray]] = {}
+    for language, features in histograms.items():
+        pool = pools.setdefault(scripts.get(language, ""), {})
+        for name, counts in features.items():
+            pool[name] = pool.get(name, 0) + counts
+    return pools
+
+
+def _eased(
+    limits: Mapping[str, Limit],
+    own: Mapping[str, np.ndarray],
+    kept: Mapping[str, bool],
+    settings: Thresholds,
+) -> dict[str, Limit]:
+    """Limits of other text, as wide as it takes to drop no more of a language than its own would.
+
+    Others of its script may have stop words, marks of sentences or spaces that it has not. What
+    tells its language stays, for by that it is known who is in it.
+    """
+
+    def wide(name: str, least: float | None, most: float | None) -> Limit:
+        share = 1 - settings.keep if name in kept else settings.drop
+        low, high = (bound(own[name], share, above) for above in (False, True))
+        return least and min(least, low), most and max(most, high)
+
+    return {
+        name: wide(name, *limit) if name in own and name not in OF_LANGUAGE else limit
+        for name, limit in limits.items()
+    }
 
 
 def of_pairs(

@@ -90,6 +90,46 @@ def test_a_language_with_few_documents_takes_those_of_its_script_and_says_so():
     assert '"sw": {  # 12 documents; too few, so of all in LATIN script' in text
 
 
+def test_no_rule_takes_a_small_language_for_what_others_of_its_script_have():
+    """Lao has no marks of sentences, Burmese has; Yoruba has none of the stop words of English."""
+    chance = np.random.default_rng(2)
+    many, few = 5 + chance.random(4000), np.zeros(300)
+    few[:12] = 90
+    derived = thresholds.derive(
+        {"my": of(x=many, y=many, score=many / 6), "lo": of(x=few, y=few + 40, score=few / 100)},
+        {"my": "UNSPACED", "lo": "UNSPACED"},
+        {"x": (5.5, None), "y": (None, 5.5)},
+        {},
+        SETTINGS,
+    )
+    assert 0.02 < (many < derived["my"].limits["x"][0]).mean() <= 0.05
+    assert derived["lo"].pooled == "UNSPACED"
+    assert max(derived["lo"].shares[name] for name in "xy") <= 0.05
+    assert derived["lo"].limits["y"][1] > 40  # 12 of 300 have more
+    assert derived["lo"].limits["score"][0] >= 0.3  # who is in it is another question
+    as_published = Thresholds(method="english", documents=1000)
+    derived = thresholds.derive({"lo": of(x=few)}, {}, {"x": (5.5, None)}, {}, as_published)
+    assert derived["lo"].limits["x"] == (5.5, None)
+
+
+def test_a_language_that_the_reference_lacks_has_its_own_tails():
+    chance = np.random.default_rng(3)
+    english, hindi = chance.random(3000), 3 + chance.random(3000)
+    derived = thresholds.derive(
+        {"en": of(x=english), "hi": of(x=hindi), "km": of(x=hindi[:40]), "sw": of(x=english[:40])},
+        {"en": "LATIN", "sw": "LATIN", "hi": "LETTER", "km": "UNSPACED"},
+        {"x": (None, 0.98)},
+        {},
+        SETTINGS,
+        {"en": of(x=english)},
+    )
+    assert not derived["hi"].pooled
+    for language in ("hi", "km"):  # none of it is below what English may have
+        assert derived[language].limits["x"][1] > 3.9
+        assert derived[language].shares["x"] <= 0.05
+    assert derived["sw"].limits["x"][1] == pytest.approx(0.98, rel=0.02)
+
+
 def test_perplexity_keeps_its_share_and_scores_lie_between_the_two_ends():
     bits = np.linspace(1, 3, 2000)
     derived = thresholds.derive(
