@@ -36,7 +36,7 @@ def sides(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Chunks of RECORDs [n] in order, with the side of each document: DUPLICATE, TRAIN or VALID.
 
-    scratch: an empty folder. share, most: see `threshold`. Of equal texts the first is kept.
+    scratch: an empty folder. share, most: see `Hashes.threshold`. Of equal texts the first is kept.
     """
     _find_duplicates(records, scratch)
     below = threshold((chunk[~again] for chunk, again in _marked(records, scratch)), share, most)
@@ -47,24 +47,43 @@ def sides(
 def threshold(distinct: Iterable[np.ndarray], share: float, most: float) -> int:
     """The number below which the hash of a text is that is held out, given chunks of RECORDs.
 
-    They are `share` of the texts, but no more than `most` bytes. So a text stays on its side when
-    others are added, until `most` is reached. Only a source so small that this would hold out
-    fewer than 2 texts of 10 (1 of 5) or leave nothing to train on is evened out.
+    share, most: see `Hashes.threshold`.
     """
-    edge, count, highest = int(share * 2**64), 0, 0
-    lowest = np.empty(0, np.uint64)
-    sizes = np.zeros(2**14 + 1)  # bytes of the texts in each step of hashes
+    seen = Hashes()
     for chunk in distinct:
-        count += len(chunk)
-        highest = max(highest, int(chunk["hash"].max(initial=0)))
-        lowest = np.sort(np.append(lowest, chunk["hash"]))[:2]
-        sizes += np.bincount(_step(chunk["hash"]), chunk["text"], len(sizes))
-    if (full := np.cumsum(sizes) > most).any():
-        edge = min(edge, _lowest_in(int(full.argmax())))
-    least = min(2, count // 5) if share else 0
-    if least:
-        edge = max(edge, int(lowest[least - 1]) + 1)
-    return min(edge, highest)
+        seen.add(chunk)
+    return seen.threshold(share, most)
+
+
+class Hashes:
+    """What of a source's texts decides which are held out; 130 kB, however many they are."""
+
+    def __init__(self) -> None:
+        self._count = self._highest = 0
+        self._lowest = np.empty(0, np.uint64)
+        self._sizes = np.zeros(2**14 + 1)  # bytes of the texts in each step of hashes
+
+    def add(self, chunk: np.ndarray) -> None:
+        """Takes RECORDs of texts that have not been before."""
+        self._count += len(chunk)
+        self._highest = max(self._highest, int(chunk["hash"].max(initial=0)))
+        self._lowest = np.sort(np.append(self._lowest, chunk["hash"]))[:2]
+        self._sizes += np.bincount(_step(chunk["hash"]), chunk["text"], len(self._sizes))
+
+    def threshold(self, share: float, most: float) -> int:
+        """The number below which the hash of a text is that is held out.
+
+        They are `share` of the texts, but no more than `most` bytes. So a text stays on its side
+        when others are added, until `most` is reached. Only a source so small that this would hold
+        out fewer than 2 texts of 10 (1 of 5) or leave nothing to train on is evened out.
+        """
+        edge = int(share * 2**64)
+        if (full := np.cumsum(self._sizes) > most).any():
+            edge = min(edge, _lowest_in(int(full.argmax())))
+        least = min(2, self._count // 5) if share else 0
+        if least:
+            edge = max(edge, int(self._lowest[least - 1]) + 1)
+        return min(edge, self._highest)
 
 
 def _step(hashes: np.ndarray) -> np.ndarray:

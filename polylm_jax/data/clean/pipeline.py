@@ -23,6 +23,7 @@ from polylm_jax.data.clean import (
     measuring,
     pairing,
     products,
+    report,
     rules,
     thresholds,
     verdicts,
@@ -35,7 +36,7 @@ from polylm_jax.data.clean.products import WORK, Piece, digest
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
 from polylm_jax.data.languages import in_order, is_bilingual
 from polylm_jax.data.shards import write_manifest
-from polylm_jax.data.sides import threshold
+from polylm_jax.data.sides import Hashes
 from polylm_jax.errors import UserError
 from polylm_jax.files import MANIFEST, opened, put
 
@@ -186,7 +187,7 @@ def duplicates(job: Job, notes: list[dict]) -> None:
 
 
 def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
-    """The fourth pass; returns the notes of all shards: counts, entries and samples."""
+    """The fourth pass; returns what the notes of all shards say, as one note for `report`."""
     check_limits(limits)
     settings, made_from = _decided_by(job, limits)
     count = sum(note["documents"] for note in notes)
@@ -206,10 +207,19 @@ def write(job: Job, notes: list[dict], limits: Limits) -> list[dict]:
     if todo:
         with _watched("write", _written(job), ".json", len(tasks)):
             each(job.beam, partial(verdicts.write, deciding, job.clean.output), todo)
-    told = [products.load_json(task.note) for task in tasks]
-    _check(notes, told)
-    _finish(job, limits, edges, told)
-    return told
+    # what each shard says is added up at once: 10,000 notes with their samples are some gigabytes
+    together, entries, documents = report.NOTHING, dict[str, list](), 0
+    for task in tasks:
+        note = products.load_json(task.note)
+        documents += _checked(note)
+        for language, some in note["entries"].items():
+            entries.setdefault(language, []).append(some)
+        together = report.together(together, note)
+    read = sum(note["documents"] for note in notes)
+    if documents != read:
+        raise AssertionError(f"{read:,} documents were read, and {documents:,} have a verdict")
+    _finish(job, limits, {language: entries[language] for language in edges})
+    return [together]
 
 
 def _decided_by(job: Job, limits: Limits) -> tuple[str, str]:
@@ -278,46 +288,36 @@ def _shared(
     job: Job, deciding: Deciding, notes: list[dict]
 ) -> tuple[dict[str, int], list[verdicts.Task]]:
     """Who writes which file of which language, and the hashes below which it is held out."""
-
-    def held(language: str) -> Iterator[np.ndarray]:
-        for piece, note in zip(job.pieces, notes, strict=True):
-            if language in note["languages"]:
-                rows = products.load(f"{deciding.folder}/{piece.number:08}.held.npy")
-                yield rows[rows["language"] == note["languages"].index(language)]
-
-    edges: dict[str, int] = {}
+    seen: dict[str, Hashes] = {}
+    with_some: dict[str, list[int]] = {}
+    for piece, note in zip(job.pieces, notes, strict=True):
+        # each file once, for there are as many languages as shards have of them
+        rows = products.load(f"{deciding.folder}/{piece.number:08}.held.npy")
+        for number, language in enumerate(note["languages"]):
+            if note["kept"][number]:
+                seen.setdefault(language, Hashes()).add(rows[rows["language"] == number])
+                with_some.setdefault(language, []).append(piece.number)
+    wanted = (job.clean.valid_share, job.clean.valid_megabytes * 1e6)
+    edges = {language: seen[language].threshold(*wanted) for language in in_order(seen)}
     shares: list[dict[str, verdicts.Share]] = [{} for _ in job.pieces]
-    for language in in_order({name for note in notes for name in note["languages"]}):
-        wanted = (job.clean.valid_share, job.clean.valid_megabytes * 1e6)
-        edge = threshold(held(language), *wanted)
-        with_some = [
-            piece.number
-            for piece, note in zip(job.pieces, notes, strict=True)
-            if language in note["languages"] and note["kept"][note["languages"].index(language)]
-        ]
-        if with_some:
-            edges[language] = edge
-        for place, number in enumerate(with_some):
-            shares[number][language] = verdicts.Share(place, len(with_some), edge)
+    for language, edge in edges.items():
+        for place, number in enumerate(with_some[language]):
+            shares[number][language] = verdicts.Share(place, len(with_some[language]), edge)
     settings, _ = _decided_by(job, {})
     each_shard = zip(job.pieces, notes, shares, strict=True)
     return edges, [_task(job, settings, *one) for one in each_shard]
 
 
-def _check(notes: list[dict], told: list[dict]) -> None:
-    """All that was read was kept or dropped, once."""
-    read = sum(note["documents"] for note in notes)
-    for one in told:
-        for language, counts in one["counts"].items():
-            became = counts["kept"][0] + sum(count for count, _ in counts["first"].values())
-            if became != counts["read"][0]:
-                raise AssertionError(f"{language}: documents are lost or counted twice: {counts}")
-            entry = one["entries"].get(language, {})
-            if sum(split["documents"] for split in entry.values()) != counts["kept"][0]:
-                raise AssertionError(f"{language}: {counts['kept'][0]} are kept, but not written")
-    total = sum(counts["read"][0] for one in told for counts in one["counts"].values())
-    if total != read:
-        raise AssertionError(f"{read:,} documents were read, and {total:,} have a verdict")
+def _checked(note: dict) -> int:
+    """The documents of a written shard, once all of them were kept or dropped, and once."""
+    for language, counts in note["counts"].items():
+        became = counts["kept"][0] + sum(count for count, _ in counts["first"].values())
+        if became != counts["read"][0]:
+            raise AssertionError(f"{language}: documents are lost or counted twice: {counts}")
+        entry = note["entries"].get(language, {})
+        if sum(split["documents"] for split in entry.values()) != counts["kept"][0]:
+            raise AssertionError(f"{language}: {counts['kept'][0]} are kept, but not written")
+    return sum(counts["read"][0] for counts in note["counts"].values())
 
 
 def _stand_aside(job: Job, made_from: str, wanted: set[str]) -> set[str]:
@@ -344,13 +344,9 @@ def _writing(job: Job) -> str:
     return f"{job.clean.output}/{WORK}/writing.json"
 
 
-def _finish(job: Job, limits: Limits, edges: dict[str, int], told: list[dict]) -> None:
-    """Removes files of an older corpus and writes the manifest."""
+def _finish(job: Job, limits: Limits, entries: dict[str, list]) -> None:
+    """Removes files of an older corpus and writes the manifest. entries: as `write_manifest`."""
     output = job.clean.output
-    entries = {
-        language: [one["entries"][language] for one in told if language in one["entries"]]
-        for language in edges
-    }
     wanted = {
         f"{language}/{split['file']}"
         for language, some in entries.items()

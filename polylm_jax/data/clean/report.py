@@ -23,6 +23,16 @@ KINDS = ("kept", DUPLICATE, LANGUAGE, CONTAMINATED, "rules")
 Counts = dict[str, dict[str, Any]]
 
 
+# the note of no shard
+NOTHING: dict[str, Any] = {"counts": {}, "pairs": {}, "samples": {}}
+
+
+def together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two notes of written shards as one, which says of them what they say, and is no larger."""
+    both = [one, other]
+    return {"counts": counted(both), "pairs": of_pairs(both), "samples": _samples(both)}
+
+
 def counted(notes: list[dict]) -> Counts:
     """The counts of all shards together, by language: [documents, bytes] that were read and kept,
     and that have each first reason; documents that have any reason."""
@@ -101,14 +111,19 @@ def marked(counts: Counts, limits: Limits) -> Iterator[str]:
 
 def samples(notes: list[dict]) -> Iterator[dict[str, str]]:
     """Dropped documents, SAMPLES of each language and first reason, those of the lowest ids."""
+    for of, some in sorted(_samples(notes).items()):
+        language, reason = of.split(" ")
+        for identity, text in some:
+            yield {"language": language, "reason": reason, "id": identity, "text": text}
+
+
+def _samples(notes: list[dict]) -> dict[str, list[list[str]]]:
+    """Those of each language and reason: id and text."""
     found: dict[str, list[list[str]]] = {}
     for note in notes:
         for of, some in note["samples"].items():
             found[of] = sorted([*found.get(of, []), *some])[:SAMPLES]
-    for of, some in sorted(found.items()):
-        language, reason = of.split(" ")
-        for identity, text in some:
-            yield {"language": language, "reason": reason, "id": identity, "text": text}
+    return found
 
 
 def write(output: str, notes: list[dict], limits: Limits, histograms: dict) -> str:

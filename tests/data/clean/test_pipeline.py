@@ -21,11 +21,13 @@ import pytest
 
 from polylm_jax.data import corpus
 from polylm_jax.data.clean import engine, inputs, measuring, parts, pipeline, products, report
+from polylm_jax.data.clean.deciding import HELD
 from polylm_jax.data.clean.engine import Beam
 from polylm_jax.data.clean.jobs import alone, planned
 from polylm_jax.data.clean.language import Identification
 from polylm_jax.data.clean.settings import Clean
 from polylm_jax.data.clean.thresholds import Thresholds
+from polylm_jax.data.sides import threshold
 from polylm_jax.errors import UserError
 from tests.data.sentences import SENTENCES
 
@@ -98,6 +100,28 @@ def web(tmp_path_factory):
 def done(web, tmp_path_factory):
     output = tmp_path_factory.mktemp("done") / "out"
     return output, run(job(web, output))
+
+
+def test_what_is_held_out_takes_one_look_at_each_shard_in_however_many_languages(web, tmp_path):
+    work, chance = job(web, tmp_path / "out"), np.random.default_rng(0)
+    kept, rows = [9, 0, 12, 7], []
+    for piece in work.pieces:
+        held = np.zeros(sum(kept), HELD)
+        held["language"] = chance.permutation(np.repeat(np.arange(4), kept))
+        held["hash"], held["text"] = chance.integers(0, 2**63, len(held)), 100
+        products.save(f"{tmp_path}/{piece.number:08}.held.npy", held)
+        rows.append(held)
+    note = {"languages": ["de", "en", "fr", "zh"], "kept": kept, "decided": ""}
+    deciding = mock.Mock(folder=str(tmp_path))
+    with mock.patch.object(products, "load", wraps=products.load) as load:
+        edges, tasks = pipeline._shared(work, deciding, [note] * len(rows))
+    assert len(load.call_args_list) == len(rows)
+    together = np.concatenate(rows)
+    for number, language in ((0, "de"), (2, "fr"), (3, "zh")):
+        own = together[together["language"] == number]
+        assert edges[language] == threshold([own], 0.1, 20e6)
+        assert [task.shares[language].number for task in tasks] == [*range(len(rows))]
+    assert not {"en"} & (edges.keys() | tasks[0].shares.keys())
 
 
 def test_every_document_has_one_verdict_and_what_is_kept_is_in_the_corpus(done):

@@ -67,6 +67,24 @@ def test_samples_are_those_of_the_lowest_ids():
     assert [one["id"] for one in report.samples(NOTES[::-1])] == ["09", "0a", "0b"]
 
 
+def test_notes_of_many_shards_are_one_that_is_no_larger():
+    many = [
+        {
+            "counts": NOTES[at % 2]["counts"],
+            "pairs": {"en-de": {"pairs": 7, "wrong": at}},
+            "samples": {"en words": [[f"{(at * 37 + n) % 999:03}", "x" * 300] for n in range(10)]},
+        }
+        for at in range(60)
+    ]
+    one = report.NOTHING
+    for note in many:
+        one = report.together(one, note)
+    assert report.counted([one]) == report.counted(many)
+    assert report.of_pairs([one]) == report.of_pairs(many)
+    assert [*report.samples([one])] == [*report.samples(many)]
+    assert len(json.dumps(one)) < 2 * len(json.dumps(many[0])) + 1000
+
+
 def test_the_report_is_written_the_same_twice(tmp_path):
     histograms = {
         code: {"words": np.bincount(bins(np.arange(1.0, 99)), minlength=BINS)}
