@@ -6,21 +6,28 @@ most of its windows. Matches are of 64-bit hashes, so one in a hundred thousand 
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 
+from polylm_jax.data.clean.documents import File, table_of
 from polylm_jax.data.clean.text import SHINGLE, Batch, fold, mix, ngram_hashes, shingle_sizes
-from polylm_jax.errors import UserError
+from polylm_jax.data.compressed import Damaged
+from polylm_jax.data.compressed import opened as decompressed
+from polylm_jax.errors import UserError, first_line
 from polylm_jax.files import nearest, opened
 
 WIDTHS = (50, 25)  # letters of a window: of most scripts, of those without spaces
 HELD = 0.7  # share of an item's windows from which a document holds it
 STOCK = 100  # documents; a window in more is a phrase that everybody writes
-_KINDS = (".txt", ".tsv", ".csv", ".jsonl", ".json")
+_KIND = re.compile(
+    r".+(?:\.(txt|tsv|csv|jsonl|json)(?:\.gz|\.zst)?|\.(parquet))", re.IGNORECASE | re.DOTALL
+)
 _BITS = 24  # a bitmap of 2 MiB is looked at first
 
 
@@ -46,36 +53,52 @@ class Index:
 
 
 def read(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """The items of folders of plain text, tables or JSON: their names and texts.
+    """The items of folders of plain text, tables, JSON or Parquet: their names and texts.
 
-    A line is one item, or in a .json a record of its list; of a record all that is text, one after
-    the other.
+    A line is one item, or in a .json a record of its list, in a .parquet a row; of a record all
+    that is text, one after the other. UserError where a folder has none or a file is damaged.
     """
     for folder in folders:
         files, root = opened(folder)
-        names = sorted(name for name in files.find(root) if name.endswith(_KINDS))
+        names = [
+            (name, found) for name in sorted(files.find(root)) if (found := _KIND.fullmatch(name))
+        ]
         if not names:
             raise UserError(
-                f"clean.evaluation={folder} has no {', '.join(_KINDS)}{nearest(folder)}; name a "
-                "folder of benchmarks."
+                f"clean.evaluation={folder} has no .txt, .tsv, .csv, .jsonl, .json or .parquet"
+                f"{nearest(folder)}; name a folder of benchmarks."
             )
-        for name in names:
-            text = files.cat_file(name).decode("utf-8-sig", "replace")
+        for name, kind in names:
             # a name may hold bytes that are no text
             shown = (name.removeprefix(root) or name.rpartition("/")[2]).lstrip("/")
             shown = shown.encode("utf-8", "replace").decode()
-            for number, item in enumerate(_items(name, text), 1):
+            ending, content = (kind[1] or kind[2]).lower(), files.cat_file(name)
+            try:
+                items = [*_items(ending, content, name)]
+            except Damaged as error:
+                raise UserError(f"{name} {error}; mend it, or take it out.") from None
+            for number, item in enumerate(items, 1):
                 if item.strip():
                     yield f"{shown}:{number}", item
 
 
-def _items(name: str, text: str) -> Iterator[str]:
-    if name.endswith(".json"):
+def _items(ending: str, content: bytes, name: str) -> Iterator[str]:
+    """The items of a file of this ending. Damaged is raised where it is so."""
+    if ending == "parquet":
+        table = table_of(BytesIO(content), File(name, name, len(content)))
+        try:
+            rows = table.read().to_pylist()
+        except Exception as error:  # Arrow's are of many kinds, and all of what these bytes say
+            raise Damaged(f"is damaged ({first_line(error)})") from None
+        yield from ("\n".join(_strings(row)) for row in rows)
+        return
+    text = decompressed(BytesIO(content), name).read().decode("utf-8-sig", "replace")
+    if ending == "json":
         with suppress(ValueError, RecursionError):
             yield from ("\n".join(_strings(one)) for one in _records(json.loads(text)))
             return
     for line in text.rstrip("\n").split("\n"):
-        yield _text(line) if ".json" in name else line.replace("\t", "\n")
+        yield _text(line) if ending.startswith("json") else line.replace("\t", "\n")
 
 
 def _records(value: Any) -> list:

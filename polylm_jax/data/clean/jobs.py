@@ -53,7 +53,7 @@ class Job:
         for folder in self.clean.evaluation:
             system, root = opened(folder)
             files += [(name, system.ukey(name)) for name in sorted(system.find(root))]
-        return self.folder("index", files)
+        return self.folder("index", measuring.FORM, files)
 
     @cached_property
     def models(self) -> str:

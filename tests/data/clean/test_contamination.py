@@ -1,5 +1,6 @@
 """Items of a benchmark are found in documents, cut, edited and in other case; phrases are not."""
 
+import gzip
 import json
 
 import numpy as np
@@ -98,6 +99,29 @@ def test_a_list_of_json_has_items_and_a_line_end_in_a_text_is_none(tmp_path):
         *texts, "2", *texts, "one\nx", *texts
     ]  # fmt: skip
     assert contamination.index([]).names == ()
+
+
+def test_benchmarks_are_read_as_they_are_handed_out(tmp_path):
+    """In Parquet or packed, as most are: what is passed over is trained on."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"q": f"{n} question", "choices": ["x", "y"], "answer": n} for n in range(3)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = "".join(json.dumps(one) + "\n" for one in rows).encode()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "C.JSON").write_text(json.dumps(rows))
+    texts = [f"{n} question\nx\ny" for n in range(3)]
+    assert [text for _, text in contamination.read((str(tmp_path),))] == 3 * texts
+    table = (tmp_path / "a.parquet").read_bytes()
+    for name, content in (
+        ("a.parquet", table[:4] + b"\xff" * 200 + table[204:]),
+        ("b.jsonl.gz", gzip.compress(lines)[:-9]),
+        ("a.parquet", b"PAR1" + bytes(99)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is .*; mend it, or take it out"):
+            list(contamination.read((str(tmp_path / name),)))
 
 
 def test_items_that_are_too_short_are_told():
