@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from polylm_jax.errors import UserError
+from polylm_jax.errors import UserError, of_storage
 
 _READ = 2**15  # bytes of a compressed file that are worked on at once; zeros grow a thousandfold
 
@@ -29,6 +29,13 @@ class _Codec(NamedTuple):
 
 def missing(package: str, file: object) -> UserError:
     return UserError(f"{file} needs {package} to be read: pip install {package}")
+
+
+def of_bytes(error: Exception) -> bool:
+    """Whether what Arrow raised is of bytes that make no sense, which may be an OSError, not of
+    reading them."""
+    theirs = type(error) is OSError and error.errno is None and not of_storage(error)
+    return theirs or not isinstance(error, OSError)
 
 
 def _codec(name: str) -> _Codec | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from polylm_jax.data.compressed import Content, Damaged, missing
+from polylm_jax.data.compressed import Content, Damaged, missing, of_bytes
 from polylm_jax.data.languages import source_named
 from polylm_jax.errors import UserError
 
@@ -332,7 +332,9 @@ def _of_parquet(file: Path, origin: str, reading: Reading) -> Iterator[Stretch]:
             values = (value for batch in batches for value in batch.column(0))
             for number, value in enumerate(values, start=1):
                 yield from _of_row(value, f"{file}:{number}", origin, reading)
-    except pyarrow.ArrowException:
+    except (pyarrow.ArrowException, OSError) as error:
+        if not of_bytes(error):
+            raise
         reading.refuse(str(file), "is damaged or no Parquet file: fetch it again", 0)
 
 

@@ -194,6 +194,19 @@ def test_what_is_damaged_of_a_packed_file_costs_itself_alone_where_one_may(tmp_p
     assert "2 bad lines are left out" in said
 
 
+@pytest.mark.parametrize("place", [4, -60])
+def test_pages_of_a_parquet_that_make_no_sense_cost_it_alone_where_one_may(tmp_path, place):
+    content = bytearray(as_parquet(tmp_path, text=TEXTS))
+    content[place : place + 50] = b"\xff" * 50
+    put(tmp_path, "hi/a.parquet", bytes(content))
+    put(tmp_path, "hi/b.txt", "fine")
+    with pytest.raises(UserError, match=r"hi/a.parquet is damaged .*: fetch it again, or leave"):
+        built(tmp_path)
+    manifest, _ = built(tmp_path, on_bad_line="skip")
+    assert documents_of(tmp_path) == ["fine"]
+    assert manifest["sources"]["hi"]["bad_lines"]["first"] == [f"{tmp_path}/text/hi/a.parquet"]
+
+
 def test_a_line_without_end_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LONGEST_LINE", 1000)
     put(tmp_path, "hi/a.jsonl", as_jsonl(["x" * 5000, "fine", "y" * 990]))

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from typing import Any, BinaryIO, NamedTuple
 
 from polylm_jax.data.clean import archives, parts
-from polylm_jax.data.compressed import Content, Damaged, missing
+from polylm_jax.data.compressed import Content, Damaged, missing, of_bytes
 from polylm_jax.data.documents import LONGEST_LINE, not_utf8
-from polylm_jax.errors import UserError, first_line, of_storage
+from polylm_jax.errors import UserError, first_line
 from polylm_jax.files import opened, reading
 
 
@@ -206,7 +206,7 @@ def _of_parquet(plain: BinaryIO, file: File, shard: Shard) -> Iterator[Document 
                     yield _of_row(text, url, file, row, shard)
                     row += 1
         except (pyarrow.ArrowException, OSError) as error:
-            if not _of_bytes(error):
+            if not of_bytes(error):
                 raise
             yield Broken(file.name, row, f"is damaged, and so are all up to row {end - 1:,}")
 
@@ -221,15 +221,9 @@ def table_of(plain: BinaryIO, file: File) -> Any:
     try:
         return parquet.ParquetFile(plain, pre_buffer=False, buffer_size=2**20)
     except (pyarrow.ArrowException, OSError) as error:
-        if not _of_bytes(error):
+        if not of_bytes(error):
             raise
         raise Damaged(f"is damaged or no Parquet file ({first_line(error)})") from None
-
-
-def _of_bytes(error: Exception) -> bool:
-    """Whether it is of bytes that make no sense, which may be an OSError, not of reading them."""
-    ours = type(error) is OSError and error.errno is None and not of_storage(error)
-    return ours or not isinstance(error, OSError)
 
 
 def _of_row(text: Any, url: Any, file: File, row: int, shard: Shard) -> Document | Broken:
