@@ -30,7 +30,8 @@ RULES: dict[str, Limit] = {
 PAIR = np.dtype([("document", "<i8"), ("place", "<i8"), *((name, "<f4") for name in RULES)])
 
 _STRANGE = 4  # of so many pairs one is put together by chance
-_GROUP = BATCH // 2  # characters of the pairs that are measured together; fewer than twice that
+_GROUP = BATCH // 2  # characters of the pairs that are measured together; fewer than twice that,
+_LARGEST = 8 * _GROUP  # or, where they are long, more, until there are enough of them to learn from
 
 
 class Pairs:
@@ -69,8 +70,13 @@ class Pairs:
             waiting.append((rows[at : at + 1], one, other))
         size = sum(map(len, firsts)) + sum(map(len, seconds))
         self._size[source] = self._size.get(source, 0) + size
-        while self._size[source] >= 2 * _GROUP:
+        while self._are_enough(source):
             self._measure(source, _GROUP)
+
+    def _are_enough(self, source: str) -> bool:
+        """Whether those that wait are two groups."""
+        size, count = self._size[source], len(self._waiting[source])
+        return size >= _LARGEST or (size >= 2 * _GROUP and count >= 2 * self._least)
 
     def rows(self) -> np.ndarray:
         """All pairs, PAIR, in the order of their documents."""
@@ -80,9 +86,10 @@ class Pairs:
         return rows[np.argsort(rows["document"], kind="stable")]
 
     def _measure(self, source: str, most: int) -> None:
-        """Measures those that have been waiting longest, of so many characters."""
+        """Measures those that have been waiting longest, of so many characters and as many as
+        tell which words go together."""
         waiting, count, size = self._waiting[source], 0, 0
-        while count < len(waiting) and size < most:
+        while count < len(waiting) and (size < most or (count < self._least and size < _LARGEST)):
             size += sum(map(len, waiting[count][1:]))
             count += 1
         self._waiting[source], self._size[source] = waiting[count:], self._size[source] - size

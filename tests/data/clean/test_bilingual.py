@@ -80,6 +80,26 @@ def test_documents_at_once_are_measured_as_one_by_one(monkeypatch):
     assert np.array_equal(one_by_one.rows(), at_once.rows(), equal_nan=False)
 
 
+@pytest.mark.parametrize("largest", [4000, 10**6])
+def test_long_pairs_wait_until_there_are_enough_to_tell_which_words_go_together(
+    monkeypatch, largest
+):
+    """A paragraph in each line: of a group of so many characters there are too few."""
+    monkeypatch.setattr(pairing, "_GROUP", 1000)
+    monkeypatch.setattr(pairing, "_LARGEST", largest)
+    lines = made_up(600)
+    each = [[*zip(*lines[at : at + 8], strict=True)] for at in range(0, 600, 8)]
+    documents = {at: "\n".join(map(". ".join, sides)) for at, sides in enumerate(each)}
+    one_by_one, at_once = (pairing.Pairs(Identification(), 20) for _ in range(2))
+    for number, text in documents.items():
+        one_by_one.add("en-ru", {number: text})
+    at_once.add("en-ru", documents)
+    rows = at_once.rows()
+    assert one_by_one.rows().tobytes() == rows.tobytes()
+    told = ~np.isnan(rows["alignment"])
+    assert told.all() if largest > 4000 else not told.any()
+
+
 def test_pairs_of_equal_length_that_do_not_belong_together_are_told():
     some = made_up()
     bad = len(some) // 10
