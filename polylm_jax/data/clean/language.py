@@ -149,6 +149,17 @@ def identify(texts: Sequence[str], settings: Identification | None = None) -> Id
     return Identified(list(codes), np.array(scores, np.float32), np.array(shares, np.float32))
 
 
+def never_told(codes: Iterable[str], settings: Identification) -> dict[str, list[str]]:
+    """Those of the codes that no document is found to be in, with what it is found to be in: codes
+    that ISO 639-3 counts as the same language, as "no" is for "nb" and "zh" for "zh-Hant"."""
+    model = _loaded(_path(settings.model))
+    if not isinstance(model, fasttext.Model):
+        return {}  # which may know more than it tells
+    told = {UNKNOWN, *map(code_of, model.labels)}
+    wholes = {code: _whole(code.split("-")[0]) for code in codes if code not in told}
+    return {code: sorted(t for t in told if _whole(t) == wholes[code]) for code in wholes}
+
+
 def likelihoods(lines: Sequence[str], settings: Identification | None = None) -> Likelihoods:
     """How likely lines are in each language that the model knows.
 

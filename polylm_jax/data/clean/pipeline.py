@@ -32,9 +32,10 @@ from polylm_jax.data.clean import deciding as decisions
 from polylm_jax.data.clean.deciding import Deciding
 from polylm_jax.data.clean.engine import each, grouped, looped
 from polylm_jax.data.clean.jobs import Job, check_limits, name_of, planned
+from polylm_jax.data.clean.language import never_told
 from polylm_jax.data.clean.products import WORK, Piece, digest
 from polylm_jax.data.clean.thresholds import Limits, Thresholds
-from polylm_jax.data.languages import in_order, is_bilingual
+from polylm_jax.data.languages import in_order, is_bilingual, is_language
 from polylm_jax.data.shards import write_manifest
 from polylm_jax.data.sides import Hashes
 from polylm_jax.errors import UserError
@@ -83,6 +84,7 @@ def measure(job: Job) -> list[dict]:
     there = set(products.names(job.measured))
     todo = [piece for piece in job.pieces if f"{piece.key}.json" not in there]
     if todo:
+        _check_languages(job)
         _folder(job.measured)
         with _watched("measure", job.measured, ".json", len(job.pieces)):
             settings = measuring.Measuring(
@@ -91,6 +93,20 @@ def measure(job: Job) -> list[dict]:
             work = partial(measuring.measure, settings)
             each(job.beam, work, todo)
     return [products.load_json(f"{job.measured}/{piece.key}.json") for piece in job.pieces]
+
+
+def _check_languages(job: Job) -> None:
+    """UserError where a language is to be kept that no document will be found to be in."""
+    said = {file.language for piece in job.pieces for file in piece.shard.files}
+    wanted = job.clean.languages if "" in said else ()
+    unsaid = [code for code in wanted if is_language(code) and code not in said]
+    for code, others in never_told(unsaid, job.language).items() if unsaid else ():
+        if not {*others} & {*wanted}:
+            instead = f"write {' or '.join(others)}" if others else "take it out"
+            raise UserError(
+                f'clean.languages has "{code}", which no text is found to be in; {instead}, or say '
+                "with clean.inputs where there is such text."
+            )
 
 
 def unsought(job: Job) -> tuple[int, int]:

@@ -524,6 +524,24 @@ def test_nonsense_is_refused_in_one_sentence(web, tmp_path):
         pipeline.measure(job(web, tmp_path / "out", replace(Beam(), runner="Nonesuch")))
 
 
+@pytest.mark.parametrize(
+    ("languages", "mend"),
+    [(("de", "nb"), "write nn or no"), (("zh-Hant",), "write zh,"), (("fil",), "take it out")],
+)
+def test_a_language_that_none_is_found_to_be_in_is_refused_before_all_of_it_is_dropped(
+    web, tmp_path, languages, mend
+):
+    pytest.importorskip("fasttext")
+    with pytest.raises(UserError, match=rf'"{languages[-1]}", which no text is found .*; {mend}'):
+        pipeline.measure(job(web, tmp_path / "out", inputs={str(web): ""}, languages=languages))
+    assert not (tmp_path / "out").exists()
+    for inputs_, known in (
+        ({f"{web}/de": "", f"{web}/en": languages[-1]}, languages),
+        ({f"{web}/de": ""}, ("en", "nb", "no", "und", "code")),
+    ):
+        pipeline._check_languages(job(web, tmp_path / "out", inputs=inputs_, languages=known))
+
+
 def test_text_that_is_not_fluent_is_told_by_models_of_clean_text(tiny, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
