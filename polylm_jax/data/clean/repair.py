@@ -34,8 +34,10 @@ _IN_WORD = (
 )
 _LONG = re.compile(f"(?<!{_IN_WORD}){_IN_WORD}{{{LONGEST_WORD + 1},}}")
 
-# line ends of other systems, three empty lines or more, wide gaps but for those that indent
-_WHITE = re.compile("\r\n?|[\x0b\x0c\x1c-\x1f]|\n{4,}|(?<=\\S)[ \t\xa0]{3,}")
+# line ends of other systems
+_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1f]")
+# three empty lines or more, wide gaps but for those that indent
+_GAPS = re.compile("\n{4,}|(?<=\\S)[ \t\xa0]{3,}")
 
 # of which one is in all that it finds, for to look for these is 20 times as fast
 _IN_WHITE = ("   ", "\n\n\n\n", *"\r\t\xa0\x0b\x0c\x1c\x1d\x1e\x1f")
@@ -188,14 +190,13 @@ def _spaced(text: str) -> tuple[str, int]:
         return text, 0
 
     def by(found: re.Match[str]) -> str:
-        some = found[0]
-        if some[0] == "\n":
+        if found[0][0] == "\n":
             return "\n\n\n"
-        if some[0] in "\r\x0b\x0c\x1c\x1d\x1e\x1f":
-            return "\n"
-        return "" if text[found.end() : found.end() + 1] in ("", "\n", "\r") else " "
+        return "" if text[found.end() : found.end() + 1] in ("", "\n") else " "
 
-    return _WHITE.subn(by, text)
+    text, ends = _ENDS.subn("\n", text)  # first, so that empty lines are the same with \r\n
+    mended, gaps = _GAPS.subn(by, text)
+    return mended, ends + gaps
 
 
 _MENDS: dict[str, Callable[[str], tuple[str, int]]] = {

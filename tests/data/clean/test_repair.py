@@ -73,6 +73,7 @@ def test_what_is_half_right_is_left():
         ("\u202da\n\u202c", "a\n\u202c", {"overrides": 1}),
         ("one\r\ntwo\rthree", "one\ntwo\nthree", {"white_space": 2}),
         ("a\n\n\n\n\n\nb", "a\n\n\nb", {"white_space": 1}),
+        ("a\r\n\r\n\r\n\r\n   \r\nb", "a\n\n\n   \nb", {"white_space": 6}),
         ("a \t  b   \nc    ", "a b\nc", {"white_space": 3}),
         ("see " + "x" * (LONGEST_WORD + 1) + " end", "see  end", {"long_words": 1}),
         ("漢字" + "=" * 999 + "漢字", "漢字漢字", {"long_words": 1}),
