@@ -1,6 +1,5 @@
 """What cleaning has done: counts by language and rule, figures, samples, a document's story."""
 
-import io
 import json
 from collections.abc import Iterator
 from math import isnan
@@ -191,11 +190,12 @@ def _markdown(counts: Counts, pairs: dict[str, dict[str, int]], limits: Limits) 
 
 def explain(output: str, identity: str) -> Iterator[str]:
     """All that is known of a document, a line each; UserError where none has this id."""
-    import pyarrow.parquet as parquet
+    from pyarrow import BufferReader, parquet
 
     folder = f"{output}/{FOLDER}"
     for name in products.names(folder):
-        file = parquet.ParquetFile(io.BytesIO(products.read(f"{folder}/{name}")))
+        # of each nothing is read but its ids
+        file = parquet.ParquetFile(BufferReader(products.mapped(f"{folder}/{name}")))
         ids = file.read(["id"]).column("id").to_pylist()
         if identity in ids:
             return _told(file.read().slice(ids.index(identity), 1).to_pylist()[0])
