@@ -41,6 +41,9 @@ def test_all_kinds_of_format_strings_are_known():
         "%1$s",
         "%02x",
         "at%s",
+        "%1 of %2",
+        "at %1.",
+        "the 1%(nth)s one",
     ):
         assert without(f"{line} and some more words that are long enough", 10, "en")[1] == 1
     for line in ("It costs 5 % of $3", "a < b & c > d", "{ }", "1 %, too"):
@@ -51,14 +54,18 @@ def test_shares_are_no_format_strings_whatever_follows_them():
     for line in (
         "去年收入增长了50%的公司共有三十家。",
         "約30%が反対しています。",
+        "销售额增长50%(同比)，利润下降。",
         "응답자의 30%는 반대한다고 말했습니다.",
         "ร้อยละ 50%ของคนไทย ชอบอาหารรสเผ็ดมาก",
         "More than 50%of them went there yesterday.",
         "Nüfusun %50'si, yani %8,5 daha fazlası şehirlerde yaşıyor.",
-        "Ülkenin %50si bunu biliyor, %5 kadarı bilmiyor.",
+        "Ülkenin %50si bunu biliyor.",
         "٥٠%من السكان يعيشون في المدن الكبيرة.",
     ):
         assert without(line, 30, "en") == (line, 0)
+    for language in ("tr", "und", "en-tr"):
+        line = "Ülkenin %5'i bunu biliyor, %5 kadarı bilmiyor.\nOf it %5 knows."
+        assert without(line, 30, language) == (line, 0)
 
 
 def test_a_sentence_ends_as_its_script_has_it_and_as_its_quotes_do():
