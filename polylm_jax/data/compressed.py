@@ -80,19 +80,17 @@ class Content:
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes, or fewer before an end."""
-        while len(self._held) - self._from < size and self._more():
-            pass
-        return self._taken(self._from + size)
+        parts = [self._taken(size)]
+        while (size := size - len(parts[-1])) and self._more():
+            parts.append(self._taken(size))
+        return self._counted(parts)
 
     def readline(self, most: int) -> bytes:
         """The next line with its \\n, but at most `most` bytes of it."""
-        searched = self._from
-        while (end := self._held.find(b"\n", searched)) < 0:
-            left = len(self._held) - self._from
-            if left >= most or not self._more():
-                break
-            searched = left  # _more moved what is held to its begin
-        return self._taken(min(end + 1 if end >= 0 else len(self._held), self._from + most))
+        parts = [self._line(most)]
+        while (most := most - len(parts[-1])) and not parts[-1].endswith(b"\n") and self._more():
+            parts.append(self._line(most))
+        return self._counted(parts)
 
     def unread(self, content: bytes) -> None:
         """Puts back what has just been read."""
@@ -111,11 +109,22 @@ class Content:
                 self._ended = False
         return True
 
-    def _taken(self, end: int) -> bytes:
-        taken = self._held[self._from : end]
+    def _line(self, most: int) -> bytes:
+        """As `readline`, of what is held."""
+        end = self._held.find(b"\n", self._from, self._from + most)
+        return self._taken(end + 1 - self._from if end >= 0 else most)
+
+    def _taken(self, size: int) -> bytes:
+        """The next `size` bytes of what is held, or all."""
+        taken = self._held[self._from : self._from + size]
         self._from += len(taken)
-        self.at += len(taken)
         return taken
+
+    def _counted(self, parts: list[bytes]) -> bytes:
+        # joined at once: a line of 100 MB has a thousand parts
+        joined = b"".join(parts) if len(parts) > 1 else parts[0]
+        self.at += len(joined)
+        return joined
 
     def _more(self) -> bool:
         if self._ended:

@@ -1,13 +1,15 @@
 """A user's files: what is a document, what is read, what is left out and said to be."""
 
 import gzip
+import io
 import json
 import random
 from pathlib import Path
 
 import pytest
 
-from polylm_jax.data import corpus, documents
+from polylm_jax.data import compressed, corpus, documents
+from polylm_jax.data.compressed import Content
 from polylm_jax.data.corpus import Corpus
 from polylm_jax.data.documents import Reading, stretches
 from polylm_jax.errors import UserError
@@ -205,6 +207,28 @@ def test_pages_of_a_parquet_that_make_no_sense_cost_it_alone_where_one_may(tmp_p
     manifest, _ = built(tmp_path, on_bad_line="skip")
     assert documents_of(tmp_path) == ["fine"]
     assert manifest["sources"]["hi"]["bad_lines"]["first"] == [f"{tmp_path}/text/hi/a.parquet"]
+
+
+def test_a_packed_stream_is_read_as_plain_bytes_are_and_a_long_line_is_moved_once(monkeypatch):
+    chance = random.Random(0)
+    plain = b"".join(chance.randbytes(chance.choice((0, 3, 50, 4000))) + b"\n" for _ in range(99))
+    packed = b"".join(gzip.compress(plain[at : at + 9999]) for at in range(0, len(plain), 9999))
+    monkeypatch.setattr(compressed, "_READ", 100)
+    ours, judge = Content(io.BytesIO(packed), "a.gz"), io.BytesIO(plain)
+    while ours.at < len(plain):
+        method, size = chance.choice(("read", "readline")), chance.choice((0, 1, 40, 3000, 10**6))
+        size = 300 if (method, size) == ("read", 10**6) else size
+        one, other = (getattr(some, method)(size) for some in (ours, judge))
+        assert one == other
+        if chance.random() < 0.3:
+            ours.unread(one)
+            judge.seek(-len(one), io.SEEK_CUR)
+        assert ours.at == judge.tell()
+    assert (ours.read(9), ours.readline(9), ours.onward()) == (b"", b"", False)
+    line = chance.randbytes(2**19).replace(b"\n", b"") + b"\n"
+    ours = Content(io.BytesIO(gzip.compress(line + line)), "a.gz")
+    assert ours.readline(2**20) == line
+    assert len(ours._held) < 2**12  # else each of the 5,000 parts would be joined to those before
 
 
 def test_a_line_without_end_is_bad(tmp_path, monkeypatch):
