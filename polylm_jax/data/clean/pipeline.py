@@ -369,13 +369,12 @@ def _finish(job: Job, limits: Limits, entries: dict[str, list]) -> None:
         for one in some
         for split in one.values()
     }
+    own = {verdicts.name_of(piece.number) for piece in job.pieces}
     files, root = opened(output)
     for path in files.find(root):
         name = path.removeprefix(f"{root}/")
         shard, verdict = _SHARD_FILE.fullmatch(name.rpartition("/")[2]), name.split("/")
-        stale = verdict[0] == verdicts.FOLDER and verdict[-1] not in {
-            verdicts.name_of(piece.number) for piece in job.pieces
-        }
+        stale = verdict[0] == verdicts.FOLDER and verdict[-1] not in own
         if (shard and name not in wanted and verdict[0] != WORK) or stale:
             files.rm(path)
     write_manifest(

@@ -245,8 +245,12 @@ def test_a_run_that_is_whole_does_nothing(web, done, monkeypatch):
     monkeypatch.setattr(pipeline, "grouped", none)
     monkeypatch.setattr(pipeline, "looped", none)
     before = content(done[0])
+    name_of = mock.Mock(wraps=pipeline.verdicts.name_of)
+    monkeypatch.setattr(pipeline.verdicts, "name_of", name_of)
     run(job(web, done[0]))
     assert content(done[0]) == before
+    # to tidy up looks at each file once, not at each shard for each of them
+    assert name_of.call_count == 6
 
 
 @pytest.mark.rare
