@@ -112,7 +112,7 @@ def write(job: Deciding, output: str, task: Task) -> None:
     verdicts["masked"] = masked
     products.save_table(f"{output}/{FOLDER}/{name_of(piece.number)}", verdicts)
     note = {
-        "counts": _counts(verdicts),
+        "counts": _counts(verdicts, entries),
         "pairs": _pairs(verdicts, pairs, broken),
         "entries": entries,
         "samples": samples,
@@ -181,8 +181,12 @@ def _verdicts(
     }
 
 
-def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Documents and bytes of each language: read, kept, and by first reason; and by any reason."""
+def _counts(verdicts: dict[str, Any], entries: dict[str, dict]) -> dict[str, dict[str, Any]]:
+    """Documents and bytes of each language: read, kept, and by first reason; and by any reason.
+
+    entries: what is written of each language. Of what is kept some may be masked or left out, so
+    its bytes are what is written of it.
+    """
     number: dict[tuple[str, str], int] = {}
     both = zip(verdicts["language"], verdicts["reasons"], strict=True)
     kinds = np.array([number.setdefault(one, len(number)) for one in both], np.int64)
@@ -202,6 +206,8 @@ def _counts(verdicts: dict[str, Any]) -> dict[str, dict[str, Any]]:
             side[1] += int(size)
         for one in some if first else ():
             counts["any"][one] = counts["any"].get(one, 0) + int(documents)
+    for language, splits in entries.items():
+        found[language]["kept"][1] = sum(split["bytes"] for split in splits.values())
     return found
 
 

@@ -645,6 +645,9 @@ def test_single_wrong_pairs_are_left_out_and_told(tmp_path, monkeypatch):
     assert sorted(chain(*both)) == sorted(expected)
     notes = pipeline.measure(work)
     again = pipeline.write(work, notes, {})
+    read, kept = (report.counted(again)["en-ru"][side][1] for side in ("read", "kept"))
+    assert read == sum(len(text.encode()) for text in texts)
+    assert kept == sum(len(text.encode()) for text in expected)
     of_rules = {"alignment": 10, "lengths": 1, "copied": 0, "swapped": 1, "foreign": 0}
     assert report.of_pairs(again) == {"en-ru": {"pairs": 300, "wrong": 12} | of_rules}
     samples = [one for one in report.samples(again) if one["reason"] == "swapped"]
