@@ -264,13 +264,23 @@ def _shares(limits: Mapping[str, Limit], own: Mapping[str, np.ndarray]) -> dict[
     """What lies outside each limit."""
     return {
         name: sum(
-            tail(own[name], edge, above)
+            tail(own[name], _exact(edge, above), above)
             for edge, above in zip(limit, (False, True), strict=True)
             if edge is not None
         )
         for name, limit in limits.items()
         if name in own
     }
+
+
+def _exact(edge: float, above: bool) -> float:
+    """What `tail` takes for an edge, which may be a bin's that was rounded: then all that lies
+    beyond the bin's is beyond it, also what is in the bin that it was rounded into."""
+    edges = lower_edges()
+    at = int(np.abs(edges - edge).argmin())
+    if not at or abs(edges[at] - edge) > _ROUNDED * edge:
+        return edge
+    return float(edges[at - 1 if above else at])
 
 
 def _limits(
@@ -317,6 +327,9 @@ def _carried(published: Limit, model: np.ndarray, counts: np.ndarray, most: floa
         return _rounded(bound(counts, min(share, most), above))
 
     return carried(published[0], False), carried(published[1], True)
+
+
+_ROUNDED = 0.5e-3  # by which part of it a number of four digits may be another
 
 
 def _rounded(value: float | None) -> float | None:

@@ -90,6 +90,21 @@ def test_a_language_with_few_documents_takes_those_of_its_script_and_says_so():
     assert '"sw": {  # 12 documents; too few, so of all in LATIN script' in text
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.7, 0.0113, 911.0])
+def test_the_shares_that_stand_beside_limits_are_what_they_drop(scale):
+    """A limit has four digits, by which it may lie in the bin beside its own."""
+    for seed in range(6):
+        values = scale * (5 + np.random.default_rng(seed).random(3000))
+        published = {"x": (5.4 * scale, 5.9 * scale), "y": (None, 5.5 * scale), "z": (None, 0.0)}
+        own = of(x=values, y=values, z=np.zeros(3000))
+        derived = thresholds.derive({"de": own}, {}, published, {}, SETTINGS)["de"]
+        for name in "xy":
+            dropped = thresholds.outside(values, derived.limits[name]).mean()
+            assert 0.01 < dropped <= 0.1
+            assert derived.shares[name] == pytest.approx(dropped, abs=0.006)
+        assert derived.shares["z"] == 0
+
+
 def test_no_rule_takes_a_small_language_for_what_others_of_its_script_have():
     """Lao has no marks of sentences, Burmese has; Yoruba has none of the stop words of English."""
     chance = np.random.default_rng(2)
