@@ -17,7 +17,7 @@ from typing import Any, TextIO
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from polylm_jax import console
-from polylm_jax.errors import STORAGE, UserError, first_line, of_storage, out_of_reach
+from polylm_jax.errors import FULL, STORAGE, UserError, first_line, of_storage, out_of_reach
 from polylm_jax.verbs.examples import EXAMPLES, FIRST
 
 # A verb is a module in polylm_jax/verbs, see `module_of`: flags(parser) and run(given).
@@ -105,7 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         if of_storage(error):
             return _unreached(verb, error)
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
-        _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}.")
+        mend = "; free some and run the same command again" if error.errno in FULL else ""
+        _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}{mend}.")
         return 1
     except MemoryError as error:
         _say(f"polylm {verb}: there is not enough memory: {error or 'it is all in use'}.")

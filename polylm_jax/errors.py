@@ -1,9 +1,12 @@
 """The one exception that a user is meant to read, and what it says of others' exceptions."""
 
+import errno
 import traceback
 
 # Packages that reach storage elsewhere, whose errors are often no OSError.
 STORAGE = ("fsspec.implementations", "adlfs", "gcsfs", "s3fs", "huggingface_hub")
+# What storage without room answers: a full disk, a quota, a limit on a file's size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):

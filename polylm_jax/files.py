@@ -26,7 +26,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from polylm_jax.errors import UserError, first_line, of_storage, out_of_reach
+from polylm_jax.errors import FULL, UserError, first_line, of_storage, out_of_reach
 
 MANIFEST = "manifest.json"
 
@@ -314,7 +314,7 @@ def resumed_folder(path: str, made_from: dict) -> Iterator[tuple[Path, Path]]:
             whole.mkdir(exist_ok=True)
             yield scratch, whole
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise UserError(
                 f"There is no room left for {folder}; free some and run the same command again: "
@@ -336,6 +336,25 @@ def new_file(path: Path, scratch: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def take_room(file: BinaryIO, size: int) -> None:
+    """Makes a new file so many bytes long, all of them on the disk; UserError where it is full.
+
+    A process that writes to a mapped file for which there is no room is killed without a word.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.truncate(size)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"there is no room for the {size / 1e9:,.2f} GB of {file.name}; free some, or name a "
+            "place on another disk."
+        ) from None
 
 
 def put(path: str, content: bytes) -> None:

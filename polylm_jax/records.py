@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from polylm_jax.console import LiveLine, format_duration
-from polylm_jax.errors import UserError
+from polylm_jax.errors import FULL, UserError
 from polylm_jax.files import output, written_through
 from polylm_jax.jsonl import Record
 
@@ -100,13 +100,24 @@ def results(
 
 @contextlib.contextmanager
 def _opened(path: Path, out: str) -> Iterator[BinaryIO]:
-    """The file of what is done, held so that no other process is at it."""
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is making {out}; wait for it or stop it.") from None
-        yield file
+    """The file of what is done, held so that no other process is at it; UserError, too, where the
+    disk is full."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"Another process is making {out}; wait for it or stop it."
+                ) from None
+            yield file
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"there is no room left for {path} and what becomes of it; free some and run the same "
+            "command again: what is done is kept."
+        ) from error
 
 
 def _read(file: BinaryIO, head: bytes, path: Path | None) -> dict[int, dict[str, Any]]:

@@ -8,6 +8,7 @@ import gc
 import math
 import os
 import re
+import resource
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -94,6 +95,14 @@ def compiled_once():
     """Runs of the same settings share their compiled step, as long as no process is between."""
     loop.make_update = functools.cache(loop.make_update)
     loop.make_evaluate = functools.cache(loop.make_evaluate)
+
+
+@pytest.fixture
+def largest_file():
+    """Function (bytes): no file that is written may be larger, as where a disk is full."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 @pytest.fixture(scope="session")

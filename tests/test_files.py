@@ -24,6 +24,7 @@ from polylm_jax.files import (
     place,
     put,
     resumed_folder,
+    take_room,
 )
 
 
@@ -226,3 +227,14 @@ def test_a_file_that_many_write_at_once_is_whole_and_of_one_of_them(tmp_path):
             list(pool.map(write, contents))  # raises where one of them could not
         assert (tmp_path / "x.json").read_bytes() in contents
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_room_is_taken_at_once_or_refused(home, largest_file):
+    whole, too_large = home / "whole", home / "too large"
+    with open(whole, "wb") as file:
+        take_room(file, 2**16)
+    found = whole.stat()
+    assert found.st_size == 2**16 <= 512 * found.st_blocks  # no hole that may find the disk full
+    largest_file(2**20)
+    with open(too_large, "wb") as file, pytest.raises(UserError, match=r"no room for the 0\.01 GB"):
+        take_room(file, 10**7)

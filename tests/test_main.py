@@ -218,7 +218,8 @@ def test_a_full_device_is_one_sentence():
     with open("/dev/full", "w") as full:
         process = started("config", stdout=full)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (1, "polylm config: No space left on device.\n")
+    mend = "free some and run the same command again"
+    assert (process.returncode, said) == (1, f"polylm config: No space left on device; {mend}.\n")
 
 
 def test_closed_streams_change_nothing():

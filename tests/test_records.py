@@ -12,6 +12,9 @@ import pytest
 from polylm_jax.__main__ import INTERRUPTED, main
 from polylm_jax.data.tokenizer import Tokenizer
 from polylm_jax.decode.chat import decode_after
+from polylm_jax.errors import UserError
+from polylm_jax.jsonl import Record
+from polylm_jax.records import results
 from polylm_jax.verbs.model_of import model_of
 from tests import scripted
 
@@ -118,6 +121,27 @@ def stop_after(monkeypatch, module, name, calls, error):
 
     monkeypatch.setattr(module, name, counted)
     return made
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_done_stays(tmp_path, capsys, largest_file):
+    asked = [Record(f"line {n}", {"prompt": "a"}) for n in range(9)]
+    made = {"made_from": "a test"}
+
+    def keep(letters):
+        with results(asked, str(tmp_path / "texts.jsonl"), made, "prompts") as kept:
+            before = list(kept.left)
+            for number in before:
+                kept.add({number: {"text": letters * "x"}})
+        return before
+
+    largest_file(10_000)
+    with pytest.raises(UserError, match=r"no room left for .*texts\.jsonl\.partial and what"):
+        keep(3000)
+    assert not (tmp_path / "texts.jsonl").exists()
+    largest_file(100_000)
+    assert keep(1) == [3, 4, 5, 6, 7, 8]
+    assert len((tmp_path / "texts.jsonl").read_text()) > 9000
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
 def test_what_was_done_before_a_stop_is_not_done_again(run, tmp_path, capsys, monkeypatch):

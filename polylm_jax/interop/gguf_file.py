@@ -5,6 +5,7 @@ its own, each with a part of it: see `tokenizer_kind`.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from polylm_jax.console import LiveLine
 from polylm_jax.errors import UserError
+from polylm_jax.files import take_room
 from polylm_jax.interop.convert import unfit_for
 from polylm_jax.interop.fast_tokenizer import beyond, is_unigram
 from polylm_jax.interop.hugging_face import EOS, PAD
@@ -66,7 +68,10 @@ def write_gguf(run: Run, path: Path, scratch: Path, dtype: str) -> None:
         kind, held = _kind(name, table[name], dtype), scratch / name
         shape = (size.layers if name in layer_parameters(size) else 1, *table[name].shape)
         for part in parts:
-            whole = np.memmap(held, np.float32, "r+" if held.exists() else "w+", shape=shape)
+            if not held.exists():
+                with open(held, "wb") as file:
+                    take_room(file, 4 * math.prod(shape))
+            whole = np.memmap(held, np.float32, "r+", shape=shape)
             whole[part.layer or 0][part.place] = part.values
             if not np.abs(part.values).max() <= TYPES[kind]:
                 unfit = unfit or unfit_for(name, part.values, kind, "f32")
@@ -161,7 +166,7 @@ def _create(run: Run, path: Path, dtype: str) -> dict[str, int]:
     for name, length in lengths.items():
         places[name], end = end, align(end + length)
     with open(path, "r+b") as file:
-        file.truncate(end)
+        take_room(file, end)
     return places
 
 

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from polylm_jax.errors import UserError
+from polylm_jax.files import take_room
 from polylm_jax.interop.torch_files import torch_tensors
 
 # Names of element types, as safetensors writes them.
@@ -102,7 +103,7 @@ def create_safetensors(
 ) -> dict[str, Stored]:
     """Makes a safetensors file of the right length, its values still to be written in place.
 
-    tensors: shapes by name. Returns the place of each.
+    tensors: shapes by name. Returns the place of each. UserError where the disk is full.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
@@ -113,7 +114,7 @@ def create_safetensors(
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + end)
+        take_room(out, 8 + len(text) + end)
     return safetensors_tensors(file)
 
 

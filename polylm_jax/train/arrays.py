@@ -22,12 +22,16 @@ def create(
     """Makes a run whose step 0 has the arrays that `write` puts into the folder it is given.
 
     write: returns each array's sum by the parameter's name, as `checksum.part_sum` gives it.
+    RunEnded where the storage does not take them.
     """
     manager = checkpoint.open_manager(folder)
     empty = map_parameters(lambda parameter, layers: np.zeros(1, np.float32), size)
     checkpoint.save(manager, 0, {"params": empty}, meta)
     checkpoint.finish(manager)
-    total = total_of(write(arrays_of(manager, 0)), size)
+    try:
+        total = total_of(write(arrays_of(manager, 0)), size)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise checkpoint.not_saved(manager, 0, error) from error
     # a state that is parameters and nothing else has their checksum
     checkpoint.write_meta(manager, 0, checkpoint.sealed(meta, total, total))
     manager.close()

@@ -119,7 +119,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, meta: Meta) -> N
             force=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _not_saved(manager, step, error) from error
+        raise not_saved(manager, step, error) from error
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -129,10 +129,10 @@ def finish(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
         manager.check_for_errors()
     except (OSError, ValueError, RuntimeError) as error:
-        raise _not_saved(manager, step, error) from error
+        raise not_saved(manager, step, error) from error
 
 
-def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
+def not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> Exception:
     """What a failed save raises: one sentence if the storage is to blame, else the error."""
     reasons = ("No space left on device", "File too large", "Quota exceeded", "Permission denied")
     reason = next((r for r in reasons if r.lower() in str(error).lower()), None)
@@ -143,7 +143,8 @@ def _not_saved(manager: ocp.CheckpointManager, step: int, error: Exception) -> E
     sys.unraisablehook = lambda _: None
     why = reason or first_line(error)[:LONGEST]
     what = f"the checkpoint of step {step} could not be written to {manager.directory} ({why})"
-    again = "run the same command again: it goes on from the newest whole checkpoint."
+    kept = ": it goes on from the newest whole checkpoint" if step else ""
+    again = f"run the same command again{kept}."
     if reason is None:
         return RunEnded("failed", f"{what}; when that storage answers, {again}")
     if reason == "Permission denied":

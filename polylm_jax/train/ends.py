@@ -6,12 +6,11 @@ statuses are those of BSD's sysexits.h where one fits: no signal and no shell us
 `python -m polylm_jax.train.ends > docs/ends.md` makes the page anew.
 """
 
-import errno
 from typing import NamedTuple
 
 from polylm_jax.data.curriculum import OutOfRows
 from polylm_jax.data.feed import StalledRead
-from polylm_jax.errors import UserError
+from polylm_jax.errors import FULL, UserError
 
 ACTIONS = {
     "done": "nothing more: only here is a slice deleted or a job complete",
@@ -57,9 +56,6 @@ UNENDED_MEANING = {
     "silent": "no heartbeat any more: its process or its machine is gone",
     "still": "a heartbeat, but no step",
 }
-
-# What storage without room answers: a full disk, a quota, a limit on a file's size.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunEnded(UserError):

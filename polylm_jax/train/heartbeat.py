@@ -9,9 +9,10 @@ import time
 from types import NoneType, TracebackType
 from typing import Any, Self
 
+from polylm_jax.errors import FULL
 from polylm_jax.files import opened, put
 from polylm_jax.jsonl import dumps, has_form
-from polylm_jax.train.ends import ENDS, FULL, end_of
+from polylm_jax.train.ends import ENDS, end_of
 
 NAME = "heartbeat.json"
 EVERY = 10  # seconds between two heartbeats

@@ -212,6 +212,27 @@ def test_nothing_is_overwritten(weights, hugging_face, tmp_path, capsys):
     assert capsys.readouterr().err.count("already exists") == 2
 
 
+def test_a_full_disk_is_one_sentence_and_nothing_is_left(
+    weights, hugging_face, tmp_path, capsys, largest_file
+):
+    folder, run, out = hugging_face(weights), tmp_path / "run", tmp_path / "out"
+    assert main(["import", f"--from={folder}", f"--run={run}"]) == 0
+    there = sorted(tmp_path.iterdir())
+    export = ["export", f"--run={run}", f"--to={out}"]
+    for verb, most, sentence in (
+        (export, 60_000, "there is no room for the 0.00 GB of"),
+        ([*export, "--format=gguf", "--dtype=f32"], 60_000, "there is no room for the 0.00 GB of"),
+        (["import", f"--from={folder}", f"--run={out}"], 20_000, "could not be written to"),
+    ):
+        capsys.readouterr()
+        largest_file(most)
+        assert main(verb) in (1, 73)
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert sentence in said
+        assert "free some" in said
+        assert sorted(tmp_path.iterdir()) == there
+
+
 def test_values_too_large_for_float16_are_refused(weights, hugging_face, tmp_path, capsys):
     huge = weights | {"transformer.ln_f.bias": weights["transformer.ln_f.bias"] + 1e5}
     run, out = tmp_path / "run", tmp_path / "out"
