@@ -20,7 +20,7 @@ from polylm_jax.data.tokenizer import MODEL
 from polylm_jax.errors import UserError
 from polylm_jax.files import new_folder
 from polylm_jax.interop.found_tokenizer import find_tokenizer
-from polylm_jax.interop.hugging_face import HEAD, full_name, matched, places, size_of
+from polylm_jax.interop.hugging_face import HEAD, SIZES, full_name, matched, places, size_of
 from polylm_jax.interop.tensor_files import (
     DTYPES,
     INTEGERS,
@@ -47,9 +47,7 @@ PART = 1 << 26
 SHARD = 5 * 10**9
 # What must be whole numbers in a config.json, where it is there.
 CONFIG = {
-    **dict.fromkeys(
-        ("n_embd?", "n_layer?", "n_head?", "n_positions?", "vocab_size?"), range(2**31)
-    ),
+    **{f"{name}?": range(2**31) for names in SIZES.values() for name in names},
     "n_inner?": (int, NoneType),
     "activation_function?": str,
 }
@@ -59,9 +57,13 @@ EXPORTED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def read_size(folder: str) -> Size:
     """The size of the model in a Hugging Face folder."""
-    file = Path(folder, "config.json")
+    return size_of(_config(folder), str(Path(folder, "config.json")))
+
+
+def _config(folder: str) -> dict[str, Any]:
     wanted = "the config.json of a model; give the folder of a Hugging Face GPT-2"
-    return size_of(read_json(file, CONFIG, wanted), str(file))
+    config: dict[str, Any] = read_json(Path(folder, "config.json"), CONFIG, wanted)
+    return config
 
 
 def import_folder(
@@ -97,8 +99,7 @@ def import_folder(
     taken = matched({name: stored.shape for name, stored in found.items()}, size)
     sources = {place: found[name] for place, name in taken.items()}
     head = found.get(HEAD)
-    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    if config.get("tie_word_embeddings") is False and not head:
+    if _config(folder).get("tie_word_embeddings") is False and not head:
         raise UserError(
             f"{folder}/config.json says tie_word_embeddings = false, but no file holds {HEAD}: the "
             "files are not whole, or the two are tied and config.json should say so."

@@ -17,8 +17,8 @@ from polylm_jax.sizes import Size
 PAD, BOS, EOS = 0, 2, 2
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
-# All three are 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); the release says gelu_fast.
-TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+# All are 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); the release says gelu_fast.
+TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate")
 # What GPT2Config may vary and the decoder does not.
 FIXED = {
     "model_type": "gpt2",
@@ -36,7 +36,7 @@ ABSENT = {
     "transformers_weights": None,
 }
 # Our name of each size, GPT-2's, and the one that transformers has for all models.
-_SIZES = {
+SIZES = {
     "vocabulary": ("vocab_size",),
     "context": ("n_positions", "max_position_embeddings"),
     "layers": ("n_layer", "num_hidden_layers"),
@@ -72,7 +72,7 @@ def size_of(config: dict[str, Any], source: str) -> Size:
             f"{source} has activation_function = {activation!r}; the decoder knows the tanh GELU "
             f"only ({', '.join(TANH_GELU)})."
         )
-    sizes = {ours: _one_of(config, names, source) for ours, names in _SIZES.items()}
+    sizes = {ours: _one_of(config, names, source) for ours, names in SIZES.items()}
     inner = config.get("n_inner")
     return Size(**sizes, d_ff=4 * sizes["d_model"] if inner is None else int(inner))
 

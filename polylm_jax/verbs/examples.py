@@ -22,7 +22,7 @@ EXAMPLES = {
     "overlap": "--run=runs/demo --gin_file=evaluation/small.gin",
     "lm-eval": "--run=runs/demo -- --tasks xcopa_it",
     "self-instruct": "seeds --gin_file=tune/self_instruct.gin",
-    "import": "--from=openai-community/gpt2 --run=runs/gpt2",
+    "import": "--from=DAMO-NLP-MT/polylm-1.7b --run=runs/polylm_1b7",
     "export": "--run=runs/demo --to=demo_hugging_face",
     "bench": "train --gin_file=runs/bench_cpu.gin",
     "config": "--gin_file=runs/demo.gin --gin.train.steps=100",

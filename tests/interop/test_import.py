@@ -56,6 +56,17 @@ def other_names(folder, weights):
     write(folder, "config.json", settings)
 
 
+def with_a_mark(folder, weights):
+    """As some editors save it."""
+    file = folder / "config.json"
+    file.write_text("\ufeff" + file.read_text())
+
+
+def gelu_by_another_name(folder, weights):
+    settings = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", settings | {"activation_function": "gelu_python_tanh"})
+
+
 def own_tokens(folder, weights):
     """What save_pretrained writes of a tokenizer that added nothing."""
     pieces = {0: "<unk>", 1: "<s>", 2: "</s>"}
@@ -73,6 +84,8 @@ def own_tokens(folder, weights):
         head_apart,
         integer_buffer,
         other_names,
+        with_a_mark,
+        gelu_by_another_name,
         own_tokens,
     ],
 )
@@ -140,6 +153,7 @@ REFUSED = {
     "another file": (config(transformers_weights="a.bin"), "transformers_weights = 'a.bin'"),
     "two sizes": (config(hidden_size=99), "n_embd = 24 and hidden_size = 99; leave the right one"),
     "no size": (config(n_embd="wide"), "is not the config.json of a model"),
+    "no number": (config(max_position_embeddings=None), "is not the config.json of a model"),
     "inner": (config(n_inner=7), "has shape (24, 40), config.json's is (24, 7)"),
     "adapter": (file("adapter_config.json", {}), "adapter_config.json: merge it into the weights"),
     "added": (file("added_tokens.json", ADDED), "gives the id 1024 to '<|user|>'"),
