@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
+from rich.cells import cell_len, set_cell_size
+
 from polylm_jax.errors import UserError
 
 # what our own words have for letters that a terminal may lack
@@ -22,10 +24,10 @@ def ready() -> None:
     no text come in as U+FFFD.
     """
     codecs.register_error("polylm", _plain)
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # a shell has closed it: a file of ours would get its number
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream, how in ((sys.stdout, "polylm"), (sys.stderr, "polylm"), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=how)
@@ -61,6 +63,15 @@ def visible(text: str, stream: TextIO | None = None) -> str:
 
 def _controls(character: str) -> bool:
     return character < " " or "\x7f" <= character <= "\x9f"
+
+
+def _of_one_line(text: str) -> str:
+    """As much of a text as the terminal has room for: of two lines only the lower is redrawn."""
+    try:
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return text
+    return set_cell_size(text, width) if 0 < width < cell_len(text) else text
 
 
 def format_duration(seconds: float) -> str:
@@ -103,7 +114,8 @@ class LiveLine:
         """Puts `text` in the line's place; the last one stays."""
         text = visible(text, sys.stderr)
         if self.live:
-            sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
+            shown = f"{text}\n" if last else _of_one_line(text)
+            sys.stderr.write(f"\r\033[K{shown}")
         elif last or time.monotonic() >= self._next:
             sys.stderr.write(text + "\n")
             self._next = time.monotonic() + self._seconds

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -30,6 +31,18 @@ def test_the_live_line_keeps_its_own_escapes_only(monkeypatch):
     line.show(f"at {EVIL[:3]}")
     line.say(f"read {EVIL[:3]}")
     assert sys.stderr.getvalue() == "\r\033[Kat \\x1b]0\r\033[Kread \\x1b]0\n"
+
+
+def test_the_live_line_takes_one_line_of_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((11, 3)))
+    line = console.LiveLine()
+    line.show("read 12345 of 9")
+    line.show("read 猫猫猫猫猫猫")  # each as wide as two letters
+    line.show("read 12345 of 9", last=True)
+    said = sys.stderr.getvalue().split("\r\033[K")[1:]
+    assert said == ["read 12345 ", "read 猫猫猫", "read 12345 of 9\n"]
 
 
 def test_an_ascii_terminal_shows_plain_letters_and_escapes(monkeypatch):

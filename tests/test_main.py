@@ -224,8 +224,15 @@ def test_a_full_device_is_one_sentence():
 
 def test_closed_streams_change_nothing():
     command = [sys.executable, "-c", SCRIPT, "status", "--run=nowhere"]
-    shell = ["sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    shell = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command]
     assert subprocess.run(shell, timeout=60, check=False).returncode == 1
+
+
+def test_who_has_closed_the_input_says_nothing():
+    asks = "from polylm_jax import console; console.ready(); input()"
+    shell = ["sh", "-c", '"$@" <&-', "sh", sys.executable, "-c", asks]
+    done = subprocess.run(shell, timeout=60, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "EOFError: EOF when reading a line"
 
 
 def test_ctrl_c_while_libraries_load_is_one_line():
