@@ -5,6 +5,7 @@ So each core runs a whole program on its share of the texts, beside the others; 
 all read, are held once.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -36,8 +37,9 @@ def side_by_side(
 ) -> list[Result]:
     """function(item) of each, all at once, each in a thread with the mesh that is in context.
 
-    leave: called where one of them fails or somebody interrupts, to have the others end: all are
-    waited for.
+    leave: called where one of them fails or somebody interrupts, to have the others end. Those
+    are waited for, but not where it was Ctrl-C. The main thread runs none of them itself: it would
+    not hear Ctrl-C before the program ends, which may take minutes.
     """
     mesh = jax.sharding.get_mesh()
 
@@ -45,15 +47,19 @@ def side_by_side(
         with jax.set_mesh(mesh):
             return function(item)
 
-    if len(items) == 1:
+    if len(items) == 1 and threading.current_thread() is not threading.main_thread():
         return [function(items[0])]
-    with ThreadPoolExecutor(len(items)) as threads:
-        asked = [threads.submit(one, item) for item in items]
-        try:
-            done, _ = wait(asked, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises what it failed with
-        except BaseException:
-            leave()
-            raise
+    threads = ThreadPoolExecutor(max(1, len(items)))
+    asked = [threads.submit(one, item) for item in items]
+    interrupted = False
+    try:
+        done, _ = wait(asked, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()  # raises what it failed with
+    except BaseException as error:
+        leave()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        raise
+    finally:
+        threads.shutdown(wait=not interrupted)
     return [future.result() for future in asked]

@@ -1,5 +1,7 @@
 """A batch that is cut over a CPU's cores: Hugging Face's answers, and those of one share."""
 
+import os
+import signal
 import threading
 import time
 from itertools import cycle, islice
@@ -83,7 +85,30 @@ def test_where_one_share_is_interrupted_the_others_end(batches):
     some = [prompt[:3] for prompt in prompts]
     with pytest.raises(KeyboardInterrupt):
         generate(decoder, params, some, Sampling(new_tokens=60), stops=[{1}] * COUNT, ended=ended)
+    for thread in threading.enumerate():  # who interrupts does not wait for them
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(60)
     assert max(told) == TOKENS_AT_ONCE < decoder.size.context - 2 * TOKENS_AT_ONCE
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_is_heard_while_a_program_runs(count):
+    over, ended = threading.Event(), []
+
+    def share(number):
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        over.wait(60)
+        ended.append(number)
+
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(share, range(count))
+        assert not ended
+    finally:
+        signal.signal(signal.SIGINT, former)
+        over.set()
 
 
 def test_a_prompt_is_named_by_its_place_among_all(batches):
