@@ -22,10 +22,13 @@ Result = TypeVar("Result")
 def shares(params: Any, rows: int) -> int:
     """Into how many a batch of so many rows is cut: 1 unless a CPU holds the model as one device.
 
+    Int8 weights are one share, too: each program makes all of them floats again before its loop.
     params: the tree that decodes, or the part of it that is held in arrays.
     """
-    devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
-    if len(devices) > 1 or any(device.platform != "cpu" for device in devices):
+    leaves = jax.tree.leaves(params)
+    devices = {device for leaf in leaves for device in leaf.devices()}
+    copied = any(leaf.dtype == "int8" for leaf in leaves)
+    if copied or len(devices) > 1 or any(device.platform != "cpu" for device in devices):
         return 1
     return max(1, min(cores(), rows // ROWS_AT_ONCE))
 

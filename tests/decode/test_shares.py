@@ -13,10 +13,12 @@ from polylm_jax.decode import search, shares
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import TOKENS_AT_ONCE, generate
 from polylm_jax.decode.shares import side_by_side
+from polylm_jax.decode.weights import for_decoding
 from polylm_jax.errors import UserError
 from polylm_jax.model.decoder import Compute, Decoder
 from polylm_jax.parallel.mesh import MeshShape, make_mesh
 from polylm_jax.parallel.sharding import replicated
+from tests import golden
 from tests.decode.test_search import load, prompts_and_answers
 
 COUNT, CORES = 26, 3
@@ -142,5 +144,8 @@ def test_a_batch_is_cut_where_one_device_of_a_cpu_holds_the_model(monkeypatch):
     _, params, _ = load("b")
     counts = {rows: shares.shares(params, rows) for rows in (1, 8, 15, 16, 31, 32, 64)}
     assert counts == {1: 1, 8: 1, 15: 1, 16: 2, 31: 3, 32: 4, 64: 4}
+    size, trained, _ = golden.load("b")
+    # of which each program holds a copy in floats
+    assert shares.shares(for_decoding(trained, size, "float32", int8=True), 64) == 1
     mesh = make_mesh(MeshShape(2, 1, 1), jax.devices()[:2])
     assert shares.shares(jax.device_put(params, replicated(mesh)), 64) == 1
