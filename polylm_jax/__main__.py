@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _unreached(verb, error)
         places = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
         mend = "; free some and run the same command again" if error.errno in FULL else ""
-        _say(f"polylm {verb}: {places + ': ' if places else ''}{error.strerror or error}{mend}.")
+        reason = (error.strerror or first_line(error)).rstrip(".")
+        _say(f"polylm {verb}: {places + ': ' if places else ''}{reason}{mend}.")
         return 1
     except MemoryError as error:
         _say(f"polylm {verb}: there is not enough memory: {error or 'it is all in use'}.")

@@ -125,7 +125,8 @@ def has_form(value: Any, form: Any) -> bool:
 def _content(path: str) -> bytes:
     files, root = opened(path)
     try:
-        return files.cat_file(root)
+        # fsspec would seek in it, which a pipe, such as /dev/stdin, does not bear
+        return Path(root).read_bytes() if "://" not in path else files.cat_file(root)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}{nearest(path)}.") from None
     except IsADirectoryError:

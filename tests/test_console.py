@@ -65,6 +65,14 @@ def test_a_flag_that_is_no_text_is_one_sentence():
         console.text_of_flag("\udcff")
 
 
+def test_records_come_from_a_pipe():
+    read, write = os.pipe()
+    os.write(write, b'{"prompt": "a"}\n')
+    os.close(write)
+    assert [r.content for r in read_records(f"/dev/fd/{read}", ("prompt",))] == [{"prompt": "a"}]
+    os.close(read)
+
+
 @pytest.mark.parametrize(
     "line", ['{"prompt": "a \\ud83d b"}', '{"prompt": "a", "id": ["\\udc00"]}']
 )

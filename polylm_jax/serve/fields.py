@@ -114,6 +114,9 @@ NEUTRAL: MappingProxyType[str, tuple[Any, ...]] = MappingProxyType(
         "functions": ([],),
         "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
+        # of OpenAI's own, which clients send as null
+        **dict.fromkeys(("reasoning_effort", "verbosity", "prediction", "audio"), ()),
+        "web_search_options": (),
     }
 )
 ROLES = ("system", "developer", "user", "assistant")

@@ -148,6 +148,7 @@ WRONG = [
     ({"suffix": "x"}, "suffix"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [{}]}, "tools"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"temprature": 1}, "temprature"),
     ({"model": 5}, "model"),
 ]
@@ -219,6 +220,7 @@ def test_a_body_that_is_no_object_is_refused(body):
 def test_fields_that_change_nothing_are_taken():
     nothing = {"user": {"any": 1}, "metadata": None, "store": True, "tools": [], "best_of": 1}
     nothing |= {"response_format": {"type": "text"}, "logit_bias": {}, "suffix": None, "stop": None}
+    nothing |= {"reasoning_effort": None, "prediction": None, "audio": None}
     assert parse(Completion, {"prompt": "x", **nothing}) == Completion(prompt=("x",))
 
 
