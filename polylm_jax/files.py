@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -199,7 +200,10 @@ def output(path: str) -> Iterator[BinaryIO]:
             files, root = opened(path)
             files.put_file(spool.name, root)
     elif written_through(path):
-        with open(path, "ab") as file:
+        ours = _ours(path)
+        sys.stdout.flush()
+        # opened anew it would have a place of its own, and what is printed would overwrite it
+        with open(path, "ab") if ours is None else os.fdopen(os.dup(ours), "wb") as file:
             yield file
     else:
         target = Path(os.path.realpath(path))
@@ -213,12 +217,17 @@ def written_through(path: str) -> bool:
     """Whether there is something that no file may take the place of."""
     if not os.path.exists(path):
         return False
+    return _ours(path) is not None or not stat.S_ISREG(os.stat(path).st_mode)
+
+
+def _ours(path: str) -> int | None:
+    """1 or 2 if a path leads to stdout or stderr, which may be a regular file; else None."""
     found = os.stat(path)
-    for ours in (1, 2):  # /dev/stdout is a regular file where output goes to one
+    for number in (1, 2):
         with contextlib.suppress(OSError):
-            if os.path.samestat(found, os.fstat(ours)):
-                return True
-    return not stat.S_ISREG(found.st_mode)
+            if os.path.samestat(found, os.fstat(number)):
+                return number
+    return None
 
 
 def is_free(path: str) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -227,6 +229,20 @@ def test_a_file_that_many_write_at_once_is_whole_and_of_one_of_them(tmp_path):
             list(pool.map(write, contents))  # raises where one of them could not
         assert (tmp_path / "x.json").read_bytes() in contents
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_results_stand_in_our_output_where_they_were_written(home):
+    writes = """
+from polylm_jax.files import output
+print("before")
+with output("/dev/stdout") as file:
+    file.write(b"results\\n")
+print("after")
+"""
+    with open(home / "all", "w") as out:
+        environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+        subprocess.run([sys.executable, "-c", writes], stdout=out, env=environment, check=True)
+    assert (home / "all").read_text() == "before\nresults\nafter\n"
 
 
 def test_room_is_taken_at_once_or_refused(home, largest_file):
