@@ -1,7 +1,10 @@
 """What one device can do, from the makers' data sheets: FLOP/s, memory, links."""
 
+import contextlib
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,15 @@ def chip_of(device_kind: str) -> Chip | None:
     return next((chip for name, chip in CHIPS.items() if name in kind), None)
 
 
-def cores() -> int:
-    """Of the CPU, those that this process may use."""
+def cores(quota: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Of the CPU, those that this process may use.
+
+    quota: where Linux tells a container how much of each period it has, as `docker --cpus` sets it.
+    """
     # other systems than Linux do not tell, but have no containers that take some away either
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if told else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max", which is no limit
+        share, period = map(int, Path(quota).read_text("ascii").split())
+        count = min(count, math.ceil(share / period))
+    return count

@@ -9,6 +9,7 @@ from itertools import cycle, islice
 import jax
 import pytest
 
+from polylm_jax.chips import cores
 from polylm_jax.decode import search, shares
 from polylm_jax.decode.sampling import Sampling
 from polylm_jax.decode.search import TOKENS_AT_ONCE, generate
@@ -149,3 +150,12 @@ def test_a_batch_is_cut_where_one_device_of_a_cpu_holds_the_model(monkeypatch):
     assert shares.shares(for_decoding(trained, size, "float32", int8=True), 64) == 1
     mesh = make_mesh(MeshShape(2, 1, 1), jax.devices()[:2])
     assert shares.shares(jax.device_put(params, replicated(mesh)), 64) == 1
+
+
+def test_a_container_has_as_many_cores_as_it_may_use(tmp_path):
+    told = tmp_path / "cpu.max"
+    every = cores(str(told))
+    assert every >= 1
+    for words, count in (("max 100000", every), ("50000 100000", 1), ("99900000 100000", every)):
+        told.write_text(words)
+        assert cores(str(told)) == count
