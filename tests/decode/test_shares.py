@@ -91,7 +91,7 @@ def test_where_one_share_is_interrupted_the_others_end(batches):
     for thread in threading.enumerate():  # who interrupts does not wait for them
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join(60)
-    assert max(told) == TOKENS_AT_ONCE < decoder.size.context - 2 * TOKENS_AT_ONCE
+    assert told <= {TOKENS_AT_ONCE}  # or none, of shares that had not come to their first look
 
 
 @pytest.mark.parametrize("count", [1, 2])
