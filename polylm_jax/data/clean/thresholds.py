@@ -207,7 +207,7 @@ def _eased(
     def wide(name: str, least: float | None, most: float | None) -> Limit:
         share = 1 - settings.keep if name in kept else settings.drop
         low, high = (bound(own[name], share, above) for above in (False, True))
-        return least and min(least, low), most and max(most, high)
+        return None if least is None else min(least, low), None if most is None else max(most, high)
 
     return {
         name: wide(name, *limit) if name in own and name not in OF_LANGUAGE else limit
