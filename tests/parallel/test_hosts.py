@@ -133,6 +133,7 @@ def test_a_process_that_is_cut_off_leaves_one_sentence(code, said):
 
 
 def test_a_signal_that_a_launcher_passes_on_ends_nothing_that_saves(monkeypatch):
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with hosts.stop_signals() as stopped:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
@@ -144,3 +145,4 @@ def test_a_signal_that_a_launcher_passes_on_ends_nothing_that_saves(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    signal.signal(signal.SIGINT, ours)
