@@ -67,10 +67,9 @@ def write_gguf(run: Run, path: Path, scratch: Path, dtype: str) -> None:
     for name, parts in itertools.groupby(read_parts(run), lambda part: part.name):
         kind, held = _kind(name, table[name], dtype), scratch / name
         shape = (size.layers if name in layer_parameters(size) else 1, *table[name].shape)
+        with open(held, "wb") as file:
+            take_room(file, 4 * math.prod(shape))
         for part in parts:
-            if not held.exists():
-                with open(held, "wb") as file:
-                    take_room(file, 4 * math.prod(shape))
             whole = np.memmap(held, np.float32, "r+", shape=shape)
             whole[part.layer or 0][part.place] = part.values
             if not np.abs(part.values).max() <= TYPES[kind]:

@@ -75,11 +75,8 @@ def _local(
     if sums is None:
         return loss, of_hidden, None
     # of one block the turn would become part of its product, as which a CPU's library has none
-    return (
-        loss,
-        of_hidden,
-        (sums + jax.lax.optimization_barrier(start).T if turned else start[None]),
-    )
+    of_table = sums + jax.lax.optimization_barrier(start).T if turned else start[None]
+    return loss, of_hidden, of_table
 
 
 def _block_of(table: jax.Array, axes: TableAxes, gradient: bool, turned: bool) -> Callable:

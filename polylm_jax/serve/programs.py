@@ -1,7 +1,6 @@
 """What an engine runs on the devices: its memory is taken, and all compiled, before it starts."""
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from polylm_jax.chips import cores
 from polylm_jax.decode import slots
 from polylm_jax.decode.sampling import Wishes
 from polylm_jax.decode.shares import side_by_side
@@ -206,47 +206,37 @@ class Device:
 
     def burst(self, rows: Rows) -> tuple[np.ndarray, Likely]:
         """Adds tokens to all texts, int32 [slots, burst], and how likely each was, in numpy."""
-        slots, every = self.shape.slots, self.shape.shares
+        every = self.shape.shares
         going = sorted({int(slot) % every for slot in np.flatnonzero(rows.left)})
+        found = side_by_side(lambda share: self._burst(share, rows), going)
 
-        def of_share(share: int) -> tuple[np.ndarray, Likely]:
-            return self._burst(share, jax.tree.map(lambda x: x[share::every], rows))
+        def of_all(*parts: np.ndarray) -> np.ndarray:
+            whole = np.zeros((self.shape.slots, *parts[0].shape[1:]), parts[0].dtype)
+            for (mine, _), part in zip(found, parts, strict=True):
+                whole[mine] = part
+            return whole
 
-        found = side_by_side(of_share, going)
-
-        def whole(*parts: np.ndarray) -> np.ndarray:
-            all_slots = np.zeros((slots, *parts[0].shape[1:]), parts[0].dtype)
-            for share, part in zip(going, parts, strict=True):
-                all_slots[share::every] = part
-            return all_slots
-
-        new, likely = jax.tree.map(whole, *found)
+        new, likely = jax.tree.map(of_all, *(told for _, told in found))
         return new, likely
 
-    def _burst(self, share: int, rows: Rows) -> tuple[np.ndarray, Likely]:
-        """The same for the texts of a share."""
-        width = next(width for width in self.shape.widths if width >= rows.lengths.max())
-        count = next(count for count in self.shape.rows if count >= (rows.left > 0).sum())
-        some = rows
+    def _burst(self, share: int, rows: Rows) -> tuple[np.ndarray, tuple[np.ndarray, Likely]]:
+        """The slots of a share that were added to, and what `burst` tells of them."""
+        mine = np.arange(share, self.shape.slots, self.shape.shares)
+        lengths, left = rows.lengths[mine], rows.left[mine]
+        width = next(width for width in self.shape.widths if width >= lengths.max())
+        count = next(count for count in self.shape.rows if count >= (left > 0).sum())
         places: np.ndarray | None = None
-        if count < len(rows.left):
+        if count < len(mine):
             # those that go on first
-            places = np.argsort(rows.left == 0, kind="stable")[:count].astype(np.int32)
-            some = jax.tree.map(lambda x: x[places], rows)
+            places = np.argsort(left == 0, kind="stable")[:count].astype(np.int32)
+            mine = mine[places]
+        some = jax.tree.map(lambda x: x[mine], rows)
         cache, held, *found = self._run["burst", count, width](
             self._params, *self._texts[share], some, places
         )
         self._texts[share] = cache, held
-
-        def of_all(found: jax.Array) -> np.ndarray:
-            if places is None:
-                return np.asarray(found)
-            whole = np.zeros((len(rows.left), *found.shape[1:]), found.dtype)
-            whole[places] = np.asarray(found)
-            return whole
-
-        new, likely = jax.tree.map(of_all, found)
-        return new, likely
+        new, likely = jax.tree.map(np.asarray, found)
+        return mine, (new, likely)
 
 
 class _Compiled(dict):
@@ -266,7 +256,7 @@ class _Compiled(dict):
     def all(self) -> None:
         """Compiles all, as many at a time as there are cores."""
         lowered = {name: self._lowered(name) for name in self._wanted}
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(cores()) as threads:
             compiled = threads.map(lambda program: program.compile(), lowered.values())
             self.update(zip(lowered, compiled, strict=True))
 
