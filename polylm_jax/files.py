@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any, BinaryIO
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -263,6 +263,20 @@ def new_folder(path: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def lock(file: IO | int) -> bool:
+    """Locks an open file, until it is closed; BlockingIOError where another process has it.
+
+    Returns whether it is locked: a file system without locks lets everybody in.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def held(
     folder: Path, refusal: Callable[[str, str], UserError], name: str = "lock"
@@ -273,13 +287,12 @@ def held(
     Yields whether a lock holds it: a file system without locks lets everybody in.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+") as lock:
-        locked = True
+    with open(folder / name, "a+") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} {socket.gethostname()}")
-            lock.flush()
+            if locked := lock(file):
+                file.truncate(0)
+                file.write(f"{os.getpid()} {socket.gethostname()}")
+                file.flush()
         except BlockingIOError:
             raise refusal(*_holder(folder / name)) from None
         except OSError:

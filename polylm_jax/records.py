@@ -5,7 +5,6 @@ it was. The output takes its name when it is whole.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 
 from polylm_jax.console import LiveLine, format_duration
 from polylm_jax.errors import FULL, UserError
-from polylm_jax.files import output, written_through
+from polylm_jax.files import lock, output, written_through
 from polylm_jax.jsonl import Record
 
 PARTIAL = ".partial"
@@ -105,7 +104,7 @@ def _opened(path: Path, out: str) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 raise UserError(
                     f"Another process is making {out}; wait for it or stop it."

@@ -1,5 +1,7 @@
 """What a path means, and that nothing is replaced before what takes its place is whole."""
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from polylm_jax.data.replacing import only_writer
 from polylm_jax.errors import UserError
 from polylm_jax.files import (
     already_made,
@@ -20,6 +23,7 @@ from polylm_jax.files import (
     existing,
     is_free,
     local,
+    lock,
     new_folder,
     new_place,
     output,
@@ -28,6 +32,8 @@ from polylm_jax.files import (
     resumed_folder,
     take_room,
 )
+from polylm_jax.jsonl import Record
+from polylm_jax.records import results
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +260,22 @@ def test_room_is_taken_at_once_or_refused(home, largest_file):
     largest_file(2**20)
     with open(too_large, "wb") as file, pytest.raises(UserError, match=r"no room for the 0\.01 GB"):
         take_room(file, 10**7)
+
+
+def test_who_locks_a_file_has_it_alone_but_where_there_are_no_locks(tmp_path, monkeypatch):
+    with open(tmp_path / "x", "wb") as one, open(tmp_path / "x", "wb") as other:
+        assert lock(one)
+        with pytest.raises(BlockingIOError):
+            lock(other)
+
+        def refuse(file, how):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        assert not lock(other)
+    with results(
+        [Record("x:1", {}, "is none")], str(tmp_path / "out.jsonl"), {}, "prompts"
+    ) as kept:
+        assert kept.left == []
+    with only_writer(tmp_path):
+        pass

@@ -3,7 +3,6 @@
 Nothing else in the folder is touched: what a corpus is there, its manifest tells.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from polylm_jax.data.shards import SPLITS
 from polylm_jax.errors import UserError
-from polylm_jax.files import MANIFEST
+from polylm_jax.files import MANIFEST, lock
 
 BUILDING, REPLACING = ".building-", ".replacing"  # folders in a corpus's while it is made
 BESIDE = {"licences": "packages", "pairs": "pairs"}  # folders that are no sources; their entries
@@ -24,7 +23,7 @@ def only_writer(root: Path) -> Iterator[None]:
     """Holds the folder against others, and finishes or clears what a killed build has left."""
     folder = os.open(root, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(folder)
     except BlockingIOError:
         raise UserError(f"Another process is making {root}; wait for it or stop it.") from None
     try:

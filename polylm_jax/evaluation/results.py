@@ -6,7 +6,6 @@ and nothing is asked twice; what a killed process wrote half is dropped.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from polylm_jax.errors import UserError
+from polylm_jax.files import lock
 from polylm_jax.parallel import together
 
 ANSWERS = "answers.jsonl"
@@ -79,11 +79,9 @@ def store(folder: Path, identity: dict[str, Any]) -> Iterator[Store]:
             number = os.open(folder / ANSWERS, os.O_RDWR | os.O_CREAT, 0o666)
             file = held.enter_context(os.fdopen(number, "r+b"))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 refusal = f"another process is evaluating into {folder}; wait for it."
-            except OSError:  # a file system without locks lets everybody in, as `files.held` has it
-                pass
         if refusal := together.verdict("evaluation/store", refusal, lambda told: told[0]):
             raise UserError(refusal)
         yield Store(file, identity)
